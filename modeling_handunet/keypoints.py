@@ -1,0 +1,22 @@
+"""The 21 keypoints of a hand: their order, names, bones and colours.
+
+The order is that of FreiHAND, COCO-WholeBody and MediaPipe Hands: the wrist, then each finger from its base to its
+tip, thumb first.  Everything else in the project indexes keypoints by it.
+"""
+
+FINGER_NAMES = ("thumb", "index", "middle", "ring", "little")
+KEYPOINT_NAMES = ("wrist", *(f"{finger}_{joint}" for finger in FINGER_NAMES for joint in (1, 2, 3, 4)))
+NUM_KEYPOINTS = len(KEYPOINT_NAMES)
+
+# Bones as (parent, child): the wrist to each finger's base, then along the finger.
+SKELETON = tuple(
+    (0 if joint == 1 else base + joint - 1, base + joint) for base in (0, 4, 8, 12, 16) for joint in (1, 2, 3, 4)
+)
+
+WRIST_COLOR = (230, 230, 230)
+FINGER_COLORS = ((255, 99, 72), (255, 190, 40), (80, 200, 90), (60, 160, 255), (190, 110, 255))
+
+
+def keypoint_color(index: int) -> tuple[int, int, int]:
+    """RGB colour of keypoint `index`: one colour a finger, the same in every picture the project draws."""
+    return WRIST_COLOR if index == 0 else FINGER_COLORS[(index - 1) // 4]
