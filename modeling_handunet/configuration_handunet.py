@@ -1,0 +1,79 @@
+"""What a set of HandUNet weights means: the network's shape and the heatmaps that it was trained to draw."""
+
+from .versions import MINIMUM_TRANSFORMERS  # noqa: F401, I001  first, since it refuses an older transformers
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+from .keypoints import KEYPOINT_NAMES, SKELETON
+
+
+@strict
+class HandUNetConfig(PreTrainedConfig):
+    r"""Configuration of a [`HandUNetForPoseEstimation`].
+
+    Args:
+        image_size (`int`, defaults to 128):
+            Side of the square input and of the heatmaps, in pixels; a multiple of `2 ** (len(hidden_sizes) - 1)`.
+        num_channels (`int`, defaults to 3):
+            Channels of the input image.
+        hidden_sizes (`tuple[int]`, defaults to `(16, 32, 64, 128)`):
+            Channels of each level of the U-Net, from the full resolution down; each further level halves it.
+        sigma (`float`, defaults to 3.0):
+            Standard deviation of the target heatmaps' Gaussians, in pixels of the input.
+        skeleton (`tuple[tuple[int, int]]`):
+            Bones as pairs of keypoint indices; for drawing only.
+        id2label (`dict[int, str]`):
+            Keypoint names by index; their number is the number of heatmaps.  Defaults to the 21 of a hand.
+
+    Raises `huggingface_hub.errors.StrictDataclassError` when a field has the wrong type or two fields do not fit.
+    """
+
+    model_type = "handunet"
+
+    image_size: int = 128
+    num_channels: int = 3
+    hidden_sizes: list[int] | tuple[int, ...] = (16, 32, 64, 128)
+    sigma: float | int = 3.0
+    skeleton: list[list[int]] | tuple[tuple[int, int], ...] | tuple[list[int], ...] = SKELETON
+
+    def __post_init__(self, **kwargs):
+        if kwargs.get("id2label") is None and self.id2label is None and kwargs.get("num_labels") is None:
+            self.id2label = dict(enumerate(KEYPOINT_NAMES))
+            self.label2id = {name: index for index, name in self.id2label.items()}
+        self.hidden_sizes = tuple(self.hidden_sizes)
+        self.skeleton = tuple((int(parent), int(child)) for parent, child in self.skeleton)
+        super().__post_init__(**kwargs)
+
+    @property
+    def num_keypoints(self) -> int:
+        """Number of keypoints, and so of heatmaps."""
+        return len(self.id2label)
+
+    def validate_architecture(self):
+        """Check the rules between fields; each message says what to change."""
+        if not self.hidden_sizes or min(self.hidden_sizes) < 1:
+            raise ValueError(f"hidden_sizes={self.hidden_sizes}: give at least one level, each of 1 channel or more.")
+        stride = 2 ** (len(self.hidden_sizes) - 1)
+        if self.image_size < 1 or self.image_size % stride:
+            raise ValueError(
+                f"image_size={self.image_size} does not fit {len(self.hidden_sizes)} hidden_sizes, which halve the "
+                f"image {len(self.hidden_sizes) - 1} times: make it a multiple of {stride}, or give fewer levels."
+            )
+        if self.num_channels < 1:
+            raise ValueError(f"num_channels={self.num_channels}: an image has at least 1 channel.")
+        if not 0 < self.sigma <= self.image_size:
+            raise ValueError(f"sigma={self.sigma}: give a number of pixels above 0 and at most the image_size.")
+        if sorted(self.id2label) != list(range(len(self.id2label))) or not self.id2label:
+            raise ValueError(f"id2label has the indices {sorted(self.id2label)}: number the keypoints from 0 on.")
+        names = list(self.id2label.values())
+        if len(set(names)) != len(names):
+            repeated = sorted({name for name in names if names.count(name) > 1})
+            raise ValueError(f"id2label repeats {repeated}: give each keypoint a name of its own.")
+        for bone in self.skeleton:
+            if len(bone) != 2 or not all(0 <= index < len(names) for index in bone):
+                raise ValueError(
+                    f"skeleton has the bone {tuple(bone)}: name two keypoints between 0 and {len(names) - 1}."
+                )
+
+
+__all__ = ["HandUNetConfig"]

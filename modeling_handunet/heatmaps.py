@@ -1,0 +1,123 @@
+"""Keypoints to heatmaps and back.
+
+The convention of the whole project, written here once: sizes are (height, width), points are (x, y) with x to the
+right and y down, coordinates are continuous and the centre of a pixel lies at +0.5, so that the top left pixel's
+centre is (0.5, 0.5) and an image of width W covers 0 <= x < W.
+"""
+
+import torch
+from torch import Tensor
+
+# Reach of the local decoder round a peak and the standard deviation of its weights, in pixels of the heatmap.
+LOCAL_RADIUS = 7
+LOCAL_SIGMA = 3.0
+LOCAL_STEPS = 3
+
+DECODING_METHODS = ("local", "argmax", "mean")
+
+
+def _pixel_centers(count: int, like: Tensor) -> Tensor:
+    return torch.arange(count, device=like.device, dtype=like.dtype) + 0.5
+
+
+def render_heatmaps(keypoints: Tensor, size: int | tuple[int, int], sigma: float, *, quantize: bool = False) -> Tensor:
+    """Draw each keypoint as a Gaussian with a peak of 1.
+
+    A Gaussian is separable, so an (H, W) map is the outer product of two vectors: H + W exponentials instead of H * W.
+
+    Args:
+        keypoints: (..., 2) points (x, y) in pixels of the heatmap; on any device, which the result shares.
+        size: side, or (height, width), of the heatmaps.
+        sigma: standard deviation of the Gaussian in pixels.
+        quantize: move each keypoint to the centre of the pixel that contains it.  This equals setting that pixel to
+            one, blurring with a Gaussian and dividing by the maximum, as the first implementations of this network do.
+
+    Returns:
+        (..., H, W) heatmaps in [0, 1].  A keypoint outside the image, or NaN, gives a map of zeros.
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    if keypoints.shape[-1:] != (2,):
+        raise ValueError(f"keypoints has shape {tuple(keypoints.shape)}: its last dimension must be 2 (x, y).")
+    if not sigma > 0:
+        raise ValueError(f"sigma={sigma}: give a number of pixels above 0.")
+    if not keypoints.is_floating_point():
+        keypoints = keypoints.float()
+    limits = torch.tensor([width, height], device=keypoints.device)
+    inside = ((keypoints >= 0) & (keypoints < limits)).all(-1)  # (...), False for NaN
+    if quantize:
+        keypoints = keypoints.floor() + 0.5
+    x, y = torch.where(inside[..., None], keypoints, 0.0).unbind(-1)
+    columns = torch.exp(-((_pixel_centers(width, x) - x[..., None]) ** 2) / (2 * sigma**2))  # (..., W)
+    rows = torch.exp(-((_pixel_centers(height, y) - y[..., None]) ** 2) / (2 * sigma**2))  # (..., H)
+    rows = rows * inside[..., None]
+    return rows[..., :, None] * columns[..., None, :]  # (..., H, W)
+
+
+def decode_heatmaps(heatmaps: Tensor, method: str = "local") -> tuple[Tensor, Tensor]:
+    """Read one keypoint and its score off each heatmap.
+
+    Args:
+        heatmaps: (..., H, W), values of at least 0.
+        method: `"local"`, sub-pixel round the peak: from the highest pixel, mean shift (Comaniciu and Meer, PAMI 2002)
+            with a Gaussian window, in which a pixel counts only together with its mirror image about the estimate, so
+            that the image's border does not pull the estimate inwards.  `"argmax"`, the centre of the highest pixel.
+            `"mean"`, the average position over the whole heatmap, which faint background pulls towards the centre.
+
+    Returns:
+        keypoints (..., 2), (x, y) in pixels of the heatmap, float32; scores (...,), the heatmap's peak.  A map without
+        any value above 0 gives the centre of the image with score 0, never NaN.
+    """
+    if method not in DECODING_METHODS:
+        raise ValueError(f"method={method!r}: choose one of {', '.join(map(repr, DECODING_METHODS))}.")
+    if heatmaps.ndim < 2 or heatmaps.numel() == 0:
+        raise ValueError(f"heatmaps has shape {tuple(heatmaps.shape)}: expected (..., height, width), not empty.")
+    heatmaps = heatmaps.float()
+    height, width = heatmaps.shape[-2:]
+    scores, peak = heatmaps.flatten(-2).max(-1)
+    if method == "mean":
+        total = heatmaps.sum((-2, -1)).clamp_min(torch.finfo(torch.float32).tiny)
+        x = heatmaps.sum(-2) @ _pixel_centers(width, heatmaps) / total
+        y = heatmaps.sum(-1) @ _pixel_centers(height, heatmaps) / total
+        keypoints = torch.stack([x, y], -1)
+    else:
+        keypoints = torch.stack([peak % width, peak.div(width, rounding_mode="floor")], -1) + 0.5  # (..., 2)
+        if method == "local":
+            keypoints = _refine(heatmaps, keypoints.float())
+    center = torch.tensor([width / 2, height / 2], device=heatmaps.device)
+    scores = scores.clamp_min(0.0)
+    return torch.where(scores[..., None] > 0, keypoints, center), scores
+
+
+def _refine(heatmaps: Tensor, peaks: Tensor) -> Tensor:
+    """Mean shift from `peaks` (..., 2) in windows cut out of `heatmaps` (..., H, W)."""
+    shape, (height, width) = peaks.shape, heatmaps.shape[-2:]
+    offsets = torch.arange(-LOCAL_RADIUS, LOCAL_RADIUS + 1, device=heatmaps.device)
+    peaks = peaks.reshape(-1, 2)
+    columns = peaks[:, :1].floor().long() + offsets  # (N, D)
+    rows = peaks[:, 1:].floor().long() + offsets
+    within = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None, :]
+    flat = rows.clamp(0, height - 1)[:, :, None] * width + columns.clamp(0, width - 1)[:, None, :]
+    window = heatmaps.reshape(len(peaks), -1).gather(1, flat.flatten(1)).view_as(flat) * within  # (N, D, D)
+
+    def weights(centers: Tensor, at: Tensor, limit: int) -> Tensor:
+        distance = centers - at[:, None]
+        mirrored = at[:, None] - distance
+        return torch.exp(-(distance**2) / (2 * LOCAL_SIGMA**2)) * ((mirrored > 0) & (mirrored < limit))
+
+    x_centers, y_centers = columns + 0.5, rows + 0.5
+    # A plain step halves the distance to the centre of a Gaussian as wide as the weights, so each step goes twice as
+    # far: exact for that width, and still converging for every other one.
+    x, y = peaks.unbind(1)
+    for _ in range(LOCAL_STEPS):
+        x_weights, y_weights = weights(x_centers, x, width), weights(y_centers, y, height)
+        by_column = torch.einsum("nij,ni->nj", window, y_weights) * x_weights  # (N, D)
+        by_row = torch.einsum("nij,nj->ni", window, x_weights) * y_weights
+        total = by_column.sum(1)
+        moved = total > 0
+        total = torch.where(moved, total, 1.0)
+        x = torch.where(moved, 2 * (by_column * x_centers).sum(1) / total - x, x)
+        y = torch.where(moved, 2 * (by_row * y_centers).sum(1) / total - y, y)
+    return torch.stack([x, y], 1).reshape(shape)
+
+
+__all__ = ["DECODING_METHODS", "decode_heatmaps", "render_heatmaps"]
