@@ -1,0 +1,163 @@
+"""HandUNet: a small U-Net from a 128x128 crop of a hand to 21 heatmaps, one per keypoint.
+
+The shape is that of U-Net (Ronneberger et al., https://arxiv.org/abs/1505.04597) with padding, batch normalisation
+before each convolution, bilinear upsampling and no biases.
+"""
+
+import os
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput, logging
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_handunet import HandUNetConfig
+from .losses import IoULoss
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass
+class HandUNetPoseEstimatorOutput(ModelOutput):
+    """Output of [`HandUNetForPoseEstimation`].
+
+    loss (`torch.Tensor` of shape `()`): only when `labels` are given.
+    heatmaps (`torch.Tensor` of shape `(batch_size, num_keypoints, image_size, image_size)`): values in [0, 1].
+    hidden_states (`tuple(torch.Tensor)`): only on request; the output of each `ConvBlock` in the order of the
+        computation, down and up again, `(batch_size, hidden_size, height, width)` each.
+    """
+
+    loss: Tensor | None = None
+    heatmaps: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+
+
+class ConvBlock(nn.Sequential):
+    """Twice batch normalisation, 3x3 convolution, ReLU: (B, in, H, W) -> (B, out, H, W)."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__(
+            nn.BatchNorm2d(in_channels),
+            nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),
+            nn.ReLU(),
+            nn.BatchNorm2d(out_channels),
+            nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False),
+            nn.ReLU(),
+        )
+
+
+class HandUNetPreTrainedModel(PreTrainedModel):
+    config_class = HandUNetConfig
+    base_model_prefix = "handunet"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    _no_split_modules = ["ConvBlock"]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        """torch's own initialisation of convolutions, which transformers would replace by N(0, 0.02)."""
+        super()._init_weights(module)
+        if isinstance(module, nn.Conv2d):
+            init.kaiming_uniform_(module.weight, a=5**0.5)
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path, *args, ignore_mismatched_sizes=False, output_loading_info=False, **kwargs
+    ):
+        """As transformers' own, but strict: weights that lack a tensor, or hold another one or one of another shape,
+        raise a `ValueError` that names it.  `ignore_mismatched_sizes=True` starts from them all the same and logs what
+        it initialised anew."""
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path, *args, ignore_mismatched_sizes=True, output_loading_info=True, **kwargs
+        )
+        problems = [f"missing: {key}" for key in sorted(info["missing_keys"])]
+        problems += [f"unexpected: {key}" for key in sorted(info["unexpected_keys"])]
+        problems += [
+            f"{key} has shape {tuple(found)}, expected {tuple(expected)}"
+            for key, found, expected in sorted(info["mismatched_keys"])
+        ]
+        if problems and not ignore_mismatched_sizes:
+            raise ValueError(
+                f"The weights in {pretrained_model_name_or_path} do not fit this {cls.__name__}: {'; '.join(problems)}. "
+                "Load the right checkpoint or configuration, or pass ignore_mismatched_sizes=True to initialise anew "
+                "what does not fit."
+            )
+        if problems:
+            logger.warning(f"Initialised anew or left out, from {pretrained_model_name_or_path}: {'; '.join(problems)}.")
+        return (model, info) if output_loading_info else model
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs):
+        """As transformers' own; `AutoModel` loads the saved folder too, not only `AutoModelForPoseEstimation`."""
+        if self._auto_class is not None:
+            reference = f"{type(self).__module__.split('.')[-1]}.{type(self).__name__}"
+            self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), "AutoModel": reference}
+        return super().save_pretrained(save_directory, *args, **kwargs)
+
+
+class HandUNetForPoseEstimation(HandUNetPreTrainedModel):
+    """The U-Net with its heatmap head.
+
+        >>> model = HandUNetForPoseEstimation(HandUNetConfig())
+        >>> model(torch.rand(1, 3, 128, 128)).heatmaps.shape
+        torch.Size([1, 21, 128, 128])
+    """
+
+    def __init__(self, config: HandUNetConfig):
+        super().__init__(config)
+        sizes = config.hidden_sizes
+        self.down = nn.ModuleList(ConvBlock(a, b) for a, b in zip((config.num_channels, *sizes), sizes))
+        self.up = nn.ModuleList(ConvBlock(deep + size, size) for size, deep in zip(sizes[-2::-1], sizes[:0:-1]))
+        self.head = nn.Conv2d(sizes[0], config.num_keypoints, 3, padding=1, bias=False)
+        self.loss = IoULoss()
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor,
+        labels: Tensor | None = None,
+        visibility: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs,
+    ) -> HandUNetPoseEstimatorOutput:
+        """From normalised crops to heatmaps.
+
+        Args:
+            pixel_values: (B, num_channels, image_size, image_size), as [`HandUNetImageProcessor`] makes them.
+            labels: target heatmaps (B, num_keypoints, image_size, image_size) from `render_heatmaps`.
+            visibility: (B, num_keypoints) bool, the keypoints that count in the loss; all by default.
+
+        Raises `ValueError` when an input's shape does not fit the configuration.
+        """
+        expected = (self.config.num_channels, self.config.image_size, self.config.image_size)
+        if pixel_values.ndim != 4 or pixel_values.shape[1:] != expected:
+            raise ValueError(
+                f"pixel_values has shape {tuple(pixel_values.shape)}, expected (batch, {', '.join(map(str, expected))})."
+            )
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        skips, hidden_states = [], []
+        features = pixel_values
+        for level, block in enumerate(self.down):
+            if level:
+                features = nn.functional.max_pool2d(features, 2)
+            features = block(features)  # (B, hidden_sizes[level], image_size / 2**level, image_size / 2**level)
+            skips.append(features)
+        hidden_states.extend(skips)
+        skips.pop()
+        for block in self.up:
+            features = nn.functional.interpolate(features, scale_factor=2, mode="bilinear", align_corners=False)
+            features = block(torch.cat([features, skips.pop()], dim=1))
+            hidden_states.append(features)
+        heatmaps = self.head(features).sigmoid()  # (B, num_keypoints, image_size, image_size)
+        return HandUNetPoseEstimatorOutput(
+            loss=None if labels is None else self.loss(heatmaps, labels, visibility),
+            heatmaps=heatmaps,
+            hidden_states=tuple(hidden_states) if output_hidden_states else None,
+        )
+
+
+__all__ = ["HandUNetForPoseEstimation", "HandUNetPoseEstimatorOutput", "HandUNetPreTrainedModel"]
