@@ -1,0 +1,206 @@
+"""From a photograph to the square crop that the network reads, and back.
+
+This file fixes how a picture of any kind becomes 8-bit RGB, how a hand's box becomes a square, and how points move
+between the photograph and the crop.  Training data and predictions both go through it, so that they cannot disagree.
+Points are continuous (x, y) with pixel centres at +0.5, as everywhere; a square is (left, top, side) in pixels of the
+photograph and may reach outside it, where it is black.
+"""
+
+import base64
+import binascii
+import io
+import math
+import os
+import urllib.error
+import urllib.parse
+import urllib.request
+import warnings
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+# Above this, an image is refused: it is where Pillow itself suspects a decompression bomb.
+MAX_IMAGE_PIXELS = 178_956_970
+MAX_DOWNLOAD_BYTES = 256 * 1024**2
+# A square of more pixels a side than this is reduced by a whole factor before it is cut out, to bound memory.
+MAX_CROP_SIDE = 4096
+
+# What Pillow raises for files that are damaged, hostile or of a kind it does not read.
+UNREADABLE_IMAGE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError)
+UNREADABLE_IMAGE_ERRORS += (NotImplementedError, AttributeError, ZeroDivisionError, RuntimeError)
+
+
+def load_image(image) -> Image.Image:
+    """An 8-bit RGB image, upright, from a path, `http(s)` or `data:` URL, bytes, PIL image, array or tensor.
+
+    Raises `FileNotFoundError` for a path that is not there, `OSError` for something that is not a readable image and
+    `ValueError` for an image of 0 or too many pixels, each naming the image.
+    """
+    if not isinstance(image, (str, os.PathLike, bytes)):
+        return to_rgb(image)
+    name = f"{len(image)} bytes" if isinstance(image, bytes) else os.fspath(image)
+    if isinstance(image, bytes):
+        source = io.BytesIO(image)
+    elif name.startswith(("http://", "https://")):
+        source = io.BytesIO(_download(name))
+    elif name.startswith("data:"):
+        name, _, payload = name.partition(",")
+        try:
+            source = io.BytesIO(base64.b64decode(payload, validate=True))
+        except binascii.Error as error:
+            raise ValueError(f"The image in the URL {name!r} is not valid base64: {error}.") from None
+    elif not os.path.isfile(name):
+        raise FileNotFoundError(f"There is no image file {name!r}: give a path, a URL, a PIL image or an array.")
+    else:
+        source = name
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is checked here
+        try:
+            opened = Image.open(source)
+        except Image.DecompressionBombError as error:
+            raise ValueError(f"{name}: {error} Resize it first.") from None
+        except UnidentifiedImageError:
+            raise OSError(f"{name} is not an image that Pillow can read.") from None
+        except UNREADABLE_IMAGE_ERRORS as error:
+            raise OSError(f"{name} is not a readable image: {error}") from error
+        with opened:
+            return to_rgb(opened, name)
+
+
+def _download(url: str) -> bytes:
+    try:
+        with urllib.request.urlopen(url, timeout=30) as response:  # noqa: S310, the scheme was checked
+            data = response.read(MAX_DOWNLOAD_BYTES + 1)
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        raise OSError(f"Could not fetch the image {url}: {error}") from error
+    if len(data) > MAX_DOWNLOAD_BYTES:
+        raise ValueError(f"The image {url} is larger than {MAX_DOWNLOAD_BYTES} bytes: download and resize it first.")
+    return data
+
+
+def to_rgb(image, name: str = "") -> Image.Image:
+    """An 8-bit RGB copy, turned upright by its EXIF orientation, of a PIL image, array or tensor.
+
+    Transparent pixels are laid over black, 16-bit values scaled to 8 bits, grey, palette and CMYK images converted,
+    and of an animation the first frame is taken.  Arrays and tensors are (H, W), (H, W, C) or (C, H, W) with 1, 3 or
+    4 channels: 8 or 16-bit integers, or floats in [0, 1].
+    """
+    name = name or getattr(image, "filename", "") or "The image"
+    if not isinstance(image, Image.Image):
+        image = _from_array(image, name)
+    width, height = image.size
+    if not 0 < width * height <= MAX_IMAGE_PIXELS:
+        raise ValueError(
+            f"{name} has {width}x{height} pixels: expected at least 1 and at most {MAX_IMAGE_PIXELS} of them."
+        )
+    try:
+        image.load()
+        image = ImageOps.exif_transpose(image)
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{name}: {error} Resize it first.") from None
+    except UNREADABLE_IMAGE_ERRORS as error:
+        raise OSError(f"{name} cannot be decoded, it may be damaged or truncated: {error}") from error
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.asarray(image, dtype=np.float64)
+        scale = 1 / 257 if image.mode.startswith("I") and values.max() > 255 else 255 if values.max() <= 1 else 1
+        if image.mode.startswith("I;16"):
+            scale = 1 / 257
+        values = np.nan_to_num(values * scale, posinf=255.0, neginf=0.0)
+        image = Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image).convert("RGB")
+    return image.convert("RGB") if image.mode != "RGB" else image.copy()
+
+
+def _from_array(array, name: str) -> Image.Image:
+    try:
+        values = np.asarray(array.detach().cpu() if hasattr(array, "detach") else array)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{name} cannot be read as an array: {error}") from None
+    if values.ndim == 3 and values.shape[2] not in (1, 3, 4) and values.shape[0] in (1, 3, 4):
+        values = np.moveaxis(values, 0, 2)
+    if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[2] not in (1, 3, 4)):
+        raise ValueError(
+            f"{name} is a {type(array).__name__} of shape {values.shape}: expected (H, W), (H, W, C) or (C, H, W) "
+            "with 1, 3 or 4 channels."
+        )
+    if 0 in values.shape:
+        raise ValueError(f"{name} has shape {values.shape}: it holds no pixel.")
+    if np.issubdtype(values.dtype, np.floating):
+        if not np.isfinite(values).all() or values.min() < 0 or values.max() > 1:
+            raise ValueError(f"{name} holds floats from {values.min()} to {values.max()}: expected values in [0, 1].")
+        values = np.rint(values.astype(np.float64) * 255).astype(np.uint8)
+    elif values.dtype == bool:
+        values = values.astype(np.uint8) * 255
+    elif values.dtype == np.uint16:
+        values = np.rint(values / 257).astype(np.uint8)
+    elif not np.issubdtype(values.dtype, np.integer) or values.min() < 0 or values.max() > 255:
+        raise ValueError(f"{name} has the type {values.dtype}: expected 8-bit integers or floats in [0, 1].")
+    values = values.astype(np.uint8)
+    if values.ndim == 3 and values.shape[2] == 1:
+        values = values[:, :, 0]
+    return Image.fromarray(np.ascontiguousarray(values))
+
+
+def box_to_square(box, box_fill: float) -> tuple[float, float, float]:
+    """The square (left, top, side) with the centre of `box` (x, y, width, height), in which the box's longer side
+    takes the share `box_fill`."""
+    x, y, width, height = (float(value) for value in box)
+    side = max(width, height) / box_fill
+    return x + width / 2 - side / 2, y + height / 2 - side / 2, side
+
+
+def image_to_square(width: int, height: int) -> tuple[float, float, float]:
+    """The smallest square (left, top, side) centred on an image of this size that contains all of it."""
+    side = max(width, height)
+    return (width - side) / 2, (height - side) / 2, float(side)
+
+
+def check_box(box, width: int, height: int) -> None:
+    """Raise `ValueError` unless `box` is (x, y, w, h), finite, not empty, and touches an image of this size."""
+    try:
+        x, y, w, h = (float(value) for value in box)
+    except (TypeError, ValueError):
+        raise ValueError(f"A box is four numbers (x, y, width, height), got {box!r}.") from None
+    if not all(map(math.isfinite, (x, y, w, h))) or w <= 0 or h <= 0:
+        raise ValueError(f"The box {(x, y, w, h)} is not a box: width and height must be above 0, all of it finite.")
+    if x >= width or y >= height or x + w <= 0 or y + h <= 0:
+        raise ValueError(
+            f"The box {(x, y, w, h)} lies outside the image of {width}x{height} pixels: give (x, y, width, height) in "
+            "pixels of the upright image."
+        )
+    if max(w, h) > 100 * max(width, height):
+        raise ValueError(f"The box {(x, y, w, h)} is over 100 times as large as the image of {width}x{height} pixels.")
+
+
+def crop_square(image: Image.Image, square: tuple[float, float, float], size: int) -> Image.Image:
+    """Cut `square` out of an RGB image, black where it reaches outside, and resize it to `size` (PIL bilinear)."""
+    left, top, side = square
+    factor = math.ceil(side / MAX_CROP_SIDE)
+    if factor > 1:
+        image = image.reduce(factor)
+        left, top, side = left / factor, top / factor, side / factor
+    x, y = math.floor(left), math.floor(top)
+    window = image.crop((x, y, max(math.ceil(left + side), x + 1), max(math.ceil(top + side), y + 1)))
+    box = (left - x, top - y, min(left - x + side, window.width), min(top - y + side, window.height))
+    return window.resize((size, size), Image.Resampling.BILINEAR, box=box)
+
+
+def to_crop(points, square: tuple[float, float, float], size: int):
+    """Points (..., 2) of the photograph in pixels of the crop; an array or a tensor."""
+    left, top, side = square
+    return (points - _like(points, (left, top))) * (size / side)
+
+
+def from_crop(points, square: tuple[float, float, float], size: int):
+    """Points (..., 2) of the crop in pixels of the photograph; an array or a tensor."""
+    left, top, side = square
+    return points * (side / size) + _like(points, (left, top))
+
+
+def _like(points, offset: tuple[float, float]):
+    return np.asarray(offset) if isinstance(points, np.ndarray) else points.new_tensor(offset)
+
+
+__all__ = ["box_to_square", "check_box", "crop_square", "from_crop", "image_to_square", "load_image", "to_crop", "to_rgb"]

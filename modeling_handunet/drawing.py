@@ -1,0 +1,47 @@
+"""Draws hands over photographs: one colour a finger, faint where the model is unsure."""
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from .keypoints import SKELETON, keypoint_color
+
+# Lines are drawn on a canvas this many times as large and reduced, since ImageDraw does not smooth them.
+SUPERSAMPLING = 3
+
+
+def draw_hand(image: Image.Image, keypoints, scores=None, *, skeleton=SKELETON, width: float | None = None) -> Image.Image:
+    """A copy of an RGB `image` with one hand drawn over it.
+
+    Args:
+        keypoints: (21, 2), (x, y) in pixels of `image`; NaN ones are left out.
+        scores: (21,) in [0, 1]; a keypoint and the bones that end in it fade with its score.  Opaque by default.
+        width: of the bones, in pixels; by default in proportion to the hand.
+    """
+    keypoints = np.asarray(keypoints, dtype=np.float64)
+    scores = np.ones(len(keypoints)) if scores is None else np.asarray(scores, dtype=np.float64)
+    present = np.isfinite(keypoints).all(1)
+    if not present.any():
+        return image.convert("RGB")
+    if width is None:
+        extent = np.ptp(keypoints[present], axis=0).max()
+        width = float(np.clip(extent / 45, 1.0, max(image.size) / 60 + 1))
+    size = (image.width * SUPERSAMPLING, image.height * SUPERSAMPLING)
+    layer = Image.new("RGBA", size, (0, 0, 0, 0))
+    draw = ImageDraw.Draw(layer)
+    points = keypoints * SUPERSAMPLING - 0.5  # ImageDraw counts from the centre of the first pixel
+    line, dot = max(1, round(width * SUPERSAMPLING)), width * SUPERSAMPLING * 0.95
+
+    def color(index: int) -> tuple[int, int, int, int]:
+        return (*keypoint_color(index), int(70 + 185 * float(np.clip(scores[index], 0, 1))))
+
+    for parent, child in skeleton:
+        if present[parent] and present[child]:
+            draw.line([tuple(points[parent]), tuple(points[child])], fill=color(child), width=line)
+    for index in np.flatnonzero(present):
+        x, y = points[index]
+        draw.ellipse([x - dot, y - dot, x + dot, y + dot], fill=color(index), outline=(20, 20, 20, color(index)[3]))
+    layer = layer.resize(image.size, Image.Resampling.BOX)
+    return Image.alpha_composite(image.convert("RGBA"), layer).convert("RGB")
+
+
+__all__ = ["draw_hand"]

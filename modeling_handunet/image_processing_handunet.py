@@ -1,0 +1,241 @@
+"""Photographs and boxes to the network's input, and its heatmaps to keypoints in the photograph."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers.image_processing_backends import PilBackend
+from transformers.image_processing_utils import BatchFeature
+from transformers.image_utils import PILImageResampling
+from transformers.processing_utils import ImagesKwargs
+
+from .crops import box_to_square, check_box, crop_square, from_crop, image_to_square, load_image
+from .heatmaps import decode_heatmaps
+
+HANDEDNESS = ("right", "left")
+
+
+class HandUNetImageProcessorKwargs(ImagesKwargs, total=False):
+    box_fill: float
+
+
+def split_by_image(values, counts: Sequence[int], what: str) -> list[list[Any]]:
+    """Bring one value for all hands, one per image or one per hand into one list per image of one value per hand."""
+    if values is None or isinstance(values, str):
+        return [[values] * count for count in counts]
+    values = list(values)
+    if len(values) != len(counts) and len(counts) == 1 and len(values) == counts[0]:
+        values = [values]
+    if len(values) != len(counts):
+        raise ValueError(f"Got {what} for {len(values)} images, but {len(counts)} images.")
+    result = []
+    for index, (value, count) in enumerate(zip(values, counts)):
+        value = [value] * count if value is None or isinstance(value, str) else list(value)
+        if len(value) != count:
+            raise ValueError(f"Image {index} has {count} hands, but {what} for {len(value)}.")
+        result.append(value)
+    return result
+
+
+def check_handedness(handedness: str | None) -> str:
+    """`handedness`, "right" where it is None; `ValueError` where it is neither "right" nor "left"."""
+    if handedness not in (None, *HANDEDNESS):
+        raise ValueError(f"handedness={handedness!r}: a hand is 'right' or 'left'.")
+    return handedness or "right"
+
+
+def nest_boxes(boxes, num_images: int | None = None) -> list[list | None]:
+    """One list of boxes (or None) per image, from such a list, or from the flat list of a single image's boxes."""
+    boxes = boxes.tolist() if hasattr(boxes, "tolist") else list(boxes)
+    if any(np.isscalar(box) for box in boxes):
+        raise ValueError(f"boxes={boxes}: give one list of boxes (x, y, width, height) per image.")
+    first = next((image_boxes for image_boxes in boxes if image_boxes is not None and len(image_boxes)), None)
+    flat = not boxes or (first is not None and np.isscalar(first[0]))
+    if flat and num_images in (None, 1):
+        boxes = [boxes]
+    if num_images is not None and len(boxes) != num_images:
+        raise ValueError(
+            f"Got boxes for {len(boxes)} images, but {num_images} images: give one list of (x, y, width, height) each."
+        )
+    return boxes
+
+
+class HandUNetImageProcessor(PilBackend):
+    """Prepares hands for [`HandUNetForPoseEstimation`] and reads its answers.
+
+    Each hand's box (x, y, width, height), in pixels of the upright image, becomes a square with its centre in which the
+    box's longer side takes `box_fill`, black outside the image.  An image without boxes is itself the crop of one
+    hand, padded centrally in black to a square.  The crop is resized (PIL bilinear), scaled from [0, 255] to [0, 1] and
+    normalised.  The network knows right hands; a left hand is mirrored on the way in and back on the way out.  The
+    processor never searches for hands.
+    """
+
+    valid_kwargs = HandUNetImageProcessorKwargs
+    model_input_names = ["pixel_values"]
+
+    resample = PILImageResampling.BILINEAR
+    size = {"height": 128, "width": 128}
+    default_to_square = True
+    do_convert_rgb = True
+    do_resize = True
+    do_rescale = True
+    do_normalize = True
+    # Channel statistics of FreiHAND's training images.
+    image_mean = [0.3950, 0.4323, 0.2954]
+    image_std = [0.1966, 0.1734, 0.1836]
+    box_fill = 0.45
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        if self.size.height != self.size.width or not self.size.height:
+            raise ValueError(f"size={dict(self.size)}: the network reads squares, give one height and width.")
+        if not 0 < self.box_fill <= 1:
+            raise ValueError(f"box_fill={self.box_fill}: give the share of the square that a box takes, in (0, 1].")
+
+    def preprocess(self, images, boxes=None, handedness=None, *, return_tensors="pt", **kwargs) -> BatchFeature:
+        """Cut out, resize and normalise every hand.
+
+        Args:
+            images: one image or a list: paths, URLs, bytes, PIL images, arrays or tensors; see `crops.load_image`.
+            boxes: per image a list of (x, y, width, height); of a single image the list itself.
+            handedness: "right" or "left" for all, per image, or per hand (nested like `boxes`); right by default.
+            return_tensors: "pt" or "np".
+
+        Returns:
+            `pixel_values` (hands, 3, 128, 128): the hands of the first image, then those of the second, and so on.
+
+        Raises `ValueError` for an empty list and for a box, a handedness or an image that cannot be used, and `OSError`
+        for a file that is not a readable image.
+        """
+        unknown = kwargs.keys() - self.valid_kwargs.__annotations__.keys()
+        if unknown:
+            raise TypeError(f"HandUNetImageProcessor does not know {sorted(unknown)}.")
+        options = {key: kwargs.get(key, getattr(self, key, None)) for key in self.valid_kwargs.__annotations__}
+        options = self._standardize_kwargs(**options)
+        images = list(images) if self._is_batch(images) else [images]
+        if not images:
+            raise ValueError("Got an empty list of images: give at least one.")
+        images = [load_image(image) for image in images]
+        squares = self.squares([image.size for image in images], boxes, options["box_fill"])
+        sides = split_by_image(handedness, [len(hands) for hands in squares], "handedness")
+        size = options["size"].height
+        crops = []
+        for image, hands, image_sides in zip(images, squares, sides):
+            for square, side in zip(hands, image_sides):
+                crop = crop_square(image, square, size)
+                if check_handedness(side) == "left":
+                    crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+                crops.append(np.asarray(crop))
+        pixels = np.stack(crops) if crops else np.zeros((0, size, size, 3), np.uint8)
+        return BatchFeature({"pixel_values": self.normalize_pixels(pixels, **options)}, tensor_type=return_tensors)
+
+    def normalize_pixels(self, pixels: np.ndarray, **options) -> np.ndarray:
+        """8-bit crops (B, H, W, 3) to float32 (B, 3, H, W), as the options of this processor say."""
+        names = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
+        option = {name: options.get(name, getattr(self, name)) for name in names}
+        values = pixels.transpose(0, 3, 1, 2).astype(np.float32)
+        if option["do_rescale"]:
+            values *= np.float32(option["rescale_factor"])
+        if option["do_normalize"]:
+            mean, std = (np.asarray(option[key], np.float32).reshape(3, 1, 1) for key in ("image_mean", "image_std"))
+            values = (values - mean) / std
+        return values
+
+    def squares(
+        self, sizes: Sequence[tuple[int, int]], boxes=None, box_fill: float | None = None
+    ) -> list[list[tuple[float, float, float]]]:
+        """The squares (left, top, side) that are cut out of images of `sizes` (width, height): per image, per hand."""
+        boxes = [None] * len(sizes) if boxes is None else nest_boxes(boxes, len(sizes))
+        squares = []
+        for (width, height), image_boxes in zip(sizes, boxes):
+            if image_boxes is None:
+                squares.append([image_to_square(width, height)])
+                continue
+            for box in image_boxes:
+                check_box(box, width, height)
+            squares.append([box_to_square(box, box_fill or self.box_fill) for box in image_boxes])
+        return squares
+
+    def post_process_pose_estimation(
+        self,
+        outputs,
+        boxes=None,
+        *,
+        threshold: float | None = None,
+        target_sizes=None,
+        handedness=None,
+        method: str = "local",
+    ) -> list[list[dict[str, torch.Tensor]]]:
+        """Turn heatmaps into keypoints in the photograph.
+
+        Args:
+            outputs: the model's output, whose `heatmaps` are (hands, keypoints, H, W).
+            boxes: the boxes given to `preprocess`; without them each image has one hand.
+            threshold: score from which a keypoint counts as visible; no keypoint is ever dropped.
+            target_sizes: (height, width) of each original image, a list or a tensor (images, 2).
+            handedness: as given to `preprocess`.
+            method: how to decode, see `decode_heatmaps`.
+
+        Returns:
+            Per image a list of hands, each a dict of tensors on the CPU: `keypoints` (21, 2), (x, y); `scores` (21,) in
+            [0, 1]; `labels` (21,), the keypoints' indices in `config.id2label`; `visibility` (21,), whether the score
+            reaches `threshold` (True without one); `bbox` (4,), the hand's box (or the whole image) as
+            (x_min, y_min, x_max, y_max).  Coordinates are pixels of the original image where boxes or target sizes
+            are given, and else of the network's input.
+        """
+        heatmaps = outputs["heatmaps"] if isinstance(outputs, dict) else outputs.heatmaps
+        size = heatmaps.shape[-1]
+        squares, corners = self._placements(len(heatmaps), size, boxes, target_sizes)
+        counts = [len(hands) for hands in squares]
+        if sum(counts) != len(heatmaps):
+            raise ValueError(f"Got the heatmaps of {len(heatmaps)} hands, but boxes or target sizes for {sum(counts)}.")
+        sides = split_by_image(handedness, counts, "handedness")
+        keypoints, scores = (values.cpu() for values in decode_heatmaps(heatmaps.detach(), method))
+        labels = torch.arange(heatmaps.shape[1])
+        results, hand = [], 0
+        for image_squares, image_corners, image_sides in zip(squares, corners, sides):
+            results.append([])
+            for square, corner, side in zip(image_squares, image_corners, image_sides):
+                points = keypoints[hand].double()
+                if check_handedness(side) == "left":
+                    points = torch.stack([size - points[:, 0], points[:, 1]], 1)
+                results[-1].append(
+                    {
+                        "keypoints": from_crop(points, square, size).float(),
+                        "scores": scores[hand],
+                        "labels": labels.clone(),
+                        "visibility": scores[hand] >= (0.0 if threshold is None else threshold),
+                        "bbox": torch.tensor(corner, dtype=torch.float32),
+                    }
+                )
+                hand += 1
+        return results
+
+    def _placements(self, hands: int, size: int, boxes, target_sizes) -> tuple[list[list], list[list]]:
+        """Per image, per hand: the square that was cut out, and the corners of the hand's box."""
+        if target_sizes is None:
+            sizes = None if boxes is not None else [(size, size)] * hands
+        else:
+            sizes = [(int(width), int(height)) for height, width in target_sizes]
+        boxes = [None] * len(sizes) if boxes is None else nest_boxes(boxes, sizes and len(sizes))
+        squares, corners = [], []
+        for index, image_boxes in enumerate(boxes):
+            if image_boxes is not None:
+                squares.append([box_to_square(box, self.box_fill) for box in image_boxes])
+                corners.append([(x, y, x + width, y + height) for x, y, width, height in image_boxes])
+                continue
+            if sizes is None:
+                raise ValueError(f"Image {index} has no boxes: give target_sizes, so that its own size is known.")
+            squares.append([image_to_square(*sizes[index])])
+            corners.append([(0.0, 0.0, *sizes[index])])
+        return squares, corners
+
+    @staticmethod
+    def _is_batch(images) -> bool:
+        """Whether `images` are several: a list, a tuple, or an array with one dimension more than an image."""
+        return isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) == 4
+
+
+__all__ = ["HandUNetImageProcessor"]

@@ -1,0 +1,123 @@
+"""`pipeline("keypoint-detection")`: photographs in, named keypoints with scores out."""
+
+from transformers.pipelines.base import ChunkPipeline
+
+from .crops import load_image
+from .image_processing_handunet import check_handedness, nest_boxes, split_by_image
+
+
+class HandKeypointDetectionPipeline(ChunkPipeline):
+    """Hand keypoints of one photograph or many.
+
+        >>> pipe = pipeline("keypoint-detection", model="weights/handunet-base", trust_remote_code=True)
+        >>> pipe("photo.jpg", boxes=[[120, 80, 200, 180]], handedness="left")
+        [{"label": "left hand", "score": 0.93, "box": {"xmin": 120.0, ...}, "keypoints": [{"name": "wrist", ...}, ...]}]
+
+    Every hand is one item for the model, so `batch_size` counts hands.
+    """
+
+    _load_processor = False
+    _load_image_processor = True
+    _load_feature_extractor = False
+    _load_tokenizer = False
+
+    def _sanitize_parameters(self, threshold=None, method=None):
+        options = {"threshold": threshold, "method": method}
+        return {}, {}, {key: value for key, value in options.items() if value is not None}
+
+    def __call__(self, inputs, boxes=None, handedness=None, **kwargs):
+        """Find the keypoints of every hand.
+
+        Args:
+            inputs: an image, or a list of images: each a path, URL, bytes, PIL image, array or tensor.  A data set or
+                generator may yield such images, or dicts with `image` and optionally `boxes` and `handedness`.
+            boxes: per image a list of (x, y, width, height) in pixels; of a single image the list itself.  Without
+                boxes the image is itself the crop of one hand.
+            handedness: "right" or "left" for all, per image, or per hand; right by default.
+            threshold: leave out hands whose score is below; by default none is.
+            method: how to decode heatmaps, see `decode_heatmaps`.
+            batch_size: hands that go through the model at a time.
+
+        Returns:
+            Per image a list of hands `{"label", "score", "box": {"xmin", "ymin", "xmax", "ymax"}, "keypoints": [{"name",
+            "x", "y", "score"}, ...]}` in pixels of the upright image; for a single image that list alone.  A hand's
+            score is the mean of its keypoints'.
+
+        Raises `ValueError` or `OSError` naming what cannot be used.
+        """
+        if isinstance(inputs, (list, tuple)):
+            if not inputs:
+                raise ValueError("Got an empty list of images: give at least one.")
+            boxes = [None] * len(inputs) if boxes is None else nest_boxes(boxes, len(inputs))
+            counts = [1 if image_boxes is None else len(image_boxes) for image_boxes in boxes]
+            sides = split_by_image(handedness, counts, "handedness")
+            items = [_item(image, *more) for image, *more in zip(inputs, boxes, sides)]
+            return super().__call__(items, **kwargs)
+        if _is_stream(inputs):
+            if boxes is not None or handedness is not None:
+                raise ValueError("With a generator or data set, yield dicts with image, boxes and handedness instead.")
+            return super().__call__(inputs, **kwargs)
+        boxes = None if boxes is None else nest_boxes(boxes, 1)[0]
+        item = inputs if isinstance(inputs, dict) else _item(inputs, boxes, handedness)
+        return super().__call__(item, **kwargs)
+
+    def preprocess(self, inputs):
+        item = inputs if isinstance(inputs, dict) else _item(inputs)
+        image, boxes = load_image(item["image"]), item.get("boxes")
+        size = image.size
+        if boxes is not None and not len(boxes):  # no hand, but every image needs a chunk
+            pixel_values = self.image_processor(image).pixel_values
+            yield {"pixel_values": pixel_values, "size": size, "box": None, "handedness": None, "is_last": True}
+            return
+        boxes = [None] if boxes is None else [[float(value) for value in box] for box in boxes]
+        (sides,) = split_by_image([item.get("handedness")], [len(boxes)], "handedness")
+        for index, (box, side) in enumerate(zip(boxes, map(check_handedness, sides)), start=1):
+            hand = {"boxes": None if box is None else [[box]], "handedness": side}
+            pixel_values = self.image_processor(image, **hand).pixel_values  # (1, 3, 128, 128)
+            is_last = index == len(boxes)
+            yield {"pixel_values": pixel_values, "size": size, "box": box, "handedness": side, "is_last": is_last}
+
+    def _forward(self, model_inputs):
+        pixel_values = model_inputs.pop("pixel_values")
+        return {"heatmaps": self.model(pixel_values=pixel_values.to(self.model.dtype)).heatmaps, **model_inputs}
+
+    def postprocess(self, model_outputs, threshold=None, method="local"):
+        hands = []
+        names = self.model.config.id2label
+        for output in model_outputs:
+            if output["handedness"] is None:
+                continue
+            ((pose,),) = self.image_processor.post_process_pose_estimation(
+                {"heatmaps": output["heatmaps"]},
+                None if output["box"] is None else [[output["box"]]],
+                target_sizes=[output["size"][::-1]],
+                handedness=output["handedness"],
+                method=method,
+            )
+            score = pose["scores"].mean().item()
+            if threshold is not None and score < threshold:
+                continue
+            points = zip(pose["labels"].tolist(), pose["keypoints"].tolist(), pose["scores"].tolist())
+            hands.append(
+                {
+                    "label": f"{output['handedness']} hand",
+                    "score": score,
+                    "box": dict(zip(("xmin", "ymin", "xmax", "ymax"), pose["bbox"].tolist())),
+                    "keypoints": [{"name": names[k], "x": x, "y": y, "score": peak} for k, (x, y), peak in points],
+                }
+            )
+        return hands
+
+
+def _item(image, boxes=None, handedness=None) -> dict:
+    return {"image": image, "boxes": boxes, "handedness": handedness}
+
+
+def _is_stream(inputs) -> bool:
+    """Whether `inputs` is a generator or data set, which yields images, and not itself an image."""
+    if isinstance(inputs, (str, bytes, dict)) or hasattr(inputs, "__array__") or hasattr(inputs, "__array_interface__"):
+        return False
+    return hasattr(inputs, "__next__") or hasattr(inputs, "__getitem__")
+
+
+__all__ = ["HandKeypointDetectionPipeline"]

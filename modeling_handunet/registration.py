@@ -1,0 +1,29 @@
+"""Makes transformers know HandUNet: its auto classes here, and the code that `save_pretrained` sends along."""
+
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForPoseEstimation
+from transformers.pipelines import PIPELINE_REGISTRY
+
+from .configuration_handunet import HandUNetConfig
+from .image_processing_handunet import HandUNetImageProcessor
+from .modeling_handunet import HandUNetForPoseEstimation
+from .pipeline_handunet import HandKeypointDetectionPipeline
+
+TASK = "keypoint-detection"
+
+
+def register() -> None:
+    """Register every class, once; called on import of the package."""
+    HandUNetConfig.register_for_auto_class("AutoConfig")
+    HandUNetForPoseEstimation.register_for_auto_class("AutoModelForPoseEstimation")
+    HandUNetImageProcessor.register_for_auto_class("AutoImageProcessor")
+    AutoConfig.register(HandUNetConfig.model_type, HandUNetConfig, exist_ok=True)
+    AutoModel.register(HandUNetConfig, HandUNetForPoseEstimation, exist_ok=True)
+    AutoModelForPoseEstimation.register(HandUNetConfig, HandUNetForPoseEstimation, exist_ok=True)
+    AutoImageProcessor.register(HandUNetConfig, HandUNetImageProcessor, exist_ok=True)
+    if TASK not in PIPELINE_REGISTRY.get_supported_tasks():
+        PIPELINE_REGISTRY.register_pipeline(
+            TASK, pipeline_class=HandKeypointDetectionPipeline, pt_model=AutoModelForPoseEstimation, type="image"
+        )
+
+
+__all__ = ["TASK", "register"]
