@@ -1,0 +1,103 @@
+"""`SyntheticHands`: right hands modelled, posed and drawn by the project itself, in FreiHAND's rows and conventions.
+
+    from dataset_script.synthetic import SyntheticHands
+    hands = SyntheticHands(10_000, seed=0, difficulty="easy")
+    batch = hands.render(torch.arange(16))      # images (16, 3, 128, 128) uint8, keypoints (16, 21, 2) pixels
+
+No download and no licence to sign, and as many samples as one asks for.  Sample i is a function of (seed, i) alone:
+it does not depend on the batch it is drawn in, the process, or what was drawn before.
+"""
+
+import functools
+import json
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from dataset_script import counter_rng
+from dataset_script.synthetic.backgrounds import KINDS
+from dataset_script.synthetic.body import HandBody, procedural_hand
+from dataset_script.synthetic.scenes import EASY, FULL, Hands, SceneRanges, composite, draw_hands
+
+DIFFICULTIES: dict[str, SceneRanges] = {"easy": EASY, "full": FULL}
+
+
+class SyntheticHands(Dataset):
+    """A dataset of `length` drawn right hands.
+
+    `seed` selects the stream of samples, `image_size` the square images' side in pixels, `difficulty` is "easy"
+    (upright open hands, large and centred) or "full" (all poses, views and surroundings).  Raises ValueError for an
+    unknown difficulty, a length below 1 or a size below 16.
+    """
+
+    def __init__(self, length: int, *, seed: int = 0, image_size: int = 128, difficulty: str = "easy"):
+        if length < 1:
+            raise ValueError(f"length is {length}; a dataset needs at least one sample")
+        if image_size < 16:
+            raise ValueError(f"image_size is {image_size}; hands are not recognisable below 16 pixels")
+        if difficulty not in DIFFICULTIES:
+            raise ValueError(f"difficulty is {difficulty!r}; choose one of {', '.join(DIFFICULTIES)}")
+        self.length, self.seed, self.image_size, self.difficulty = length, seed, image_size, difficulty
+
+    @functools.cached_property
+    def body(self) -> HandBody:
+        return procedural_hand()
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, i: int) -> dict:
+        """A row as FreiHAND's: image (PIL), uv (21, 2) px, xyz (21, 3) m, K (3, 3), frame_id, background."""
+        i = range(self.length)[i]
+        keys = counter_rng.sample_keys(self.seed, torch.tensor([i]))
+        hands = self._hands(keys, self.image_size)
+        images, kinds = composite(keys, hands, DIFFICULTIES[self.difficulty])
+        return {
+            "image": Image.fromarray(images[0].permute(1, 2, 0).contiguous().numpy()),
+            "uv": hands.keypoints[0].numpy(), "xyz": hands.xyz[0].numpy(), "K": hands.K[0].numpy(),
+            "frame_id": i, "background": KINDS[kinds[0]],
+        }
+
+    def _hands(self, keys: Tensor, size: int) -> Hands:
+        return draw_hands(keys, self.body, DIFFICULTIES[self.difficulty], size)
+
+    @torch.no_grad()
+    def render(self, indices: Tensor, device: str | torch.device = "cpu") -> dict[str, Tensor]:
+        """Samples `indices` (B,) on `device`: images (B, 3, S, S) uint8, keypoints (B, 21, 2) px, xyz, K."""
+        keys = counter_rng.sample_keys(self.seed, indices.to(device))
+        hands = self._hands(keys, self.image_size)
+        images, _ = composite(keys, hands, DIFFICULTIES[self.difficulty])
+        return {"images": images, "keypoints": hands.keypoints, "xyz": hands.xyz, "K": hands.K}
+
+    @torch.no_grad()
+    def write_freihand(self, folder: str | Path, *, split: str = "training", versions: int = 1, image_size: int = 224,
+                       start: int = 0, jpeg_quality: int = 95, batch_size: int = 16) -> None:
+        """Write all samples in FreiHAND's official layout: `<split>/rgb/%08d.jpg`, `<split>_K.json`, `<split>_xyz.json`.
+
+        `versions` is 1 or 4: frame i on background version v is image i + length * v, the same hand each time.
+        Frames are samples `start` to `start + length`.  The annotations are written last, so that a folder with
+        annotations is complete.
+        """
+        if versions not in (1, 4):
+            raise ValueError(f"versions is {versions}; FreiHAND has 1 (green screen alone) or 4")
+        folder = Path(folder)
+        rgb = folder / split / "rgb"
+        rgb.mkdir(parents=True, exist_ok=True)
+        ranges = DIFFICULTIES[self.difficulty]
+        xyz, K = [], []
+        for first in range(0, self.length, batch_size):
+            frames = torch.arange(first, min(first + batch_size, self.length))
+            keys = counter_rng.sample_keys(self.seed, frames + start)
+            hands = self._hands(keys, image_size)
+            xyz += hands.xyz.double().tolist()
+            K += hands.K.double().tolist()
+            for version in range(versions):
+                images, _ = composite(keys + version * 0x3C6EF372, hands, ranges)
+                for frame, image in zip(frames.tolist(), images):
+                    picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+                    picture.save(rgb / f"{frame + self.length * version:08d}.jpg", quality=jpeg_quality)
+        (folder / f"{split}_K.json").write_text(json.dumps(K))
+        (folder / f"{split}_xyz.json").write_text(json.dumps(xyz))
