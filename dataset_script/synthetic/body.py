@@ -1,8 +1,9 @@
 """The hand that is posed: its surface, its bones, and where the 21 keypoints sit on them.
 
-:func:`procedural_hand` models one from nothing: a signed distance field (a smooth union of tapered capsules round the
-bones) is turned into triangles once by naive surface nets (Gibson, "Constrained elastic surface nets", MICCAI 1998)
-and skinned by the distance to each finger.
+Two bodies share one description, :class:`HandBody`.  :func:`procedural_hand` models one from nothing: a signed
+distance field (a smooth union of tapered capsules round the bones) is turned into triangles once by naive surface
+nets (Gibson, "Constrained elastic surface nets", MICCAI 1998) and skinned by the distance to each finger.
+:func:`.gltf.load_gltf_hand` reads somebody else's.
 
 Conventions.  A right hand in metres, in its own frame: the origin at the wrist keypoint, x towards the thumb's side,
 y towards the finger tips, z out of the palm; so palm to the viewer and fingers up, the thumb points to the viewer's
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-NUM_BONES = 17
+NUM_BONES = 17  # see the module's docstring
 PALM, FOREARM = 0, 1
 FOREARM_PIVOT = np.array([-0.002, -0.016, 0.0])
 FOREARM_LENGTH = 0.30
@@ -166,12 +167,12 @@ def _web_distance(points: np.ndarray) -> np.ndarray:
     return np.min(parts, axis=0)
 
 
-def _forearm_distance(points: np.ndarray) -> np.ndarray:
-    """An elliptic tube, wider than thick, from the carpus down."""
+def _forearm_distance(points: np.ndarray, girth: tuple[float, float] = (1.0, 1.0)) -> np.ndarray:
+    """An elliptic tube, wider than thick, from the carpus down; `girth` scales its width and height."""
     along = np.clip(-points[:, 1], -0.004, FOREARM_LENGTH)
     place = [-0.004, 0.030, 0.080, 0.180, FOREARM_LENGTH]
-    width = np.interp(along, place, [0.0265, 0.0265, 0.0300, 0.0400, 0.0440])
-    height = np.interp(along, place, [0.0185, 0.0190, 0.0245, 0.0350, 0.0400])
+    width = np.interp(along, place, [0.0265, 0.0265, 0.0300, 0.0400, 0.0440]) * girth[0]
+    height = np.interp(along, place, [0.0185, 0.0190, 0.0245, 0.0350, 0.0400]) * girth[1]
     offset = np.stack([(points[:, 0] + 0.001) / width, (points[:, 2] - 0.001) / height], 1)
     radius = np.linalg.norm(offset, axis=1)
     beyond = points[:, 1] + along
@@ -230,6 +231,11 @@ def _smoothstep(x: np.ndarray) -> np.ndarray:
     return x * x * (3 - 2 * x)
 
 
+def forearm_share(points: np.ndarray) -> np.ndarray:
+    """How much (V,) the points follow the forearm rather than the palm."""
+    return 1 - _smoothstep((points[:, 1] + 0.034) / 0.036)
+
+
 def _skin_weights(points: np.ndarray, rotations: np.ndarray, origins: np.ndarray) -> np.ndarray:
     """Weights (V, 17): which finger by distance, which segment by the place along it, rounded over each joint."""
     nearness = np.stack(
@@ -251,7 +257,7 @@ def _skin_weights(points: np.ndarray, rotations: np.ndarray, origins: np.ndarray
         chain = [bends[0] * (1 - bends[1]), bends[1] * (1 - bends[2]), bends[2]]
         for segment in range(3):
             weights[:, first + segment] = share[:, finger] * chain[segment]
-    weights[:, FOREARM] = (1 - _smoothstep((points[:, 1] + 0.034) / 0.036)) * (1 - weights.sum(1))
+    weights[:, FOREARM] = forearm_share(points) * (1 - weights.sum(1))
     weights[:, PALM] = 1 - weights.sum(1)
     return weights
 
@@ -291,10 +297,10 @@ def _markings(points, normals, weights, rotations, origins, segments) -> dict[st
     return {"palmar": palmar, "nail": nail, "crease": crease, "blush": blush}
 
 
-def _keypoints(segments: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
+def _keypoints(segments: np.ndarray, shifts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     bones, offsets = np.zeros(21, dtype=np.int64), np.zeros((21, 3))
     for finger in range(5):
-        shift = KEYPOINT_SHIFTS[finger] * scale
+        shift = shifts[finger]
         places = ((0, shift[0]), (0, segments[finger, 0] - shift[1]),
                   (1, segments[finger, 1] - shift[2]), (2, segments[finger, 2]))
         for joint, (segment, along) in enumerate(places):
@@ -303,9 +309,33 @@ def _keypoints(segments: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarr
     return bones, offsets
 
 
+def _mesh(distance, axes: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Vertices, normals and triangles of the zero level of `distance`, vertices moved onto the surface itself."""
+    points = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
+    vertices, faces = _surface_nets(distance(points).reshape([len(axis) for axis in axes]), axes)
+    for _ in range(3):
+        near = vertices[:, 1] > -FOREARM_LENGTH + 0.01
+        step = np.where(near, np.clip(distance(vertices), -0.002, 0.002), 0.0)
+        vertices = vertices - step[:, None] * _gradient(distance, vertices)
+    return vertices, _gradient(distance, vertices), faces
+
+
+def _forearm_steps() -> np.ndarray:
+    """Rows of the grid below the wrist: coarser towards the elbow."""
+    steps = np.concatenate([np.full(7, 0.022), np.full(6, 0.014), np.full(5, 0.010), np.full(3, 0.006)])
+    return -np.cumsum(steps[::-1])[::-1] - 0.012
+
+
+def forearm_mesh(girth: tuple[float, float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A forearm alone (vertices, normals, triangles), for a body that ends at the wrist."""
+    across = np.arange(-0.060, 0.061, 0.006)
+    return _mesh(lambda points: _forearm_distance(points, girth), [across, np.append(_forearm_steps(), [-0.006, 0, 0.006]),
+                                                                  across])
+
+
 @functools.lru_cache(maxsize=1)
 def procedural_hand() -> HandBody:
-    """The modelled hand with its forearm: about 5,000 vertices, built once in a process."""
+    """The modelled hand with its forearm: about 6,000 vertices, built once in a process."""
     rotations, origins = _rest_bones()
 
     def distance(points: np.ndarray) -> np.ndarray:
@@ -315,19 +345,20 @@ def procedural_hand() -> HandBody:
         return _smooth_min([thumb, *fingers[1:], _web_distance(points)], 0.0010)
 
     fine = 0.0036
-    steps = np.concatenate([np.full(4, 0.018), np.full(9, 0.014), np.full(7, 0.010), np.full(8, 0.006)])
-    y_low = -np.cumsum(steps[::-1])[::-1] - 0.012
-    axes = [np.arange(-0.075, 0.112, fine), np.concatenate([y_low, np.arange(-0.012, 0.190, fine)]),
-            np.arange(-0.046, 0.075, fine)]
-    points = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
-    field = distance(points).reshape([len(axis) for axis in axes])
-    vertices, faces = _surface_nets(field, axes)
-    for _ in range(3):  # onto the surface itself
-        normals = _gradient(distance, vertices)
-        near = vertices[:, 1] > -FOREARM_LENGTH + 0.01
-        vertices = vertices - np.where(near, np.clip(distance(vertices), -0.002, 0.002), 0.0)[:, None] * normals
-    normals = _gradient(distance, vertices)
+    vertices, normals, faces = _mesh(distance, [
+        np.arange(-0.075, 0.112, fine), np.append(_forearm_steps(), np.arange(-0.012, 0.190, fine)),
+        np.arange(-0.046, 0.075, fine),
+    ])
     weights = _skin_weights(vertices, rotations, origins)
-    bones, offsets = _keypoints(SEGMENTS, 1.0)
-    return HandBody(vertices, normals, faces, weights, rotations, origins, SEGMENTS.copy(), bones, offsets,
-                    **_markings(vertices, normals, weights, rotations, origins, SEGMENTS))
+    return complete_body(vertices, normals, faces, weights, rotations, origins, SEGMENTS.copy(), KEYPOINT_SHIFTS)
+
+
+def complete_body(vertices: np.ndarray, normals: np.ndarray, faces: np.ndarray, weights: np.ndarray,
+                  rotations: np.ndarray, origins: np.ndarray, segments: np.ndarray, shifts: np.ndarray) -> HandBody:
+    """A :class:`HandBody` from its surface, weights and bones: adds the keypoints and the skin's markings.
+
+    `shifts` (5, 4) says where keypoints lie, as KEYPOINT_SHIFTS does.
+    """
+    bones, offsets = _keypoints(segments, shifts)
+    return HandBody(vertices, normals, faces, weights, rotations, origins, segments, bones, offsets,
+                    **_markings(vertices, normals, weights, rotations, origins, segments))

@@ -8,7 +8,6 @@ No download and no licence to sign, and as many samples as one asks for.  Sample
 it does not depend on the batch it is drawn in, the process, or what was drawn before.
 """
 
-import functools
 import json
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from torch.utils.data import Dataset
 from dataset_script import counter_rng
 from dataset_script.synthetic.backgrounds import KINDS
 from dataset_script.synthetic.body import HandBody, procedural_hand
+from dataset_script.synthetic.gltf import load_gltf_hand
 from dataset_script.synthetic.scenes import EASY, FULL, Hands, SceneRanges, composite, draw_hands
 
 DIFFICULTIES: dict[str, SceneRanges] = {"easy": EASY, "full": FULL}
@@ -29,22 +29,28 @@ class SyntheticHands(Dataset):
     """A dataset of `length` drawn right hands.
 
     `seed` selects the stream of samples, `image_size` the square images' side in pixels, `difficulty` is "easy"
-    (upright open hands, large and centred) or "full" (all poses, views and surroundings).  Raises ValueError for an
-    unknown difficulty, a length below 1 or a size below 16.
+    (upright open hands, large and centred) or "full" (all poses, views and surroundings), `hand_mesh` the path of a
+    rigged GLB hand with WebXR's joint names to draw instead of the modelled one.  Raises ValueError for an unknown
+    difficulty, a length below 1, a size below 16 or a file that is not such a hand, and OSError if it cannot be opened.
     """
 
-    def __init__(self, length: int, *, seed: int = 0, image_size: int = 128, difficulty: str = "easy"):
+    def __init__(self, length: int, *, seed: int = 0, image_size: int = 128, difficulty: str = "easy",
+                 hand_mesh: str | Path | None = None):
         if length < 1:
             raise ValueError(f"length is {length}; a dataset needs at least one sample")
         if image_size < 16:
             raise ValueError(f"image_size is {image_size}; hands are not recognisable below 16 pixels")
         if difficulty not in DIFFICULTIES:
             raise ValueError(f"difficulty is {difficulty!r}; choose one of {', '.join(DIFFICULTIES)}")
+        if hand_mesh is not None:
+            load_gltf_hand(hand_mesh)  # complain now rather than at the first sample
         self.length, self.seed, self.image_size, self.difficulty = length, seed, image_size, difficulty
+        self.hand_mesh = hand_mesh
 
-    @functools.cached_property
+    @property
     def body(self) -> HandBody:
-        return procedural_hand()
+        """The hand at rest, built once in a process."""
+        return procedural_hand() if self.hand_mesh is None else load_gltf_hand(self.hand_mesh)
 
     def __len__(self) -> int:
         return self.length
