@@ -1,0 +1,6 @@
+"""Data for HandUNet: FreiHAND, own photographs, synthetic hands, and the way from their rows to the network."""
+
+from dataset_script.freihand import FreiHAND, project_points
+from dataset_script.transforms import HandCrops, add_heatmaps
+
+__all__ = ["FreiHAND", "HandCrops", "add_heatmaps", "project_points"]
