@@ -1,6 +1,7 @@
 """Data for HandUNet: FreiHAND, own photographs, synthetic hands, and the way from their rows to the network."""
 
+from dataset_script.coco_hands import CocoHands
 from dataset_script.freihand import FreiHAND, project_points
 from dataset_script.transforms import HandCrops, add_heatmaps
 
-__all__ = ["FreiHAND", "HandCrops", "add_heatmaps", "project_points"]
+__all__ = ["CocoHands", "FreiHAND", "HandCrops", "add_heatmaps", "project_points"]

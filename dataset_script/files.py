@@ -68,7 +68,7 @@ class FileTree:
         if self._zip is None or self._zip_owner != os.getpid():
             try:
                 self._zip, self._zip_owner = zipfile.ZipFile(self.path), os.getpid()
-            except (zipfile.BadZipFile, NotImplementedError, struct.error, ValueError, EOFError, OverflowError) as error:
+            except (zipfile.BadZipFile, NotImplementedError, struct.error, ValueError, EOFError) as error:
                 raise ValueError(
                     f"{self.path} is not a whole zip file ({error}). Fetch it again: "
                     "python -m dataset_script.download --data_dir DIR"
