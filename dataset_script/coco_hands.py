@@ -278,10 +278,10 @@ def _check_fits(annotations: str, hand: dict, size: tuple[int, int]) -> None:
             f"{where}: {hand['image']} is {size[0]} x {size[1]} pixels{turned}, the file says "
             f"{stated[0]} x {stated[1]}: the annotations must be in pixels of the photograph as it is shown"
         )
+    margin = MAX_OUTSIDE * max(size)
+    if (hand["uv"] < -margin).any() or (hand["uv"] > np.array(size) + margin).any():
+        raise ValueError(f"{where} has keypoints far outside {hand['image']}, {size[0]} x {size[1]} pixels")
     try:
         check_box(hand["box"], *size)
     except ValueError as error:
         raise ValueError(f"{where}, {hand['image']}: {error}") from None
-    margin = MAX_OUTSIDE * max(size)
-    if (hand["uv"] < -margin).any() or (hand["uv"] > np.array(size) + margin).any():
-        raise ValueError(f"{where} has keypoints far outside {hand['image']}, {size[0]} x {size[1]} pixels")

@@ -46,7 +46,10 @@ TRAINING_ZIP, EVALUATION_ZIP = "FreiHAND_pub_v2.zip", "FreiHAND_pub_v2_eval.zip"
 FRAMES_PER_SHARD = 1000
 # A projection further outside the image than this share of its side cannot be of the hand in it.
 MAX_OUTSIDE = 1.0
-MAX_CONDITION = 1e9
+# Beyond these no unit and no lens explains the numbers: points in metres or millimetres, focal lengths in pixels.
+MAX_COORDINATE, MAX_FOCAL_LENGTH, MAX_CONDITION = 1e5, 1e6, 1e9
+# Hands were photographed from 0.3 to 1.5 m; a larger depth is that of another unit.
+MAX_DEPTH = 10.0
 
 
 def project_points(xyz: np.ndarray, K: np.ndarray) -> np.ndarray:
@@ -59,8 +62,8 @@ def project_points(xyz: np.ndarray, K: np.ndarray) -> np.ndarray:
     Returns:
         uv (..., 21, 2), x then y in pixels, float64.
 
-    Raises `ValueError`, naming the frame where there is a first axis of frames, for values that are not finite, points
-    that are not in front of the camera, and a singular K.
+    Raises `ValueError`, naming the frame where there is a first axis of frames, for values that are not finite or
+    beyond any camera's, points that are not in front of the camera, and a singular K.
     """
     xyz, K = np.asarray(xyz, np.float64), np.asarray(K, np.float64)
     if xyz.ndim < 2 or xyz.shape[-1] != 3 or K.shape[-2:] != (3, 3):
@@ -69,10 +72,11 @@ def project_points(xyz: np.ndarray, K: np.ndarray) -> np.ndarray:
     if problem:
         raise ValueError(f"{problem}{f' in frames {shorten(frames)}' if xyz.ndim > 2 else ''}")
     projected = xyz @ np.swapaxes(K, -1, -2)  # (..., 21, 3)
-    if (projected[..., 2] <= 0).any():
-        bad = np.flatnonzero((projected[..., 2] <= 0).any(-1)).tolist()
-        raise ValueError(f"K puts points behind the camera{f' in frames {shorten(bad)}' if xyz.ndim > 2 else ''}")
-    return projected[..., :2] / projected[..., 2:]
+    with np.errstate(over="ignore"):  # points that all but touch the camera
+        uv = projected[..., :2] / projected[..., 2:]
+    if not np.isfinite(uv).all():
+        raise ValueError("xyz has points so close to the camera that they have no finite projection")
+    return uv
 
 
 def _camera_problem(xyz: np.ndarray, K: np.ndarray) -> tuple[str, list[int]]:
@@ -81,16 +85,22 @@ def _camera_problem(xyz: np.ndarray, K: np.ndarray) -> tuple[str, list[int]]:
     def frames(bad: np.ndarray) -> list[int]:
         return np.flatnonzero(bad.reshape(bad.shape[0], -1).any(1) if bad.ndim else bad).tolist()
 
-    for what, values in (("xyz", xyz), ("K", K)):
+    for what, values, limit in (("xyz", xyz, MAX_COORDINATE), ("K", K, MAX_FOCAL_LENGTH)):
         bad = ~np.isfinite(values).all((-1, -2))
         if bad.any():
             return f"{what} has values that are not finite", frames(bad)
+        bad = (np.abs(values) > limit).any((-1, -2))
+        if bad.any():
+            return f"{what} has values beyond {limit:g}", frames(bad)
     bad = (xyz[..., 2] <= 0).any(-1)
     if bad.any():
         return "xyz has points that are not in front of the camera (z <= 0)", frames(bad)
     bad = ~(np.linalg.cond(K) < MAX_CONDITION)
     if bad.any():
         return "K is singular", frames(bad)
+    bad = (K[..., 2, :2] != 0).any(-1) | (K[..., 2, 2] <= 0)
+    if bad.any():
+        return "K has another last row than (0, 0, positive)", frames(bad)
     return "", []
 
 
@@ -313,6 +323,12 @@ class _Part:
             uv = project_points(xyz, K)
         except ValueError as error:
             raise ValueError(f"{tree.where(f'{name}_xyz.json')}, {name}_K.json: {error}") from None
+        bad = np.flatnonzero((xyz[..., 2] > MAX_DEPTH).any(1)).tolist()
+        if bad:
+            raise ValueError(
+                f"{tree.where(f'{name}_xyz.json')}: hands are over {MAX_DEPTH:g} m away in {len(bad)} frames: "
+                f"{shorten(bad)}; xyz must be in metres"
+            )
         part = cls(tree, f"{name}/rgb", xyz, K, uv, backgrounds)
         part._check_images_exist()
         part.image_size = part._first_image_size()

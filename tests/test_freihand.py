@@ -97,6 +97,7 @@ def test_projection_divides_by_depth_and_adds_the_principal_point():
         ("xyz has values that are not finite", (1, 3, 0), np.nan),
         ("not in front of the camera", (1, 0, 2), -0.5),
         ("not in front of the camera", (1, 0, 2), 0.0),
+        ("xyz has values beyond 100000", (1, 0, 0), -1e300),
     ],
 )
 def test_projection_refuses_points_that_have_no_image_and_names_the_frame(what, place, value):
@@ -112,6 +113,17 @@ def test_projection_refuses_points_that_have_no_image_and_names_the_frame(what, 
 def test_projection_refuses_a_singular_or_infinite_k(broken):
     with pytest.raises(ValueError, match=r"(singular|not finite) in frames 0$"):
         project_points(np.array([a_hand(0)]), broken[None])
+
+
+@pytest.mark.parametrize("row", [[0.0, 0.0, -1.0], [0.0, 0.1, 1.0]])
+def test_projection_refuses_a_k_that_mixes_depth_with_the_image(row):
+    with pytest.raises(ValueError, match=r"last row than \(0, 0, positive\)"):
+        project_points(a_hand(0), [*K[:2], row])
+
+
+def test_projection_refuses_points_on_the_cameras_very_surface():
+    with pytest.raises(ValueError, match="no finite projection"):
+        project_points([[1e4, 0.0, 1e-306]] * 21, K)
 
 
 def test_projection_refuses_wrong_shapes():
@@ -246,6 +258,7 @@ def set_point(frame, joint, axis, value):
     [
         (set_point(2, 4, 1, float("nan")), r"training_xyz.json.*not finite in frames 2$"),
         (set_point(1, 4, 2, -0.5), r"not in front of the camera.*frames 1$"),
+        (lambda frames: [point.__setitem__(2, 500.0) for point in frames[2]], r"10 m away in 1 frames: 2;.*metres"),
         (set_point(3, 20, 0, 0.5), r"far outside the image of 224 x 224 pixels in 1 frames: 3$"),
         (set_point(0, 7, 0, "0.1"), r"1 of 4 frames are not 21 lists of 3 numbers: frames 0$"),
         (set_point(0, 7, 0, None), r"1 of 4 frames.*frames 0$"),
