@@ -40,8 +40,8 @@ def render_heatmaps(keypoints: Tensor, size: int | tuple[int, int], sigma: float
         raise ValueError(f"keypoints has shape {tuple(keypoints.shape)}: its last dimension must be 2 (x, y).")
     if not sigma > 0:
         raise ValueError(f"sigma={sigma}: give a number of pixels above 0.")
-    if not keypoints.is_floating_point():
-        keypoints = keypoints.float()
+    if keypoints.dtype != torch.float64:
+        keypoints = keypoints.float()  # half a float holds no pixel's centre beyond 128
     limits = torch.tensor([width, height], device=keypoints.device)
     inside = ((keypoints >= 0) & (keypoints < limits)).all(-1)  # (...), False for NaN
     if quantize:
@@ -65,27 +65,31 @@ def decode_heatmaps(heatmaps: Tensor, method: str = "local") -> tuple[Tensor, Te
 
     Returns:
         keypoints (..., 2), (x, y) in pixels of the heatmap, float32; scores (...,), the heatmap's peak.  A map without
-        any value above 0 gives the centre of the image with score 0, never NaN.
+        any value above 0, or with NaN, gives the centre of the image with score 0, never NaN.
     """
     if method not in DECODING_METHODS:
         raise ValueError(f"method={method!r}: choose one of {', '.join(map(repr, DECODING_METHODS))}.")
-    if heatmaps.ndim < 2 or heatmaps.numel() == 0:
+    if heatmaps.ndim < 2 or 0 in heatmaps.shape[-2:]:
         raise ValueError(f"heatmaps has shape {tuple(heatmaps.shape)}: expected (..., height, width), not empty.")
     heatmaps = heatmaps.float()
     height, width = heatmaps.shape[-2:]
-    scores, peak = heatmaps.flatten(-2).max(-1)
+    row_peaks = heatmaps.amax(-1)  # (..., H); amax and then argmax over one row is far faster than argmax over the map
+    scores = row_peaks.amax(-1)
     if method == "mean":
-        total = heatmaps.sum((-2, -1)).clamp_min(torch.finfo(torch.float32).tiny)
-        x = heatmaps.sum(-2) @ _pixel_centers(width, heatmaps) / total
-        y = heatmaps.sum(-1) @ _pixel_centers(height, heatmaps) / total
+        rows, columns = heatmaps.sum(-1), heatmaps.sum(-2)  # (..., H), (..., W)
+        total = rows.sum(-1).clamp_min(torch.finfo(torch.float32).tiny)
+        x = columns @ _pixel_centers(width, heatmaps) / total
+        y = rows @ _pixel_centers(height, heatmaps) / total
         keypoints = torch.stack([x, y], -1)
     else:
-        keypoints = torch.stack([peak % width, peak.div(width, rounding_mode="floor")], -1) + 0.5  # (..., 2)
+        row = row_peaks.argmax(-1, keepdim=True)  # (..., 1)
+        column = heatmaps.gather(-2, row[..., None].expand(*row.shape, width)).squeeze(-2).argmax(-1, keepdim=True)
+        keypoints = torch.cat([column, row], -1) + 0.5  # (..., 2)
         if method == "local":
-            keypoints = _refine(heatmaps, keypoints.float())
+            keypoints = _refine(heatmaps, keypoints)
     center = torch.tensor([width / 2, height / 2], device=heatmaps.device)
-    scores = scores.clamp_min(0.0)
-    return torch.where(scores[..., None] > 0, keypoints, center), scores
+    found = scores > 0  # False for NaN
+    return torch.where(found[..., None], keypoints, center), torch.where(found, scores, 0.0)
 
 
 def _refine(heatmaps: Tensor, peaks: Tensor) -> Tensor:
@@ -96,8 +100,9 @@ def _refine(heatmaps: Tensor, peaks: Tensor) -> Tensor:
     columns = peaks[:, :1].floor().long() + offsets  # (N, D)
     rows = peaks[:, 1:].floor().long() + offsets
     within = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None, :]
-    flat = rows.clamp(0, height - 1)[:, :, None] * width + columns.clamp(0, width - 1)[:, None, :]
-    window = heatmaps.reshape(len(peaks), -1).gather(1, flat.flatten(1)).view_as(flat) * within  # (N, D, D)
+    maps = torch.arange(len(peaks), device=heatmaps.device)[:, None, None] * (height * width)
+    flat = maps + rows.clamp(0, height - 1)[:, :, None] * width + columns.clamp(0, width - 1)[:, None, :]
+    window = heatmaps.reshape(-1).index_select(0, flat.flatten()).view_as(flat) * within  # (N, D, D)
 
     def weights(centers: Tensor, at: Tensor, limit: int) -> Tensor:
         distance = centers - at[:, None]
@@ -110,8 +115,8 @@ def _refine(heatmaps: Tensor, peaks: Tensor) -> Tensor:
     x, y = peaks.unbind(1)
     for _ in range(LOCAL_STEPS):
         x_weights, y_weights = weights(x_centers, x, width), weights(y_centers, y, height)
-        by_column = torch.einsum("nij,ni->nj", window, y_weights) * x_weights  # (N, D)
-        by_row = torch.einsum("nij,nj->ni", window, x_weights) * y_weights
+        by_column = (window * y_weights[:, :, None]).sum(1) * x_weights  # (N, D)
+        by_row = (window * x_weights[:, None, :]).sum(2) * y_weights
         total = by_column.sum(1)
         moved = total > 0
         total = torch.where(moved, total, 1.0)
