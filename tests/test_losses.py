@@ -1,0 +1,48 @@
+import pytest
+import torch
+
+from modeling_handunet.losses import IoULoss
+
+
+def test_the_loss_is_one_minus_intersection_over_union_of_each_heatmap():
+    y = torch.tensor([[[[1.0, 0.5]], [[0.0, 1.0]]]])  # (1, 2, 1, 2)
+    t = torch.tensor([[[[0.5, 0.5]], [[1.0, 0.0]]]])
+    # First map: I = 0.5 + 0.25 = 0.75, U = 1.25 + 0.5 - 0.75 = 1, loss 0.25.  Second: I = 0, U = 2, loss 1.
+    assert IoULoss()(y, t).item() == pytest.approx((0.25 + 1.0) / 2, abs=1e-6)
+    assert IoULoss(eps=1.0)(y, t).item() == pytest.approx((1 - 1.75 / 2 + 1 - 1 / 3) / 2, abs=1e-6)
+
+
+def test_a_perfect_answer_costs_nothing_and_an_empty_target_almost_one():
+    maps = torch.rand(2, 3, 8, 8)
+    assert IoULoss()(maps, maps).item() == pytest.approx(0.0, abs=1e-6)
+    assert IoULoss()(maps, torch.zeros_like(maps)).item() == pytest.approx(1.0, abs=1e-6)
+    assert IoULoss()(torch.zeros_like(maps), torch.zeros_like(maps)).item() == 0.0
+
+
+def test_only_visible_keypoints_count():
+    y, t = torch.rand(2, 3, 4, 4), torch.rand(2, 3, 4, 4)
+    visibility = torch.tensor([[True, False, False], [False, False, True]])
+    expected = (IoULoss()(y[:1, :1], t[:1, :1]) + IoULoss()(y[1:, 2:], t[1:, 2:])) / 2
+    torch.testing.assert_close(IoULoss()(y, t, visibility), expected)
+    assert IoULoss()(y, t, torch.zeros(2, 3, dtype=torch.bool)) == 0.0
+
+
+def test_an_invisible_keypoint_gets_no_gradient():
+    y = torch.rand(1, 2, 4, 4, requires_grad=True)
+    IoULoss()(y, torch.rand(1, 2, 4, 4), torch.tensor([[True, False]])).backward()
+    assert y.grad[0, 0].abs().min() > 0 and y.grad[0, 1].abs().max() == 0
+
+
+def test_the_loss_is_float32_under_autocast():
+    y, t = torch.rand(2, 3, 64, 64), torch.rand(2, 3, 64, 64)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = IoULoss()(y, t)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, IoULoss()(y, t))
+
+
+def test_shapes_that_do_not_fit_are_named():
+    with pytest.raises(ValueError, match=r"\(1, 2, 8, 8\) but their targets \(1, 2, 4, 4\)"):
+        IoULoss()(torch.zeros(1, 2, 8, 8), torch.zeros(1, 2, 4, 4))
+    with pytest.raises(ValueError, match=r"visibility has shape \(2,\), expected \(1, 2\)"):
+        IoULoss()(torch.zeros(1, 2, 8, 8), torch.zeros(1, 2, 8, 8), torch.ones(2, dtype=torch.bool))
