@@ -37,8 +37,14 @@ class HandUNetConfig(PreTrainedConfig):
     skeleton: list[list[int]] | tuple[tuple[int, int], ...] | tuple[list[int], ...] = SKELETON
 
     def __post_init__(self, **kwargs):
-        if kwargs.get("id2label") is None and self.id2label is None and kwargs.get("num_labels") is None:
+        if self.id2label is not None:
+            try:
+                self.id2label = {int(index): str(name) for index, name in self.id2label.items()}
+            except (AttributeError, TypeError, ValueError):
+                raise ValueError(f"id2label={self.id2label!r}: give a dict from keypoint indices to names.") from None
+        elif kwargs.get("num_labels") is None:
             self.id2label = dict(enumerate(KEYPOINT_NAMES))
+        if self.id2label is not None:
             self.label2id = {name: index for index, name in self.id2label.items()}
         self.hidden_sizes = tuple(self.hidden_sizes)
         self.skeleton = tuple((int(parent), int(child)) for parent, child in self.skeleton)
@@ -72,7 +78,8 @@ class HandUNetConfig(PreTrainedConfig):
         for bone in self.skeleton:
             if len(bone) != 2 or not all(0 <= index < len(names) for index in bone):
                 raise ValueError(
-                    f"skeleton has the bone {tuple(bone)}: name two keypoints between 0 and {len(names) - 1}."
+                    f"skeleton has the bone {tuple(bone)}: name two keypoints between 0 and {len(names) - 1}, or give "
+                    "an empty skeleton."
                 )
 
 
