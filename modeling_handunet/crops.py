@@ -7,7 +7,6 @@ photograph and may reach outside it, where it is black.
 """
 
 import base64
-import binascii
 import io
 import math
 import os
@@ -34,7 +33,7 @@ def load_image(image) -> Image.Image:
     """An 8-bit RGB image, upright, from a path, `http(s)` or `data:` URL, bytes, PIL image, array or tensor.
 
     Raises `FileNotFoundError` for a path that is not there, `OSError` for something that is not a readable image and
-    `ValueError` for an image of 0 or too many pixels, each naming the image.
+    `ValueError` for an image of 0 or too many pixels, or an array that is no image, each naming the image.
     """
     if not isinstance(image, (str, os.PathLike, bytes)):
         return to_rgb(image)
@@ -47,7 +46,7 @@ def load_image(image) -> Image.Image:
         name, _, payload = name.partition(",")
         try:
             source = io.BytesIO(base64.b64decode(payload, validate=True))
-        except binascii.Error as error:
+        except ValueError as error:
             raise ValueError(f"The image in the URL {name!r} is not valid base64: {error}.") from None
     elif not os.path.isfile(name):
         raise FileNotFoundError(f"There is no image file {name!r}: give a path, a URL, a PIL image or an array.")
@@ -95,11 +94,14 @@ def to_rgb(image, name: str = "") -> Image.Image:
         )
     try:
         image.load()
-        image = ImageOps.exif_transpose(image)
+        return _convert(ImageOps.exif_transpose(image))  # exif_transpose copies in any case
     except Image.DecompressionBombError as error:
         raise ValueError(f"{name}: {error} Resize it first.") from None
     except UNREADABLE_IMAGE_ERRORS as error:
         raise OSError(f"{name} cannot be decoded, it may be damaged or truncated: {error}") from error
+
+
+def _convert(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image, dtype=np.float64)
         scale = 1 / 257 if image.mode.startswith("I") and values.max() > 255 else 255 if values.max() <= 1 else 1
@@ -110,7 +112,7 @@ def to_rgb(image, name: str = "") -> Image.Image:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image).convert("RGB")
-    return image.convert("RGB") if image.mode != "RGB" else image.copy()
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _from_array(array, name: str) -> Image.Image:
@@ -145,8 +147,8 @@ def _from_array(array, name: str) -> Image.Image:
 
 def box_to_square(box, box_fill: float) -> tuple[float, float, float]:
     """The square (left, top, side) with the centre of `box` (x, y, width, height), in which the box's longer side
-    takes the share `box_fill`."""
-    x, y, width, height = (float(value) for value in box)
+    takes the share `box_fill`.  Raises as `parse_box`."""
+    x, y, width, height = parse_box(box)
     side = max(width, height) / box_fill
     return x + width / 2 - side / 2, y + height / 2 - side / 2, side
 
@@ -157,14 +159,22 @@ def image_to_square(width: int, height: int) -> tuple[float, float, float]:
     return (width - side) / 2, (height - side) / 2, float(side)
 
 
+def parse_box(box) -> tuple[float, float, float, float]:
+    """`box` as floats (x, y, width, height); `ValueError` unless it is four finite numbers, the last two above 0."""
+    try:
+        x, y, width, height = (float(value) for value in box)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"A box is four numbers (x, y, width, height), got {box!r}.") from None
+    if not all(map(math.isfinite, (x, y, width, height))) or width <= 0 or height <= 0:
+        raise ValueError(
+            f"The box {(x, y, width, height)} is not a box: width and height must be above 0, all of it finite."
+        )
+    return x, y, width, height
+
+
 def check_box(box, width: int, height: int) -> None:
     """Raise `ValueError` unless `box` is (x, y, w, h), finite, not empty, and touches an image of this size."""
-    try:
-        x, y, w, h = (float(value) for value in box)
-    except (TypeError, ValueError):
-        raise ValueError(f"A box is four numbers (x, y, width, height), got {box!r}.") from None
-    if not all(map(math.isfinite, (x, y, w, h))) or w <= 0 or h <= 0:
-        raise ValueError(f"The box {(x, y, w, h)} is not a box: width and height must be above 0, all of it finite.")
+    x, y, w, h = parse_box(box)
     if x >= width or y >= height or x + w <= 0 or y + h <= 0:
         raise ValueError(
             f"The box {(x, y, w, h)} lies outside the image of {width}x{height} pixels: give (x, y, width, height) in "
@@ -203,4 +213,14 @@ def _like(points, offset: tuple[float, float]):
     return np.asarray(offset) if isinstance(points, np.ndarray) else points.new_tensor(offset)
 
 
-__all__ = ["box_to_square", "check_box", "crop_square", "from_crop", "image_to_square", "load_image", "to_crop", "to_rgb"]
+__all__ = [
+    "box_to_square",
+    "check_box",
+    "crop_square",
+    "from_crop",
+    "image_to_square",
+    "load_image",
+    "parse_box",
+    "to_crop",
+    "to_rgb",
+]

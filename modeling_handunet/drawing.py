@@ -7,6 +7,8 @@ from .keypoints import SKELETON, keypoint_color
 
 # Lines are drawn on a canvas this many times as large and reduced, since ImageDraw does not smooth them.
 SUPERSAMPLING = 3
+# Beyond this many pixels a side the canvas is not enlarged, to bound memory.
+MAX_CANVAS = 6144
 
 
 def draw_hand(image: Image.Image, keypoints, scores=None, *, skeleton=SKELETON, width: float | None = None) -> Image.Image:
@@ -18,18 +20,24 @@ def draw_hand(image: Image.Image, keypoints, scores=None, *, skeleton=SKELETON, 
         width: of the bones, in pixels; by default in proportion to the hand.
     """
     keypoints = np.asarray(keypoints, dtype=np.float64)
-    scores = np.ones(len(keypoints)) if scores is None else np.asarray(scores, dtype=np.float64)
+    scores = np.ones(len(keypoints)) if scores is None else np.nan_to_num(np.asarray(scores, dtype=np.float64))
     present = np.isfinite(keypoints).all(1)
     if not present.any():
         return image.convert("RGB")
     if width is None:
         extent = np.ptp(keypoints[present], axis=0).max()
         width = float(np.clip(extent / 45, 1.0, max(image.size) / 60 + 1))
-    size = (image.width * SUPERSAMPLING, image.height * SUPERSAMPLING)
-    layer = Image.new("RGBA", size, (0, 0, 0, 0))
+    result = image.convert("RGB")  # a copy in any case
+    margin = 2 * width + 1
+    low = np.clip(np.floor(keypoints[present].min(0) - margin), 0, image.size).astype(int)
+    high = np.clip(np.ceil(keypoints[present].max(0) + margin), 0, image.size).astype(int)
+    if not (low < high).all():
+        return result
+    scale = SUPERSAMPLING if (high - low).max() * SUPERSAMPLING <= MAX_CANVAS else 1
+    layer = Image.new("RGBA", tuple((high - low) * scale), (0, 0, 0, 0))
     draw = ImageDraw.Draw(layer)
-    points = keypoints * SUPERSAMPLING - 0.5  # ImageDraw counts from the centre of the first pixel
-    line, dot = max(1, round(width * SUPERSAMPLING)), width * SUPERSAMPLING * 0.95
+    points = (keypoints - low) * scale - 0.5  # ImageDraw counts from the centre of the first pixel
+    line, dot = max(1, round(width * scale)), width * scale * 0.95
 
     def color(index: int) -> tuple[int, int, int, int]:
         return (*keypoint_color(index), int(70 + 185 * float(np.clip(scores[index], 0, 1))))
@@ -40,8 +48,10 @@ def draw_hand(image: Image.Image, keypoints, scores=None, *, skeleton=SKELETON, 
     for index in np.flatnonzero(present):
         x, y = points[index]
         draw.ellipse([x - dot, y - dot, x + dot, y + dot], fill=color(index), outline=(20, 20, 20, color(index)[3]))
-    layer = layer.resize(image.size, Image.Resampling.BOX)
-    return Image.alpha_composite(image.convert("RGBA"), layer).convert("RGB")
+    layer = layer.resize(tuple(high - low), Image.Resampling.BOX)
+    under = result.crop((*low, *high)).convert("RGBA")
+    result.paste(Image.alpha_composite(under, layer).convert("RGB"), tuple(low))
+    return result
 
 
 __all__ = ["draw_hand"]

@@ -1,0 +1,263 @@
+import base64
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from modeling_handunet.crops import (
+    MAX_IMAGE_PIXELS,
+    box_to_square,
+    check_box,
+    crop_square,
+    from_crop,
+    image_to_square,
+    load_image,
+    parse_box,
+    to_crop,
+    to_rgb,
+)
+
+
+def pixel(image: Image.Image, x: int = 0, y: int = 0) -> tuple[int, int, int]:
+    assert image.mode == "RGB"
+    return image.getpixel((x, y))
+
+
+def encode(image: Image.Image, **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, **options)
+    return buffer.getvalue()
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that claims a size and holds no pixel."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    size = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+
+
+def palette_image() -> Image.Image:
+    image = Image.new("P", (2, 1), 1)
+    image.putpalette([0, 0, 0, 10, 200, 30])
+    return image
+
+
+def transparent_palette_image() -> Image.Image:
+    image = palette_image()
+    image.info["transparency"] = 1
+    return image
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (Image.new("RGB", (2, 1), (1, 2, 3)), (1, 2, 3)),
+        (Image.new("L", (2, 1), 100), (100, 100, 100)),
+        (Image.new("1", (2, 1), 1), (255, 255, 255)),
+        (Image.new("LA", (2, 1), (200, 128)), (100, 100, 100)),  # 200 * 128 / 255 over black
+        (Image.new("RGBA", (2, 1), (200, 100, 50, 128)), (100, 50, 25)),
+        (Image.new("RGBA", (2, 1), (200, 100, 50, 0)), (0, 0, 0)),
+        (palette_image(), (10, 200, 30)),
+        (transparent_palette_image(), (0, 0, 0)),
+        (Image.new("CMYK", (2, 1), (0, 0, 0, 0)), (255, 255, 255)),
+        (Image.new("CMYK", (2, 1), (0, 255, 255, 0)), (255, 0, 0)),
+        (Image.new("YCbCr", (2, 1), (90, 128, 128)), (90, 90, 90)),
+        (Image.fromarray(np.full((1, 2), 257 * 100, np.uint16)), (100, 100, 100)),
+        (Image.fromarray(np.full((1, 2), 200, np.uint16)), (1, 1, 1)),  # dark, and still 16 bits
+        (Image.fromarray(np.full((1, 2), 257 * 100, np.int32)), (100, 100, 100)),
+        (Image.fromarray(np.full((1, 2), 0.4, np.float32)), (102, 102, 102)),
+    ],
+    ids=lambda value: value.mode if isinstance(value, Image.Image) else None,
+)
+def test_every_mode_becomes_eight_bit_rgb(image, expected):
+    assert pixel(to_rgb(image), 1) == expected
+
+
+def test_sixteen_bit_files_are_scaled_to_eight_bits(tmp_path):
+    for name in ("deep.png", "deep.tiff"):
+        Image.fromarray(np.full((2, 3), 257 * 60, np.uint16)).save(tmp_path / name)
+        assert pixel(load_image(tmp_path / name)) == (60, 60, 60)
+
+
+def test_an_image_is_turned_upright_by_its_exif_orientation():
+    image = Image.new("RGB", (3, 2))
+    image.putpixel((0, 0), (255, 0, 0))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: rotate by 90 degrees clockwise to view
+    upright = load_image(encode(image, format="PNG", exif=exif))
+    assert upright.size == (2, 3)
+    assert pixel(upright, 1, 0) == (255, 0, 0)
+
+
+def test_of_an_animation_the_first_frame_is_taken():
+    frames = [Image.new("RGB", (4, 4), color) for color in ((255, 0, 0), (0, 255, 0), (0, 0, 255))]
+    for options in ({"format": "GIF"}, {"format": "WEBP", "lossless": True}):
+        data = encode(frames[0], save_all=True, append_images=frames[1:], duration=100, **options)
+        assert pixel(load_image(data)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("options", [{"format": "PNG"}, {"format": "BMP"}, {"format": "TIFF"}, {"format": "WEBP", "lossless": True}])
+def test_lossless_files_keep_every_pixel(options, tmp_path):
+    values = np.arange(5 * 7 * 3, dtype=np.uint8).reshape(5, 7, 3)
+    path = tmp_path / "image"
+    path.write_bytes(encode(Image.fromarray(values), **options))
+    for source in (path, str(path), path.read_bytes()):
+        assert np.array_equal(np.asarray(load_image(source)), values)
+
+
+def test_a_data_url_is_read():
+    data = base64.b64encode(encode(Image.new("RGB", (2, 2), (9, 8, 7)), format="PNG")).decode()
+    assert pixel(load_image(f"data:image/png;base64,{data}")) == (9, 8, 7)
+    for payload in ("not base64!", "é", "abc"):
+        with pytest.raises(ValueError, match="'data:image/png;base64' is not valid base64"):
+            load_image(f"data:image/png;base64,{payload}")
+
+
+def test_arrays_and_tensors_of_every_layout_agree():
+    values = np.arange(5 * 7 * 3, dtype=np.uint8).reshape(5, 7, 3)
+    for array in (
+        values,
+        values.astype(np.int64),
+        values.astype(np.uint16) * 257,
+        values / 255,
+        values.transpose(2, 0, 1),
+        torch.tensor(values),
+        torch.tensor(values).permute(2, 0, 1) / 255,
+        (torch.tensor(values) / 255).requires_grad_(),
+        values.tolist(),
+    ):
+        assert np.array_equal(np.asarray(to_rgb(array)), values)
+    assert pixel(to_rgb(np.full((4, 6), 100, np.uint8))) == (100, 100, 100)
+    assert pixel(to_rgb(np.full((4, 6, 1), 100, np.uint8))) == (100, 100, 100)
+    assert pixel(to_rgb(np.ones((4, 6), bool))) == (255, 255, 255)
+    assert pixel(to_rgb(np.full((4, 6, 4), [200, 100, 50, 128], np.uint8))) == (100, 50, 25)
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((5, 6, 2), np.uint8), r"shape \(5, 6, 2\)"),
+        (np.zeros(5, np.uint8), r"shape \(5,\)"),
+        (np.zeros((0, 6, 3), np.uint8), "holds no pixel"),
+        (np.full((4, 6), 255.0), "from 255.0 to 255.0: expected values in"),
+        (np.full((4, 6), np.nan), "nan"),
+        (np.full((4, 6), 256), "int64: expected 8-bit"),
+        (np.full((4, 6), -1), "expected 8-bit"),
+        (np.full((4, 6), 1j), "complex128"),
+        ([[1, 2], [3]], "cannot be read as an array"),
+        (None, "NoneType"),
+        (7, r"shape \(\)"),
+    ],
+)
+def test_arrays_that_are_no_image_are_refused_in_words(array, message):
+    with pytest.raises(ValueError, match=message):
+        load_image(array)
+
+
+def test_the_result_is_a_copy():
+    image = Image.new("RGB", (2, 2))
+    to_rgb(image).putpixel((0, 0), (255, 255, 255))
+    assert pixel(image) == (0, 0, 0)
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="missing.jpg"):
+        load_image(tmp_path / "missing.jpg")
+    with pytest.raises(FileNotFoundError, match=str(tmp_path)):
+        load_image(tmp_path)
+    for name, data in (("text.jpg", b"hello"), ("empty.png", b"")):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(OSError, match=f"{name} is not an image"):
+            load_image(tmp_path / name)
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+    for kind in ("JPEG", "PNG", "WEBP", "GIF", "TIFF"):
+        whole = encode(noise, format=kind)
+        (tmp_path / f"cut.{kind}").write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(OSError, match=f"cut.{kind}"):
+            load_image(tmp_path / f"cut.{kind}")
+
+
+def test_images_of_no_or_too_many_pixels_are_refused_before_they_are_decoded():
+    with pytest.raises(ValueError, match=f"0x5 pixels: expected at least 1 and at most {MAX_IMAGE_PIXELS}"):
+        to_rgb(Image.new("RGB", (0, 5)))
+    with pytest.raises(ValueError, match=r"20000x10000 pixels: expected .* at most"):
+        to_rgb(Image.new("1", (20_000, 10_000)))
+    with pytest.raises(ValueError, match=r"57 bytes: .*200000000 pixels.*Resize it first"):
+        load_image(png_header(20_000, 10_000))
+
+
+def test_a_box_becomes_a_square_with_its_centre():
+    # Longer side 18 / 0.45 = 40; centre (39, 24.5); top left (39 - 20, 24.5 - 20).
+    square = box_to_square((30, 20, 18, 9), 0.45)
+    assert square == pytest.approx((19.0, 4.5, 40.0))
+    assert to_crop(np.array([[19.0, 4.5], [39.0, 24.5], [59.0, 44.5]]), square, 128).tolist() == pytest.approx(
+        np.array([[0.0, 0.0], [64.0, 64.0], [128.0, 128.0]])
+    )
+    points = torch.rand(21, 2, dtype=torch.float64) * 50
+    torch.testing.assert_close(from_crop(to_crop(points, square, 128), square, 128), points)
+
+
+def test_an_image_without_a_box_is_padded_to_a_square_with_its_centre():
+    assert image_to_square(100, 60) == (0.0, -20.0, 100.0)
+    assert image_to_square(5, 8) == (-1.5, 0.0, 8.0)
+
+
+def test_a_crop_of_the_same_size_keeps_the_pixels_and_is_black_outside():
+    values = np.random.default_rng(0).integers(1, 256, (20, 30, 3), np.uint8)
+    image = Image.fromarray(values)
+    assert np.array_equal(np.asarray(crop_square(image, (2.0, 3.0, 8.0), 8)), values[3:11, 2:10])
+    outside = np.asarray(crop_square(image, (26.0, -4.0, 8.0), 8))
+    assert np.array_equal(outside[4:, :4], values[:4, 26:])
+    assert outside[:4].max() == 0 and outside[:, 4:].max() == 0
+
+
+def test_a_crop_is_resized_by_averaging_whole_blocks_bilinearly():
+    # Columns of 0 and 240 in turn: every pair of columns weighs the same, whatever the filter's tails.
+    values = np.zeros((64, 64, 3), np.uint8)
+    values[:, 1::2] = 240
+    crop = np.asarray(crop_square(Image.fromarray(values), (0.0, 0.0, 64.0), 8)).astype(int)
+    assert np.abs(crop[:, 1:-1] - 120).max() <= 2
+
+
+@pytest.mark.parametrize("side", [5000.0, 12345.6])
+def test_a_huge_square_is_cut_out_in_bounded_memory_at_the_right_place(side):
+    image = Image.new("RGB", (3000, 2000))
+    image.paste((255, 255, 255), (1500, 1000, 1900, 1400))
+    square = (1500 - side / 2, 1000 - side / 2, side)
+    crop = np.asarray(crop_square(image, square, 512)).astype(float).sum((1, 2))
+    # The white patch's rows are 1000 to 1400, and so 256 to 256 + 400 * 512 / side in the crop; its centre of mass:
+    center = ((np.arange(512) + 0.5) * crop).sum() / crop.sum()
+    assert center == pytest.approx(256 + 200 * 512 / side, abs=0.2)
+
+
+@pytest.mark.parametrize(
+    ("box", "message"),
+    [
+        ((1, 2, 3), "four numbers"),
+        ((1, 2, 3, "wide"), "four numbers"),
+        (5, "four numbers"),
+        ((float("nan"), 2, 3, 4), "all of it finite"),
+        ((1, 2, float("inf"), 4), "all of it finite"),
+        ((1, 2, 0, 4), "width and height must be above 0"),
+        ((1, 2, 3, -4), "width and height must be above 0"),
+        ((100, 2, 3, 4), "outside the image of 100x80 pixels"),
+        ((-5, 2, 5, 4), "outside the image"),
+        ((1, 80, 3, 4), "outside the image"),
+        ((1, 2, 20_000, 4), "over 100 times as large"),
+    ],
+)
+def test_boxes_that_cannot_be_used_are_refused_in_words(box, message):
+    with pytest.raises(ValueError, match=message):
+        check_box(box, 100, 80)
+
+
+def test_a_box_that_reaches_outside_the_image_is_allowed():
+    check_box((-5, -5, 6, 6), 100, 80)
+    assert parse_box(np.array([1, 2, 3, 4])) == (1.0, 2.0, 3.0, 4.0)
