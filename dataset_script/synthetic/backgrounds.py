@@ -41,24 +41,28 @@ def random_colors(keys: Tensor, purpose: str, count: int) -> Tensor:
     own = counter_rng.uniform(keys, f"{purpose} own", (count, 3))
     value = 0.10 + 0.85 * (0.45 * common[..., :1] + 0.55 * own[..., :1])
     hue = 2 * math.pi * (common[..., 1:2] + 0.35 * (own[..., 1:2] - 0.5))
-    saturation = 0.75 * (0.5 * common[..., 2:] + 0.5 * own[..., 2:]) ** 2
+    saturation = 0.9 * (0.5 * common[..., 2:] + 0.5 * own[..., 2:]) ** 3
     phase = torch.tensor([0.0, 2.0943951, 4.1887902], device=keys.device)
     return (value * (1 + saturation * torch.cos(hue + phase))).clamp(0.0, 1.0)
 
 
-def _shapes(keys: Tensor, purpose: str, size: int, count: int, skin: Tensor, picture: Tensor) -> Tensor:
-    """`count` opaque shapes, from large to small, over `picture` (B, 3, size, size), in place."""
+def shapes(keys: Tensor, purpose: str, size: int, count: int, skin: Tensor, picture: Tensor, *,
+           scale: tuple[float, float] = (1.1, 0.16), fleshy: float = 0.12) -> Tensor:
+    """`count` opaque shapes, from large to small (`scale`), over `picture` (B, 3, size, size), in place.
+
+    A share `fleshy` of them is of about the colour `skin` (B, 3).
+    """
     x, y = pixel_grid(size, keys.device)
     u = counter_rng.uniform(keys, purpose, (count, 8))
     colors = random_colors(keys, f"{purpose} color", count)
-    fleshy = (u[:, :, 7] < 0.12)[..., None]
-    colors = torch.where(fleshy, (skin[:, None] * (0.7 + 0.6 * u[:, :, 6:7])).clamp(0, 1), colors)
+    like_skin = (u[:, :, 7] < fleshy)[..., None]
+    colors = torch.where(like_skin, (skin[:, None] * (0.7 + 0.6 * u[:, :, 6:7])).clamp(0, 1), colors)
     angle = torch.where(u[:, :, 2] < 0.5, torch.round(u[:, :, 3] * 4) * (math.pi / 2), u[:, :, 3] * 2 * math.pi)
     cos, sin = torch.cos(angle), torch.sin(angle)
     for k in range(count):
-        scale = 1.1 * (0.16 / 1.1) ** (k / max(count - 1, 1))
-        wide = scale * (0.3 + 0.9 * u[:, k, 4])
-        thin = torch.where(u[:, k, 6] < 0.25, wide * 0.15, scale * (0.3 + 0.9 * u[:, k, 5]))
+        radius = scale[0] * (scale[1] / scale[0]) ** (k / max(count - 1, 1))
+        wide = radius * (0.3 + 0.9 * u[:, k, 4])
+        thin = torch.where(u[:, k, 6] < 0.25, wide * 0.15, radius * (0.3 + 0.9 * u[:, k, 5]))
         cx, cy = u[:, k, 0] * 2.4 - 1.2, u[:, k, 1] * 2.4 - 1.2
         dx, dy = x[None] - cx[:, None, None], y[None] - cy[:, None, None]
         c, s = cos[:, k, None, None], sin[:, k, None, None]
@@ -86,14 +90,14 @@ def _plain(keys: Tensor, size: int, skin: Tensor) -> Tensor:
 
 
 def _noise(keys: Tensor, size: int, skin: Tensor) -> Tensor:
-    strength = 0.05 + 0.45 * counter_rng.uniform(keys, "noise strength", (3,))[..., None, None]
+    strength = 0.05 + 0.30 * counter_rng.uniform(keys, "noise strength", (3,))[..., None, None]
     light = fractal_noise(keys, "noise light", size, 1, (3, 6, 12, 25, 50))
     tint = fractal_noise(keys, "noise tint", size, 3, (2, 5))
-    return _gradient(keys, "noise", size) * (1 + strength[:, :1] * light + 0.5 * strength[:, 1:2] * tint)
+    return _gradient(keys, "noise", size) * (1 + strength[:, :1] * light + 0.25 * strength[:, 1:2] * tint)
 
 
 def _leaves(keys: Tensor, size: int, skin: Tensor) -> Tensor:
-    picture = _shapes(keys, "leaves", size, 14, skin, _gradient(keys, "leaves", size))
+    picture = shapes(keys, "leaves", size, 14, skin, _gradient(keys, "leaves", size))
     strength = 0.20 * counter_rng.uniform(keys, "leaves strength")[:, None, None, None] ** 2
     return picture * (1 + strength * fractal_noise(keys, "leaves", size, 1, (6, 16, 48)))
 
@@ -109,7 +113,7 @@ def _room(keys: Tensor, size: int, skin: Tensor) -> Tensor:
     floor = colors[:, 0] * (1 + 0.25 * u[:, 4] * planks.sign() * (depth > 0.1))[:, None]
     wall = colors[:, 1] * (1 - 0.25 * u[:, 5] * (x * x + y * y))[:, None]
     picture = torch.where((y > horizon)[:, None], floor, wall)
-    picture = _shapes(keys, "room things", size, 6, skin, picture.contiguous())
+    picture = shapes(keys, "room things", size, 6, skin, picture.contiguous())
     return picture * (1 + 0.05 * fractal_noise(keys, "room", size, 1, (4, 12, 48)))
 
 
@@ -139,7 +143,7 @@ def _green_screen(keys: Tensor, size: int, skin: Tensor) -> Tensor:
     light = 1 + 0.25 * (fold - 0.5) + 0.10 * fractal_noise(keys, "green", size, 1, (2, 4, 9))
     picture = green * light
     return torch.where((u[:, 5] < 0.4)[:, None, None, None],
-                       _shapes(keys, "green things", size, 3, skin, picture.clone()), picture)
+                       shapes(keys, "green things", size, 3, skin, picture.clone()), picture)
 
 
 def backgrounds(keys: Tensor, size: int, shares: tuple[float, ...], skin: Tensor) -> tuple[Tensor, Tensor]:

@@ -50,8 +50,8 @@ KEYPOINT_SHIFTS = np.array([
 
 # Radii (metres) at a finger's base, its two joints and its tip.
 RADII = np.array([
-    [0.0125, 0.0106, 0.0098, 0.0074], [0.0100, 0.0091, 0.0079, 0.0064], [0.0101, 0.0092, 0.0080, 0.0065],
-    [0.0096, 0.0087, 0.0076, 0.0062], [0.0085, 0.0076, 0.0066, 0.0054],
+    [0.0128, 0.0109, 0.0101, 0.0076], [0.0104, 0.0096, 0.0083, 0.0066], [0.0105, 0.0097, 0.0084, 0.0067],
+    [0.0101, 0.0092, 0.0080, 0.0064], [0.0089, 0.0081, 0.0070, 0.0056],
 ])
 
 
@@ -135,8 +135,10 @@ def _finger_distance(points: np.ndarray, finger: int, rotations: np.ndarray, ori
         _capsule(local, [0, joints[k], 0.0005 * (k + 1)], [0, joints[k + 1], 0.0005 * (k + 2)], radii[k], radii[k + 1])
         for k in range(3)
     ]
-    middle = 0.5 * (joints[0] + joints[1])
-    parts.append(_capsule(local, [0, middle, 0.0022], [0, middle + 0.004, 0.0022], radii[1] - 0.0006, radii[1] - 0.0006))
+    for segment, fullness in ((0, 0.0020), (1, 0.0014)):  # the soft part between two joints, on the palm's side
+        middle = 0.5 * (joints[segment] + joints[segment + 1])
+        radius = 0.5 * (radii[segment] + radii[segment + 1]) - 0.0004
+        parts.append(_capsule(local, [0, middle - 0.002, fullness], [0, middle + 0.002, fullness], radius, radius))
     return _smooth_min(parts, 0.0012)
 
 

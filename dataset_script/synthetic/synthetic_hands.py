@@ -8,6 +8,7 @@ No download and no licence to sign, and as many samples as one asks for.  Sample
 it does not depend on the batch it is drawn in, the process, or what was drawn before.
 """
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -20,7 +21,8 @@ from dataset_script import counter_rng
 from dataset_script.synthetic.backgrounds import KINDS
 from dataset_script.synthetic.body import HandBody, procedural_hand
 from dataset_script.synthetic.gltf import load_gltf_hand
-from dataset_script.synthetic.scenes import EASY, FULL, Hands, SceneRanges, composite, draw_hands
+from dataset_script.synthetic.ranges import EASY, FULL, SceneRanges
+from dataset_script.synthetic.scenes import Hands, composite, draw_hands
 
 DIFFICULTIES: dict[str, SceneRanges] = {"easy": EASY, "full": FULL}
 
@@ -51,6 +53,14 @@ class SyntheticHands(Dataset):
     def body(self) -> HandBody:
         """The hand at rest, built once in a process."""
         return procedural_hand() if self.hand_mesh is None else load_gltf_hand(self.hand_mesh)
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells these samples from any others, the drawing code itself included: a key for caches."""
+        code = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))]
+        mesh = b"" if self.hand_mesh is None else Path(self.hand_mesh).read_bytes()
+        options = repr((self.seed, self.image_size, self.difficulty)).encode()
+        return hashlib.sha256(b"".join([*code, mesh, options])).hexdigest()[:16]
 
     def __len__(self) -> int:
         return self.length
