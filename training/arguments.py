@@ -1,0 +1,200 @@
+"""The command line of `train.py`: one dataclass, the only place where a run's settings live.
+
+What the weights mean (image size, keypoints, sigma) is `HandUNetConfig`'s; how this run goes is here, and is saved whole
+beside the weights.  A field's comment in `help` is its manual; its group is the heading it stands under in `--help`.
+"""
+
+import argparse
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from modeling_handunet.heatmaps import DECODING_METHODS
+
+# Settings that may differ between a run and its continuation: they do not change what is computed.
+FREE_ON_RESUME = frozenset(
+    {"output_dir", "resume", "workers", "checkpoint_every", "keep_checkpoints", "push_to_hub"}
+)
+
+# The training of the student project that this design comes from, for comparison; only fields that differ.
+SEED_RECIPE = {
+    "optimizer": "sgd",
+    "learning_rate": 0.1,
+    "weight_decay": 0.0,
+    "schedule": "plateau",
+    "epochs": 1000,
+    "batch_size": 48,
+    "patience": 30,
+    "ema_decay": 0.0,
+    "max_grad_norm": 0.0,
+    "augmentation": 0.0,
+    "targets": "quantized",
+    "decoding": "mean",
+}
+
+
+def _option(group: str, default, text: str, **more):
+    return field(default=default, metadata={"group": group, "help": text, **more})
+
+
+@dataclass
+class Arguments:
+    """Every setting of a run; see the module's docstring."""
+
+    dataset: str | None = _option(
+        "data", None, "freihand with --data_dir, coco with --annotations, else synthetic",
+        choices=("synthetic", "freihand", "coco"),
+    )  # fmt: skip
+    data_dir: str | None = _option("data", None, "FreiHAND: the extracted folder or the official zip")
+    backgrounds: str = _option(
+        "data", "raw", "FreiHAND: the raw photographs, or all four background versions", choices=("raw", "all")
+    )
+    annotations: str | None = _option("data", None, "own data: a COCO keypoint file")
+    images: str | None = _option("data", None, "own data: the folder of its images (default: images/ beside the file)")
+    validation_share: float = _option("data", 0.2, "own data: share of the photographs held out for validation and test")
+    difficulty: str = _option("data", "easy", "synthetic hands: the stated easy set, or everything", choices=("easy", "full"))
+    streaming: bool = _option("data", False, "synthetic hands: new ones in every epoch, rendered as they are needed")
+    hand_mesh: str | None = _option("data", None, "synthetic hands: a rigged glTF hand with WebXR joint names instead")
+    train_samples: int | None = _option("data", None, "training samples an epoch (synthetic: 2000; else all)")
+    validation_samples: int | None = _option("data", None, "validation samples (synthetic: 300; else all)")
+    test_samples: int | None = _option("data", None, "test samples (synthetic: 300; else all)")
+    cache_dir: str | None = _option("data", None, "where decoded images are kept (default: the datasets library's cache)")
+    workers: int = _option("data", 0, "processes that prepare batches beside the training process")
+
+    init: str | None = _option("model", None, "start from these weights, a folder or an id on the Hub")
+    hidden_sizes: tuple[int, ...] = _option("model", (16, 32, 64, 128), "channels of each level of the U-Net", nargs="+")
+    sigma: float = _option("model", 3.0, "standard deviation of the target heatmaps in px of the 128 px input")
+
+    recipe: str = _option(
+        "optimisation", "default", "seed: batch 48, SGD 0.1 halved on plateaus, quantized targets, mean decoding",
+        choices=("default", "seed"),
+    )  # fmt: skip
+    epochs: int = _option("optimisation", 4, "passes over the training samples, at most")
+    batch_size: int = _option("optimisation", 16, "samples a step and process")
+    gradient_accumulation_steps: int = _option("optimisation", 1, "batches whose gradients are summed for one step")
+    optimizer: str = _option("optimisation", "adamw", "", choices=("adamw", "sgd"))
+    learning_rate: float = _option("optimisation", 4e-3, "peak learning rate")
+    weight_decay: float = _option("optimisation", 0.01, "AdamW's weight decay")
+    schedule: str = _option(
+        "optimisation", "cosine", "cosine after a warm-up, or halved when the training loss stalls",
+        choices=("cosine", "plateau"),
+    )  # fmt: skip
+    warmup_share: float = _option("optimisation", 0.05, "share of the steps in which the learning rate rises")
+    max_grad_norm: float = _option("optimisation", 1.0, "clip the gradient to this norm; 0: never")
+    ema_decay: float = _option("optimisation", 0.998, "decay of the averaged weights that are validated; 0: none")
+    targets: str = _option(
+        "optimisation", "continuous", "Gaussians centred on the keypoint or on its pixel", choices=("continuous", "quantized")
+    )
+    augmentation: float = _option("optimisation", 1.0, "strength of the augmentation; 0: none")
+    max_rotation: float = _option("optimisation", 20.0, "largest rotation of the augmentation, degrees")
+    patience: int = _option("optimisation", 10, "stop after this many validations without improvement")
+    decoding: str = _option("optimisation", "local", "how validation reads heatmaps", choices=DECODING_METHODS)
+    mixed_precision: str = _option(
+        "optimisation", "no", "bf16 pays on GPUs and on CPUs with AMX or AVX-512 BF16", choices=("no", "bf16", "fp16")
+    )
+    seed: int = _option("optimisation", 0, "seed of the weights, the order, the augmentation and the synthetic hands")
+    max_bad_steps: int = _option("optimisation", 10, "stop after this many steps in a row with a NaN or infinite gradient")
+
+    output_dir: str = _option("output", "outputs/handunet", "holds model/, checkpoints/, logs/, figures/, metrics.json")
+    resume: bool = _option("output", False, "go on from the newest whole checkpoint in --output_dir")
+    checkpoint_every: int = _option("output", 500, "steps between checkpoints; there is one after each epoch, too")
+    keep_checkpoints: int = _option("output", 2, "newest checkpoints that are kept, beside the best")
+    eval_only: bool = _option("output", False, "no training: score --model on --split (own data: on all of it)")
+    model: str | None = _option("output", None, "with --eval_only: what to score, a folder or an id on the Hub")
+    split: str = _option(
+        "output", "test", "with --eval_only: FreiHAND's split", choices=("train", "validation", "test", "evaluation")
+    )
+    push_to_hub: str | None = _option("output", None, "send the finished model to this repository, as user/name")
+
+    def __post_init__(self):
+        if self.recipe == "seed":
+            defaults = {f.name: f.default for f in dataclasses.fields(self)}
+            for name, value in SEED_RECIPE.items():
+                if getattr(self, name) == defaults[name]:  # what was asked for explicitly stays
+                    setattr(self, name, value)
+        if self.dataset is None:
+            self.dataset = "coco" if self.annotations else "freihand" if self.data_dir else "synthetic"
+        self.hidden_sizes = tuple(self.hidden_sizes)
+        defaults = {"synthetic": (2000, 300, 300)}.get(self.dataset, (None, None, None))
+        for name, value in zip(("train_samples", "validation_samples", "test_samples"), defaults):
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+        self._check()
+
+    def _check(self):
+        def refuse(problem: str, remedy: str):
+            raise ValueError(f"{problem}: {remedy}.")
+
+        if self.dataset == "freihand" and not self.data_dir:
+            refuse("--dataset freihand has no --data_dir", "name the folder or zip of FreiHAND")
+        if self.dataset == "coco" and not self.annotations:
+            refuse("--dataset coco has no --annotations", "name the COCO keypoint file, and --images")
+        if self.streaming and self.dataset != "synthetic":
+            refuse(f"--streaming with --dataset {self.dataset}", "only synthetic hands are endless")
+        if self.eval_only and not self.model:
+            refuse("--eval_only has no --model", "name the folder or Hub id to score")
+        if self.model and not self.eval_only:
+            refuse("--model without --eval_only", "to start training from weights use --init")
+        for name in ("epochs", "batch_size", "gradient_accumulation_steps", "patience", "checkpoint_every", "keep_checkpoints", "max_bad_steps"):
+            if getattr(self, name) < 1:
+                refuse(f"--{name} {getattr(self, name)}", "give 1 or more")
+        for name in ("train_samples", "validation_samples", "test_samples"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                refuse(f"--{name} {getattr(self, name)}", "give 1 or more")
+        for name in ("learning_rate", "sigma"):
+            if not getattr(self, name) > 0:
+                refuse(f"--{name} {getattr(self, name)}", "give a number above 0")
+        for name in ("weight_decay", "max_grad_norm", "augmentation", "max_rotation", "workers"):
+            if not getattr(self, name) >= 0:
+                refuse(f"--{name} {getattr(self, name)}", "give 0 or more")
+        for name in ("ema_decay", "warmup_share", "validation_share"):
+            if not 0 <= getattr(self, name) < 1:
+                refuse(f"--{name} {getattr(self, name)}", "give a share in [0, 1)")
+
+    def to_dict(self) -> dict:
+        """The settings as JSON has them."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    def differences(self, saved: dict) -> list[str]:
+        """The settings that differ from those of a saved run and change what is computed, each as a sentence's part."""
+        mine = self.to_dict()
+        return [
+            f"--{name} was {saved.get(name)!r} and is {mine[name]!r}"
+            for name in mine
+            if name not in FREE_ON_RESUME and saved.get(name) != mine[name]
+        ]
+
+    def save(self, path: Path) -> None:
+        """Write the settings as JSON."""
+        path.write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+
+
+def parse_arguments(argv: list[str] | None = None, description: str | None = None) -> Arguments:
+    """Read the command line into [`Arguments`]; a wrong one ends the program with a sentence."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    groups = {}
+    for option in dataclasses.fields(Arguments):
+        details = dict(option.metadata)
+        name = details.pop("group")
+        if name not in groups:
+            groups[name] = parser.add_argument_group(name)
+        group = groups[name]
+        default = option.default
+        text = details.pop("help")
+        if default not in (None, False):
+            shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
+            text = f"{text} (default: {shown})".strip()
+        if isinstance(default, bool):
+            group.add_argument(f"--{option.name}", action="store_true", help=text)
+            continue
+        if isinstance(default, tuple):
+            kind = type(default[0])
+        else:
+            kind = type(default) if default is not None else int if option.name.endswith("_samples") else str
+        group.add_argument(f"--{option.name}", type=kind, default=default, help=text.replace("%", "%%"), **details)
+    namespace = parser.parse_args(argv)
+    try:
+        return Arguments(**vars(namespace))
+    except ValueError as error:
+        parser.error(str(error))

@@ -1,0 +1,114 @@
+"""The three splits that a run reads, from whichever dataset the command line names."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from dataset_script import CocoHands, FreiHAND, HandCrops, SyntheticHands
+from training.arguments import Arguments
+
+# Streams of the synthetic validation and test hands: the same for every run, and no training seed that one would choose.
+VALIDATION_STREAM, TEST_STREAM = 0x76616C6964, 0x74657374
+
+
+@dataclass
+class Splits:
+    """What a run reads: datasets of [`HandCrops`] items, and where they come from."""
+
+    train: Dataset | None
+    validation: Dataset | None
+    test: Dataset
+    source: str
+    research_only: bool
+
+
+class EpochShuffle(Sampler[int]):
+    """A random order of the samples that is a function of (seed, epoch); set `epoch` before iterating."""
+
+    def __init__(self, count: int, seed: int):
+        self.count, self.seed, self.epoch = count, seed, 0
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self):
+        generator = torch.Generator().manual_seed((self.seed << 20) + self.epoch)
+        yield from torch.randperm(self.count, generator=generator).tolist()
+
+
+class Stream(Dataset):
+    """`count` samples an epoch of an endless dataset, new ones in each; set `epoch` before iterating."""
+
+    def __init__(self, endless: HandCrops, count: int):
+        self.endless, self.count, self.epoch = endless, count, 0
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> dict:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: list[int]) -> list[dict]:
+        """The items of a batch, drawn together."""
+        return self.endless.__getitems__([self.epoch * self.count + index for index in indices])
+
+
+def load_splits(args: Arguments) -> Splits:
+    """Load and prepare the splits; raises `ValueError` or `OSError` naming what is wrong with the data."""
+    cache = Path(args.cache_dir or Path(datasets.config.HF_DATASETS_CACHE) / "handunet")
+    loaders = {"synthetic": _synthetic, "freihand": _freihand, "coco": _coco}
+    return loaders[args.dataset](args, cache)
+
+
+def _synthetic(args: Arguments, cache: Path) -> Splits:
+    def hands(count: int, seed: int) -> SyntheticHands:
+        return SyntheticHands(count, seed=seed, difficulty=args.difficulty, hand_mesh=args.hand_mesh)
+
+    train = validation = None
+    if not args.eval_only:
+        if args.streaming:
+            train = Stream(HandCrops(hands(2**40, args.seed)), args.train_samples)
+        else:
+            train = HandCrops(hands(args.train_samples, args.seed), cache_dir=cache)
+        validation = HandCrops(hands(args.validation_samples, VALIDATION_STREAM), cache_dir=cache)
+    test = HandCrops(hands(args.test_samples, TEST_STREAM), cache_dir=cache)
+    return Splits(train, validation, test, f"synthetic hands ({args.difficulty})", research_only=False)
+
+
+def _freihand(args: Arguments, cache: Path) -> Splits:
+    builder = FreiHAND(data_dir=args.data_dir, name=args.backgrounds, cache_dir=args.cache_dir)
+    splits = builder.build()
+
+    def crops(name: str, count: int | None) -> HandCrops:
+        if name not in splits:
+            raise ValueError(
+                f"{args.data_dir} has no frame of the {name} split (it has {', '.join(splits)}): training needs "
+                "FreiHAND's frames 0-25999 (train), 26000-30999 (validation) and 31000-32559 (test); --eval_only needs "
+                "those of its --split."
+            )
+        split = splits[name]
+        return HandCrops(split if count is None else split.select(range(min(count, len(split)))), cache_dir=cache)
+
+    test = crops(args.split if args.eval_only else "test", args.test_samples)
+    source = f"FreiHAND ({args.backgrounds})"
+    if args.eval_only:
+        return Splits(None, None, test, source, research_only=True)
+    train, validation = crops("train", args.train_samples), crops("validation", args.validation_samples)
+    return Splits(train, validation, test, source, research_only=True)
+
+
+def _coco(args: Arguments, cache: Path) -> Splits:
+    images = args.images or Path(args.annotations).parent / "images"
+    if args.eval_only:
+        splits = CocoHands(annotations=args.annotations, images=images, cache_dir=args.cache_dir).build()
+        (everything,) = splits.values()
+        return Splits(None, None, HandCrops(everything, cache_dir=cache), str(args.annotations), research_only=False)
+    builder = CocoHands(
+        annotations=args.annotations, images=images, validation_share=args.validation_share, cache_dir=args.cache_dir
+    )
+    splits = builder.build()
+    train, validation = (HandCrops(splits[name], cache_dir=cache) for name in ("train", "validation"))
+    return Splits(train, validation, validation, str(args.annotations), research_only=False)

@@ -1,0 +1,81 @@
+"""Scoring: a model over a split on all processes, and the same numbers whatever their count."""
+
+from pathlib import Path
+
+import evaluate
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader, Dataset
+
+from modeling_handunet import HandUNetImageProcessor, IoULoss, decode_heatmaps, render_heatmaps
+
+METRIC = Path(__file__).resolve().parent.parent / "metrics" / "hand_keypoints"
+
+
+def normalize(images: torch.Tensor) -> torch.Tensor:
+    """8-bit or [0, 1] float crops (B, 3, S, S) to the network's input, as the image processor does."""
+    if not images.is_floating_point():
+        images = images.float() / 255
+    mean = images.new_tensor(HandUNetImageProcessor.image_mean)[:, None, None]
+    std = images.new_tensor(HandUNetImageProcessor.image_std)[:, None, None]
+    return (images - mean) / std
+
+
+def load_metric() -> evaluate.Metric:
+    """The project's metric, for one process: predictions are gathered before they are scored."""
+    return evaluate.load(str(METRIC), keep_in_memory=True)
+
+
+@torch.no_grad()
+def predict(
+    accelerator: Accelerator, model: torch.nn.Module, loader: DataLoader, *, sigma: float, quantize: bool, decoding: str
+) -> dict[str, np.ndarray]:
+    """Predictions for all samples of a prepared `loader`, gathered on every process and ordered by sample.
+
+    Returns arrays over the N samples: `predictions` and `keypoints` (N, 21, 2) px of the crop, `scores` (N, 21),
+    `visibility` (N, 21), `box_size` (N,) px, `loss` (N,), the IoU loss of each sample, and `index` (N,).
+    """
+    model.eval()
+    parts = []
+    for batch in loader:
+        images, keypoints, visibility = batch["image"], batch["keypoints"], batch["visibility"]
+        with accelerator.autocast():
+            heatmaps = model(normalize(images)).heatmaps
+        heatmaps = heatmaps.float()
+        targets = render_heatmaps(keypoints, heatmaps.shape[-1], sigma, quantize=quantize)
+        loss = torch.stack([IoULoss()(h[None], t[None], v[None]) for h, t, v in zip(heatmaps, targets, visibility)])
+        predictions, scores = decode_heatmaps(heatmaps, decoding)
+        part = {
+            "predictions": predictions,
+            "keypoints": keypoints,
+            "scores": scores,
+            "visibility": visibility,
+            "box_size": batch["box_size"],
+            "loss": loss,
+            "index": batch["index"],
+        }
+        parts.append({name: value.cpu().numpy() for name, value in accelerator.gather_for_metrics(part).items()})
+    arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    order = np.argsort(arrays["index"], kind="stable")
+    return {name: values[order] for name, values in arrays.items()}
+
+
+def score(metric: evaluate.Metric, arrays: dict[str, np.ndarray], image_size: int = 128) -> dict:
+    """The metric's figures for what [`predict`] returned, and the mean `loss`."""
+    seen = arrays["visibility"].any(1)
+    columns = ("keypoints", "visibility", "box_size", "scores")
+    references = [dict(zip(columns, row)) for row in zip(*(arrays[name] for name in columns))]
+    figures = metric.compute(predictions=arrays["predictions"], references=references, image_size=image_size)
+    return {"loss": float(arrays["loss"][seen].astype(np.float64).mean()), **figures}
+
+
+def mean_pose_arrays(train: Dataset, arrays: dict[str, np.ndarray], most: int = 2000) -> dict[str, np.ndarray]:
+    """`arrays` as they were if every answer were the mean pose of (up to `most`) training samples, without scores."""
+    step = max(1, len(train) // most)
+    items = [train[index] for index in range(0, len(train), step)]
+    keypoints = np.stack([item["keypoints"].numpy() for item in items]).astype(np.float64)  # (N, 21, 2)
+    weights = np.stack([item["visibility"].numpy() for item in items])[..., None].astype(np.float64)
+    pose = (keypoints * weights).sum(0) / np.maximum(weights.sum(0), 1)  # (21, 2)
+    predictions = np.broadcast_to(pose, arrays["predictions"].shape)
+    return {**arrays, "predictions": predictions, "scores": np.ones(predictions.shape[:2])}

@@ -1,0 +1,105 @@
+"""The pictures of a run: losses, errors by joint, success rate, and predictions over images beside the truth."""
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+import numpy as np  # noqa: E402
+from PIL import Image, ImageDraw  # noqa: E402
+from torch.utils.data import Dataset  # noqa: E402
+
+from modeling_handunet import KEYPOINT_NAMES, draw_hand  # noqa: E402
+from modeling_handunet.keypoints import keypoint_color  # noqa: E402
+
+ZOOM = 2
+GRID = "#dddddd"
+
+
+def draw_figures(folder: Path, metrics: dict, arrays: dict[str, np.ndarray], test: Dataset) -> list[Path]:
+    """Draw all figures of a run into `folder`; returns their files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return [
+        draw_losses(folder / "losses.png", metrics["history"]),
+        draw_joint_errors(folder / "joint_errors.png", metrics["test"]),
+        draw_success_rate(folder / "success_rate.png", metrics["test"], metrics["mean_pose"]),
+        draw_predictions(folder / "predictions.png", arrays, test),
+    ]
+
+
+def _axes(title: str, x: str, y: str):
+    figure, axes = plt.subplots(figsize=(6.4, 4), layout="constrained")
+    axes.set(title=title, xlabel=x, ylabel=y)
+    axes.grid(color=GRID, linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _save(figure, path: Path) -> Path:
+    figure.savefig(path, dpi=140)
+    plt.close(figure)
+    return path
+
+
+def draw_losses(path: Path, history: list[dict]) -> Path:
+    """Training and validation loss by epoch."""
+    figure, axes = _axes("Loss by epoch", "epoch", "IoU loss")
+    epochs = [entry["epoch"] for entry in history]
+    axes.plot(epochs, [entry["train_loss"] for entry in history], "o-", color="#888888", label="training (augmented)")
+    axes.plot(epochs, [entry["validation"]["loss"] for entry in history], "o-", color="#3c78d8", label="validation")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False)
+    return _save(figure, path)
+
+
+def draw_joint_errors(path: Path, figures: dict) -> Path:
+    """Mean error of each joint on the test split."""
+    errors = figures["mean_error_percent_per_keypoint"]
+    figure, axes = _axes("Mean error by joint, test split", "", "% of the image side")
+    colors = [tuple(channel / 255 for channel in keypoint_color(index)) for index in range(len(KEYPOINT_NAMES))]
+    heights = [np.nan if error is None else error for error in errors]
+    axes.bar(range(len(errors)), heights, color=colors, edgecolor="#555555", linewidth=0.5)
+    names = [name.replace("_", " ") for name in KEYPOINT_NAMES]
+    axes.set_xticks(range(len(errors)), names, rotation=60, ha="right", fontsize=8)
+    axes.grid(visible=False, axis="x")
+    axes.axhline(figures["mean_error_percent"], color="#333333", linestyle="--", linewidth=1)
+    return _save(figure, path)
+
+
+def draw_success_rate(path: Path, figures: dict, baseline: dict) -> Path:
+    """Share of the test images whose mean error is below a threshold, for the model and for the mean pose."""
+    figure, axes = _axes("Success rate, test split", "threshold on the mean error, % of the image side", "share of images")
+    for result, label, color in ((figures, "model", "#3c78d8"), (baseline, "always the mean pose", "#bbbbbb")):
+        thresholds = result["success_rate_thresholds_percent"]
+        axes.plot(thresholds, result["success_rate"], label=label, color=color, linewidth=2)
+    axes.set_ylim(0, 1.02)
+    axes.set_xlim(left=0)
+    axes.legend(frameon=False, loc="lower right")
+    return _save(figure, path)
+
+
+def draw_predictions(path: Path, arrays: dict[str, np.ndarray], test: Dataset, count: int = 6) -> Path:
+    """Test images from the best to the worst tenth: the truth above, the prediction below."""
+    distance = np.linalg.norm(arrays["predictions"] - arrays["keypoints"], axis=2)  # (N, 21)
+    error = np.nanmean(np.where(arrays["visibility"], distance, np.nan), axis=1)
+    ranked = np.argsort(error)
+    ranked = ranked[np.isfinite(error[ranked])]
+    places = np.linspace(0.05, 0.95, min(count, len(ranked))) * (len(ranked) - 1)
+    columns = []
+    for place in places:
+        row = int(ranked[round(place)])
+        item = test[int(arrays["index"][row])]
+        image = Image.fromarray(item["image"].permute(1, 2, 0).contiguous().numpy())
+        image = image.resize((image.width * ZOOM, image.height * ZOOM), Image.Resampling.BICUBIC)
+        truth = np.where(arrays["visibility"][row][:, None], arrays["keypoints"][row], np.nan)
+        pair = [draw_hand(image, truth * ZOOM), draw_hand(image, arrays["predictions"][row] * ZOOM, arrays["scores"][row])]
+        caption = f"{error[row] / item['image'].shape[-1]:.1%} off, better than {1 - place / max(len(ranked) - 1, 1):.0%}"
+        ImageDraw.Draw(pair[1]).text((6, pair[1].height - 18), caption, fill="white", stroke_width=2, stroke_fill="black")
+        ImageDraw.Draw(pair[0]).text((6, 6), "truth", fill="white", stroke_width=2, stroke_fill="black")
+        ImageDraw.Draw(pair[1]).text((6, 6), "prediction", fill="white", stroke_width=2, stroke_fill="black")
+        columns.append(np.concatenate([np.asarray(picture) for picture in pair], axis=0))
+    Image.fromarray(np.concatenate(columns, axis=1)).save(path)
+    return path

@@ -1,0 +1,221 @@
+"""What a run carries from step to step, and how a checkpoint holds it and gives it back, bit for bit."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast, gather_object
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import get_cosine_schedule_with_warmup
+
+from modeling_handunet import HandUNetConfig, HandUNetForPoseEstimation
+from training.arguments import Arguments
+from training.augmentation import Augmentation
+from training.averaging import averaged_model
+from training.checkpoints import BEST, UNFINISHED, BrokenCheckpoint, Checkpoints, verify
+from training.data import EpochShuffle, Splits, Stream
+
+AVERAGE = "average.safetensors"
+
+
+def make_model(args: Arguments) -> HandUNetForPoseEstimation:
+    """A new model, or the one that --init names."""
+    if args.init:
+        return HandUNetForPoseEstimation.from_pretrained(args.init, dtype=torch.float32)
+    torch.manual_seed(args.seed)
+    return HandUNetForPoseEstimation(HandUNetConfig(hidden_sizes=args.hidden_sizes, sigma=args.sigma))
+
+
+def make_optimizer(args: Arguments, model: nn.Module) -> torch.optim.Optimizer:
+    """AdamW without decay on batch normalisation, or plain SGD."""
+    if args.optimizer == "sgd":
+        return torch.optim.SGD(model.parameters(), args.learning_rate, weight_decay=args.weight_decay)
+    weights = [p for p in model.parameters() if p.ndim > 1]
+    norms = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [{"params": weights, "weight_decay": args.weight_decay}, {"params": norms, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, args.learning_rate)
+
+
+def make_schedule(args: Arguments, optimizer: torch.optim.Optimizer, steps: int):
+    """Cosine to zero over `steps` after a warm-up, stepped per step; or halved on a plateau, stepped per epoch."""
+    if args.schedule == "plateau":
+        return torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=20)
+    return get_cosine_schedule_with_warmup(optimizer, int(steps * args.warmup_share), steps)
+
+
+class Run:
+    """Model, optimizer, schedule, averaged weights, loaders and counters of one training."""
+
+    # The loop's own state: plain numbers and lists, which JSON holds exactly.
+    COUNTERS = ("epoch", "batch", "step", "bad_steps", "skipped_steps", "validations_without_improvement", "best", "history")
+
+    def __init__(self, args: Arguments, accelerator: Accelerator, splits: Splits):
+        self.args, self.accelerator, self.splits = args, accelerator, splits
+        model = make_model(args)
+        self.config = model.config
+        model = model.to(memory_format=torch.channels_last)  # faster on CPUs and on GPUs with tensor cores
+        self.average = averaged_model(model, args.ema_decay).to(accelerator.device)
+        self.sampler = EpochShuffle(len(splits.train), args.seed)
+        self.model, self.optimizer, self.train_loader, self.validation_loader, self.test_loader = accelerator.prepare(
+            model,
+            make_optimizer(args, model),
+            DataLoader(splits.train, args.batch_size, sampler=self.sampler, num_workers=args.workers, drop_last=True),
+            DataLoader(splits.validation, args.batch_size, num_workers=args.workers),
+            DataLoader(splits.test, args.batch_size, num_workers=args.workers),
+        )
+        if len(self.train_loader) == 0:
+            raise ValueError(
+                f"{len(splits.train)} training samples do not fill a batch of {args.batch_size} on each of "
+                f"{accelerator.num_processes} processes: lower --batch_size or raise --train_samples."
+            )
+        self.steps_per_epoch = math.ceil(len(self.train_loader) / args.gradient_accumulation_steps)
+        self.schedule = make_schedule(args, self.optimizer.optimizer, self.steps_per_epoch * args.epochs)
+        self.augment = Augmentation(rotation=args.max_rotation).scaled(args.augmentation) if args.augmentation else None
+        self.checkpoints = Checkpoints(Path(args.output_dir) / "checkpoints", args.keep_checkpoints)
+        self.epoch = 0  # the epoch that runs
+        self.batch = 0  # batches of it that are done, on each process
+        self.step = 0  # optimizer steps since the start
+        self.bad_steps = 0  # skipped for a NaN or infinite gradient, in a row
+        self.skipped_steps = 0  # the same, in all
+        self.validations_without_improvement = 0
+        self.best: dict | None = None  # figures of the best validation
+        self.history: list[dict] = []  # figures of each epoch
+        self.newest_checkpoint: str | None = None
+        self.loss_sum = torch.zeros(2, dtype=torch.float64)  # this process's sum of losses and their count
+
+    def start_epoch(self) -> None:
+        """Point sampler and stream at the current epoch."""
+        self.sampler.epoch = self.epoch
+        if isinstance(self.splits.train, Stream):
+            self.splits.train.epoch = self.epoch
+
+    def share_average(self) -> None:
+        """Give every process the first one's averaged batch statistics, which are those that are saved."""
+        if self.accelerator.num_processes > 1:
+            for buffer in self.average.buffers():
+                buffer.copy_(broadcast(buffer))
+
+    def averaged_weights(self) -> dict[str, torch.Tensor]:
+        """The averaged model's state dict, on the CPU."""
+        return {name: value.cpu().contiguous() for name, value in self.average.module.state_dict().items()}
+
+    # Checkpoints
+
+    def save(self) -> None:
+        """Write a checkpoint of this moment, once; raises `OSError` on every process when one cannot write."""
+        name = f"step-{self.step:08d}-{self.epoch:05d}-{self.batch:08d}"
+        if name == self.newest_checkpoint:
+            return
+        state = {counter: getattr(self, counter) for counter in self.COUNTERS}
+        state |= {
+            "arguments": self.args.to_dict(),
+            "processes": self.accelerator.num_processes,
+            "model": shape_of(self.config),
+            "loss_sums": gather_object([self.loss_sum.tolist()]),
+            "averaged": int(self.average.n_averaged),
+            "schedule": self.schedule.state_dict(),
+        }
+        folder = self.checkpoints.folder / (name + UNFINISHED)
+
+        def finish():
+            save_file(self.averaged_weights(), folder / AVERAGE)
+            self.checkpoints.finish(name, state)
+            self.checkpoints.prune()
+
+        failure = self._on_main(lambda: self.checkpoints.unfinished(name))
+        failure = failure or self._on_all(lambda: self.accelerator.save_state(str(folder), safe_serialization=True))
+        failure = failure or self._on_main(finish)
+        if failure:
+            self._on_main(lambda: self.checkpoints.discard(name))
+            raise OSError(
+                f"The checkpoint {name} could not be written: {failure}. Earlier checkpoints are whole: make room or "
+                "mend the folder, and go on with --resume."
+            )
+        self.newest_checkpoint = name
+
+    def save_best(self) -> None:
+        """Write the averaged weights and their figures as the best of the run."""
+
+        def write():
+            save_file(self.averaged_weights(), self.checkpoints.unfinished(BEST) / AVERAGE)
+            self.checkpoints.finish(BEST, {"best": self.best, "model": shape_of(self.config)})
+
+        failure = self._on_main(write)
+        if failure:
+            self._on_main(lambda: self.checkpoints.discard(BEST))
+            raise OSError(f"The best weights could not be written: {failure}. Make room, and go on with --resume.")
+
+    def load_best(self) -> HandUNetForPoseEstimation:
+        """A model with the best weights of the run."""
+        verify(self.checkpoints.folder / BEST)
+        model = HandUNetForPoseEstimation(self.config)
+        model.load_state_dict(load_file(self.checkpoints.folder / BEST / AVERAGE))
+        return model
+
+    def resume(self) -> str:
+        """Go back to the newest whole checkpoint and return what happened in a sentence.
+
+        Raises `ValueError` when the settings differ, naming them, or when there are checkpoints but none is whole.
+        """
+        if self.accelerator.is_main_process:
+            self.checkpoints.recover_best()
+        self.accelerator.wait_for_everyone()
+        folder, state, passed_over = self.checkpoints.newest(self._check_model)
+        reasons = "".join(f"\n  passed over {reason}" for reason in passed_over)
+        if folder is None:
+            if passed_over:
+                raise ValueError(f"No checkpoint in {self.checkpoints.folder} can be resumed:{reasons}")
+            return f"No checkpoint in {self.checkpoints.folder} yet: starting from the beginning."
+        differences = self.args.differences(state["arguments"])
+        if state["processes"] != self.accelerator.num_processes:
+            differences.append(f"the run had {state['processes']} processes and has {self.accelerator.num_processes}")
+        if differences:
+            raise ValueError(
+                f"--resume with other settings than {folder} was made with: {'; '.join(differences)}. Give the same ones, "
+                "or start another run: a new --output_dir, with --init for the weights."
+            )
+        self.accelerator.load_state(str(folder))
+        for counter in self.COUNTERS:
+            setattr(self, counter, state[counter])
+        self.loss_sum = torch.tensor(state["loss_sums"][self.accelerator.process_index], dtype=torch.float64)
+        self.schedule.load_state_dict(state["schedule"])
+        self.average.module.load_state_dict(load_file(folder / AVERAGE))
+        self.average.n_averaged.fill_(state["averaged"])
+        return f"Resumed from {folder}: epoch {self.epoch + 1}, step {self.step}.{reasons}"
+
+    def _check_model(self, folder: Path, state: dict) -> None:
+        mine = shape_of(self.config)
+        other = [f"{name} {value} instead of {mine[name]}" for name, value in state["model"].items() if value != mine[name]]
+        if other:
+            raise BrokenCheckpoint(f"holds another model, with {', '.join(other)}")
+
+    def _on_main(self, action) -> str | None:
+        return self._on_all(action if self.accelerator.is_main_process else lambda: None)
+
+    def _on_all(self, action) -> str | None:
+        """Run `action` and wait for all processes; what went wrong on any of them."""
+        problem = None
+        try:
+            action()
+        except (OSError, RuntimeError) as error:  # torch.save and safetensors report a full disk as RuntimeError
+            problem = f"{type(error).__name__}: {error}"
+        return next((problem for problem in gather_object([problem]) if problem), None)
+
+
+def shape_of(config: HandUNetConfig) -> dict:
+    """What two models must share to share weights."""
+    return {
+        "hidden_sizes": list(config.hidden_sizes),
+        "num_keypoints": config.num_keypoints,
+        "image_size": config.image_size,
+        "num_channels": config.num_channels,
+    }
+
+
+def is_better(figure: float, best: float | None) -> bool:
+    """Whether an error is an improvement; NaN never is."""
+    return np.isfinite(figure) and (best is None or figure < best)
