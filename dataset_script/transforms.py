@@ -31,6 +31,8 @@ BOX_FILL = HandUNetImageProcessor.box_fill
 COLUMNS = ("image", "uv", "visibility", "box", "handedness")
 # Raise when HandCrops makes other crops of the same rows, so that caches on disk are made anew.
 CROPS_VERSION = 1
+# Samples that are prepared together while a cache is written.
+CACHE_BATCH = 32
 
 
 def resize_with_keypoints(
@@ -157,20 +159,37 @@ class HandCrops(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> dict:
-        index = range(len(self))[index]
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: list[int]) -> list[dict]:
+        """The items of a batch; a dataset that draws its samples draws them together."""
+        indices = [range(len(self))[index] for index in indices]
         if self.cache is not None:
             arrays = self._open_cache()
-            item = {name: np.array(arrays[name][index]) for name in arrays}
-            item["box_size"] = float(item["box_size"])
+            crops = [{name: np.array(arrays[name][index]) for name in arrays} for index in indices]
         else:
-            item = self._crop(index)
-        return {
-            "image": torch.from_numpy(item["image"]),
-            "keypoints": torch.from_numpy(item["keypoints"]),
-            "visibility": torch.from_numpy(item["visibility"]),
-            "box_size": item["box_size"],
-            "index": index,
-        }
+            crops = self._crops(indices)
+        return [
+            {
+                "image": torch.from_numpy(crop["image"]),
+                "keypoints": torch.from_numpy(crop["keypoints"]),
+                "visibility": torch.from_numpy(crop["visibility"]),
+                "box_size": float(crop["box_size"]),
+                "index": index,
+            }
+            for index, crop in zip(indices, crops)
+        ]
+
+    def _crops(self, indices: list[int]) -> list[dict]:
+        if not hasattr(self.dataset, "render") or self.dataset.image_size != self.image_size:
+            return [self._crop(index) for index in indices]
+        batch = self.dataset.render(torch.tensor(indices))
+        crops = []
+        for image, points in zip(batch["images"].cpu().numpy(), batch["keypoints"].cpu().numpy()):
+            visibility = ((points >= 0) & (points < self.image_size)).all(1)
+            box_size = float(np.ptp(points, axis=0).max())
+            crops.append({"image": image, "keypoints": points, "visibility": visibility, "box_size": box_size})
+        return crops
 
     def _crop(self, index: int) -> dict:
         try:
@@ -212,10 +231,11 @@ class HandCrops(Dataset):
             name: np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, shape)
             for name, (shape, dtype) in shapes.items()
         }
-        for index in range(count):
-            crop = self._crop(index)
-            for name, array in arrays.items():
-                array[index] = crop[name]
+        for first in range(0, count, CACHE_BATCH):
+            indices = list(range(first, min(first + CACHE_BATCH, count)))
+            for index, crop in zip(indices, self._crops(indices)):
+                for name, array in arrays.items():
+                    array[index] = crop[name]
         for array in arrays.values():
             array.flush()
 
