@@ -36,7 +36,7 @@ def sample_light(keys: Tensor) -> Light:
     v = v / v.norm(dim=1, keepdim=True).clamp_min(1e-6)
     u = counter_rng.uniform(keys, "light strength", (6,))
     warmth = 0.16 * (u[:, 2:3] - 0.5)
-    return Light(v[:, :, None].unbind(1), 0.35 + 0.75 * u[:, :1], 0.32 + 0.45 * u[:, 1:2],
+    return Light(v[:, :, None].unbind(1), 0.40 + 0.80 * u[:, :1], 0.36 + 0.45 * u[:, 1:2],
                  (1 + warmth, torch.ones_like(warmth), 1 - warmth), 0.12 * u[:, 3:4] ** 2, 8 + 30 * u[:, 4:5])
 
 

@@ -6,21 +6,38 @@ which is the "dead leaves" model of natural images (Lee, Mumford and Huang, IJCV
 desks, plain walls and FreiHAND's green screen are special cases.  Some shapes are skin-coloured on purpose.
 """
 
+import functools
 import math
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from dataset_script import counter_rng
 
-KINDS = ("plain", "noise", "leaves", "room", "pattern", "green screen")
+KINDS = ("plain", "noise", "leaves", "blurred leaves", "room", "pattern", "green screen")
 
 
 def pixel_grid(size: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Coordinates x, y (size, size) of the pixels' centres, the picture being [-1, 1] both ways."""
     line = (torch.arange(size, device=device, dtype=torch.float32) + 0.5) * (2.0 / size) - 1.0
     return line[None, :].expand(size, size), line[:, None].expand(size, size)
+
+
+@functools.lru_cache(maxsize=32)
+def _line_weights(count: int, size: int, device: torch.device) -> Tensor:
+    """Matrix (size, count) that spreads `count` values over `size` pixels, bilinearly, from end to end."""
+    place = torch.arange(size, dtype=torch.float64) * ((count - 1) / (size - 1))
+    gap = (place[:, None] - torch.arange(count, dtype=torch.float64)).abs()
+    return (1 - gap).clamp_min(0).float().to(device)
+
+
+def enlarge(grid: Tensor, size: int) -> Tensor:
+    """`grid` (B, C, H, W) scaled up to (B, C, size, size), its outer values on the outer pixels.
+
+    Two small matrix products: several times faster on a CPU than `F.interpolate`.
+    """
+    rows, columns = (_line_weights(count, size, grid.device) for count in grid.shape[2:])
+    return rows @ (grid @ columns.T)
 
 
 def fractal_noise(keys: Tensor, purpose: str, size: int, channels: int, octaves: tuple[int, ...]) -> Tensor:
@@ -31,7 +48,7 @@ def fractal_noise(keys: Tensor, purpose: str, size: int, channels: int, octaves:
         grid = counter_rng.uniform(keys, f"{purpose} {octave}", (channels, octave + 1, octave + 1)) * 3.46 - 1.73
         weight = octave ** -0.8
         power += weight**2
-        total += F.interpolate(grid, size=(size, size), mode="bilinear", align_corners=True) * weight
+        total += enlarge(grid * weight, size)
     return total * (1.6 / math.sqrt(power))
 
 
@@ -102,6 +119,11 @@ def _leaves(keys: Tensor, size: int, skin: Tensor) -> Tensor:
     return picture * (1 + strength * fractal_noise(keys, "leaves", size, 1, (6, 16, 48)))
 
 
+def _blurred_leaves(keys: Tensor, size: int, skin: Tensor) -> Tensor:
+    """The same out of focus: drawn small and scaled up."""
+    return enlarge(_leaves(keys, max(size // 4, 8), skin), size)
+
+
 def _room(keys: Tensor, size: int, skin: Tensor) -> Tensor:
     """A wall over a floor or desk, its planks running to a vanishing point, with a few things in front."""
     x, y = pixel_grid(size, keys.device)
@@ -154,7 +176,7 @@ def backgrounds(keys: Tensor, size: int, shares: tuple[float, ...], skin: Tensor
     limits = torch.tensor(shares, device=keys.device).cumsum(0)[:-1] / sum(shares)
     kind = torch.bucketize(counter_rng.uniform(keys, "background kind"), limits, right=True)
     pictures = torch.empty(len(keys), 3, size, size, device=keys.device)
-    for index, draw in enumerate((_plain, _noise, _leaves, _room, _pattern, _green_screen)):
+    for index, draw in enumerate((_plain, _noise, _leaves, _blurred_leaves, _room, _pattern, _green_screen)):
         chosen = (kind == index).nonzero(as_tuple=True)[0]
         if len(chosen):
             pictures[chosen] = draw(keys[chosen], size, skin[chosen])

@@ -337,7 +337,7 @@ def forearm_mesh(girth: tuple[float, float]) -> tuple[np.ndarray, np.ndarray, np
 
 @functools.lru_cache(maxsize=1)
 def procedural_hand() -> HandBody:
-    """The modelled hand with its forearm: about 6,000 vertices, built once in a process."""
+    """The modelled hand with its forearm: about 5,000 vertices, built once in a process."""
     rotations, origins = _rest_bones()
 
     def distance(points: np.ndarray) -> np.ndarray:
@@ -346,7 +346,7 @@ def procedural_hand() -> HandBody:
         thumb = _smooth_min([trunk, fingers[0]], 0.0030)
         return _smooth_min([thumb, *fingers[1:], _web_distance(points)], 0.0010)
 
-    fine = 0.0036
+    fine = 0.0042
     vertices, normals, faces = _mesh(distance, [
         np.arange(-0.075, 0.112, fine), np.append(_forearm_steps(), np.arange(-0.012, 0.190, fine)),
         np.arange(-0.046, 0.075, fine),

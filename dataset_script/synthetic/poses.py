@@ -84,33 +84,32 @@ def _clip_softly(angles: Tensor, limits: tuple[tuple[float, float], ...]) -> Ten
     return torch.minimum(torch.maximum(angles, low), high)
 
 
-def sample_poses(keys: Tensor, purpose: str, names: tuple[str, ...], *, blend: float, noise: float,
-                 wrist: float) -> Pose:
-    """One pose a key, drawn for `purpose`: a template, moved up to `blend` of the way to another, plus `noise` (degrees).
+def sample_poses(keys: Tensor, names: tuple[str, ...], *, blend: float, noise: float, wrist: float) -> Pose:
+    """One pose a key: a template, moved up to `blend` of the way to another, plus `noise` (degrees).
 
     `wrist` is the standard deviation of the wrist's flexion in degrees; it deviates sideways half as much.
     """
     thumb_table, finger_table = _template_table(names, keys.device)
-    first = counter_rng.integers(keys, f"{purpose} template", len(names))
-    second = counter_rng.integers(keys, f"{purpose} second template", len(names))
-    part = counter_rng.uniform(keys, f"{purpose} blend") ** 2 * blend
+    first = counter_rng.integers(keys, "template", len(names))
+    second = counter_rng.integers(keys, "second template", len(names))
+    part = counter_rng.uniform(keys, "blend") ** 2 * blend
     thumb = torch.lerp(thumb_table[first], thumb_table[second], part[:, None])
     fingers = torch.lerp(finger_table[first], finger_table[second], part[:, None, None])
 
-    shared = counter_rng.normal(keys, f"{purpose} shared flexion", (1, 3))
-    own = counter_rng.normal(keys, f"{purpose} finger flexion", (4, 3))
+    shared = counter_rng.normal(keys, "shared flexion", (1, 3))
+    own = counter_rng.normal(keys, "finger flexion", (4, 3))
     own = 0.6 * own + 0.4 * torch.cat([own[:, 1:], own[:, :1]], 1)  # each finger leans on its neighbour
     wobble = noise * (0.7 * shared + 0.8 * own)
     wobble[:, :, 2] = 0.6 * wobble[:, :, 1] + 0.4 * wobble[:, :, 2]
-    fan = counter_rng.normal(keys, f"{purpose} fan", (1,)) * torch.tensor([1.0, 0.2, -0.6, -1.2], device=keys.device)
-    spread = 0.28 * noise * (fan + 0.5 * counter_rng.normal(keys, f"{purpose} spread", (4,)))
+    fan = counter_rng.normal(keys, "fan", (1,)) * torch.tensor([1.0, 0.2, -0.6, -1.2], device=keys.device)
+    spread = 0.28 * noise * (fan + 0.5 * counter_rng.normal(keys, "spread", (4,)))
     flexed = (fingers[:, :, 1] / 90.0).clamp(0, 1)  # the ligaments are taut in flexion: little spread is left
     spread = fingers[:, :, 0] + spread * (1 - 0.75 * flexed)
     fingers = _clip_softly(torch.cat([spread[..., None], fingers[:, :, 1:] + wobble], -1), FINGER_LIMITS)
 
     scale = torch.tensor([0.6, 0.6, 0.5, 0.8, 0.9], device=keys.device)
-    thumb = _clip_softly(thumb + noise * scale * counter_rng.normal(keys, f"{purpose} thumb", (5,)), THUMB_LIMITS)
-    bend = counter_rng.normal(keys, f"{purpose} wrist", (2,)).clamp(-2, 2) * torch.tensor([wrist, 0.5 * wrist], device=keys.device)
+    thumb = _clip_softly(thumb + noise * scale * counter_rng.normal(keys, "thumb", (5,)), THUMB_LIMITS)
+    bend = counter_rng.normal(keys, "wrist", (2,)).clamp(-2, 2) * torch.tensor([wrist, 0.5 * wrist], device=keys.device)
     to_radians = math.pi / 180.0
     return Pose(thumb.double() * to_radians, fingers.double() * to_radians, bend.double() * to_radians)
 

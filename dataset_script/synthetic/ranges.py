@@ -34,10 +34,10 @@ EASY = SceneRanges(
                "claw"),
     blend=0.2, noise=5.0, wrist=8.0, yaw=25.0, pitch=12.0, roll=45.0, fill=(0.52, 0.62), shift=0.04,
     sleeve=0.3, band=0.0, polish=0.0, held=0.0, occluder=0.0, shadow=0.0, soften=0.2, tint=0.05,
-    backgrounds=(0.4, 0.15, 0.15, 0.15, 0.1, 0.05),
+    backgrounds=(0.4, 0.15, 0.08, 0.07, 0.15, 0.1, 0.05),
 )
 FULL = SceneRanges(
     templates=tuple(TEMPLATES), blend=0.7, noise=9.0, wrist=18.0, yaw=180.0, pitch=32.0, roll=180.0, fill=(0.38, 0.58),
     shift=0.06, sleeve=0.45, band=0.12, polish=0.12, held=0.25, occluder=0.12, shadow=0.3, soften=0.5, tint=0.15,
-    backgrounds=(0.12, 0.13, 0.35, 0.2, 0.1, 0.1),
+    backgrounds=(0.12, 0.12, 0.22, 0.16, 0.2, 0.09, 0.09),
 )

@@ -14,17 +14,18 @@ from torch import Tensor
 SUBPIXEL = 32.0  # points snap to this fraction of a pixel, so that rounding noise cannot move an edge
 WINDOWS = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 128, 512)
 DEPTH_STEPS = float(1 << 30)
-FACE_BITS = 24
+HIT_BITS = 32
 EMPTY = torch.iinfo(torch.int64).max
 
 
-def rasterize(x: Tensor, y: Tensor, depth: Tensor, faces: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+def rasterize(x: Tensor, y: Tensor, depth: Tensor, faces: Tensor, size: int
+              ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
     """What is seen at each pixel of `size` x `size` images.
 
     `x`, `y` (B, V) pixels, `depth` (B, V) the reciprocal of the distance (linear on the screen), `faces` (F, 3)
     counter-clockwise seen from outside.  Returns, for the P pixels that any triangle covers: `pixel` (P,) int64 into
-    the flattened (B, size, size); `corners` (P, 3) int64 into the flattened (B, V); and the corners' barycentric
-    weights (P, 3) float32, linear on the screen.
+    the flattened (B, size, size); the triangle's three corners, (P,) int64 each into the flattened (B, V); and their
+    barycentric weights, (P,) float32 each, linear on the screen.
     """
     count, vertices = x.shape
     x, y = ((a * SUBPIXEL).round().to(torch.float32) / SUBPIXEL for a in (x, y))
@@ -56,8 +57,9 @@ def rasterize(x: Tensor, y: Tensor, depth: Tensor, faces: Tensor, size: int) -> 
     za = flat[first + a[face]]
     zb, zc = flat[first + b[face]] - za, flat[first + c[face]] - za
 
-    buffer = torch.full((count * size * size,), EMPTY, dtype=torch.int64, device=x.device)
     corner = (sample * size + low_y.to(torch.int64)) * size + low_x.to(torch.int64)
+    room = size - 1 - torch.maximum(low_x, low_y)  # windows that reach over the image's edge are cut
+    hits = []
     previous = -1
     for window in WINDOWS:
         chosen = ((extent > previous) & (extent < window)).nonzero(as_tuple=True)[0]
@@ -68,25 +70,24 @@ def rasterize(x: Tensor, y: Tensor, depth: Tensor, faces: Tensor, size: int) -> 
         row, column = step.repeat_interleave(len(step)), step.repeat(len(step))  # (w * w,)
         wb = torch.addcmul(b0[chosen, None] + bx[chosen, None] * column, by[chosen, None], row)  # (n, w * w)
         wc = torch.addcmul(c0[chosen, None] + cx[chosen, None] * column, cy[chosen, None], row)
-        inside = torch.minimum(torch.minimum(wb, wc), 1 - wb - wc) >= 0
-        inside &= (low_x[chosen, None] + column < size) & (low_y[chosen, None] + row < size)
+        inside = torch.minimum(wb, wc) >= 0
+        inside &= wb + wc <= 1
         hit = inside.flatten().nonzero(as_tuple=True)[0]
         which, place = hit // len(row), hit % len(row)
         source = chosen[which]
-        level = za[source] + wb.flatten()[hit] * zb[source] + wc.flatten()[hit] * zc[source]
-        packed = ((level.clamp_(0, 1) * DEPTH_STEPS).to(torch.int64) << FACE_BITS) | face[source]
         target = corner[source] + (row * size + column).to(torch.int64)[place]
-        buffer.scatter_reduce_(0, target, packed, "amin")
+        outside = (low_x[source] + column[place] >= size) | (low_y[source] + row[place] >= size)
+        target = torch.where(outside, count * size * size, target) if bool((room[chosen] < window).any()) else target
+        hits.append((source, wb.flatten()[hit], wc.flatten()[hit], target))
+    source, wb, wc, target = (torch.cat(part) for part in zip(*hits)) if hits else (pick, xa, xa, pick)
 
-    pixel = (buffer != EMPTY).nonzero(as_tuple=True)[0]
-    packed = buffer[pixel]
-    face, sample = packed & ((1 << FACE_BITS) - 1), pixel // (size * size)
-    corners = faces[face] + (sample * vertices)[:, None]
-    x, y = x.flatten(), y.flatten()
-    xa, ya = x[corners[:, 0]], y[corners[:, 0]]
-    ux, uy = x[corners[:, 1]] - xa, y[corners[:, 1]] - ya
-    vx, vy = x[corners[:, 2]] - xa, y[corners[:, 2]] - ya
-    px, py = (pixel % size) + 0.5 - xa, (pixel // size % size) + 0.5 - ya
-    inverse = 1.0 / (ux * vy - vx * uy)
-    wb, wc = (px * vy - py * vx) * inverse, (py * ux - px * uy) * inverse
-    return pixel, corners, torch.stack([1 - wb - wc, wb, wc], 1)
+    # The nearest triangle of each pixel: a minimum over depth and, below it, the number of the hit.
+    level = (za[source] + wb * zb[source] + wc * zc[source]).clamp_(0, 1)
+    packed = ((level * DEPTH_STEPS).to(torch.int64) << HIT_BITS) | torch.arange(len(source), device=x.device)
+    buffer = torch.full((count * size * size + 1,), EMPTY, dtype=torch.int64, device=x.device)
+    buffer.scatter_reduce_(0, target, packed, "amin")
+    pixel = (buffer[:-1] != EMPTY).nonzero(as_tuple=True)[0]
+    winner = buffer[pixel] & ((1 << HIT_BITS) - 1)
+    source, wb, wc = source[winner], wb[winner], wc[winner]
+    face, first = face[source], first[source]
+    return pixel, (a[face] + first, b[face] + first, c[face] + first), (1 - wb - wc, wb, wc)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from dataset_script import counter_rng
 from dataset_script.synthetic import poses
 from dataset_script.synthetic.appearance import GAMMA, Light, Surface, dress, paint, sample_light, shade, skin_colors
-from dataset_script.synthetic.backgrounds import backgrounds, shapes
+from dataset_script.synthetic.backgrounds import backgrounds, enlarge, shapes
 from dataset_script.synthetic.body import HandBody
 from dataset_script.synthetic.objects import held_faces, held_things
 from dataset_script.synthetic.poses import Shape, compose, rotate
@@ -22,6 +22,7 @@ from dataset_script.synthetic.rasterizer import rasterize
 from dataset_script.synthetic.views import place_camera, project, sample_view
 
 CANDIDATES = 4
+TOUCHING = 0.006  # metres of interpenetration, over all pairs, that flesh makes up for
 SUPERSAMPLING = 2
 FIXED_POINT = 1 << 20
 
@@ -48,21 +49,17 @@ def sample_shape(keys: Tensor) -> Shape:
 
 
 def sample_bones(keys: Tensor, body: HandBody, shape: Shape, ranges: SceneRanges) -> tuple[Tensor, Tensor]:
-    """Bones of the first candidate pose whose fingers hardly interpenetrate, as :func:`.poses.place_bones` gives."""
-    best = rotations = origins = None
-    for candidate in range(CANDIDATES):
-        pose = poses.sample_poses(keys, f"pose {candidate}", ranges.templates, blend=ranges.blend, noise=ranges.noise,
-                                  wrist=ranges.wrist)
-        turned, placed = poses.place_bones(body, pose, shape)
-        cost = poses.penetration(body, turned, placed, shape)
-        if best is None:
-            best, rotations, origins = cost, turned, placed
-            continue
-        better = cost < best - 0.004
-        best = torch.where(better, cost, best)
-        rotations = torch.where(better[:, None, None, None], turned, rotations)
-        origins = torch.where(better[:, None, None], placed, origins)
-    return rotations, origins
+    """Bones of the first of a few poses whose fingers hardly interpenetrate, as :func:`.poses.place_bones` gives."""
+    tries = torch.cat([keys + candidate * 0x01000193 for candidate in range(CANDIDATES)])
+    shapes = Shape(*(getattr(shape, name).repeat(CANDIDATES, *[1] * (getattr(shape, name).ndim - 1))
+                     for name in ("size", "palm", "finger_length", "finger_thickness")))
+    pose = poses.sample_poses(tries, ranges.templates, blend=ranges.blend, noise=ranges.noise, wrist=ranges.wrist)
+    rotations, origins = poses.place_bones(body, pose, shapes)
+    depth = poses.penetration(body, rotations, origins, shapes).view(CANDIDATES, -1)
+    rank = torch.arange(CANDIDATES, device=keys.device, dtype=depth.dtype)[:, None]
+    choice = (depth.clamp_min(TOUCHING) + rank * 1e-6).argmin(0)  # the first that is good enough, or the best
+    pick = choice * len(keys) + torch.arange(len(keys), device=keys.device)
+    return rotations[pick], origins[pick]
 
 
 def _pose_surface(body: HandBody, rotations: Tensor, origins: Tensor, shape: Shape) -> tuple[Tensor, Tensor]:
@@ -122,7 +119,7 @@ def draw_hands(keys: Tensor, body: HandBody, ranges: SceneRanges, size: int) -> 
     target = pixel // (fine_size * SUPERSAMPLING) * size + pixel % fine_size // SUPERSAMPLING
     small = torch.zeros(5, len(keys) * size * size, dtype=torch.int32, device=device)
     for total, plane in zip(small[:4], planes):
-        value = sum(plane[corners[:, corner]] * weights[:, corner] for corner in range(3))
+        value = sum(plane[corner] * weight for corner, weight in zip(corners, weights))
         total.index_add_(0, target, (value * FIXED_POINT).to(torch.int32))
     small[4].index_add_(0, target, torch.ones_like(target, dtype=torch.int32))
     alpha = small[4].view(-1, 1, size, size).float() / SUPERSAMPLING**2
@@ -159,7 +156,7 @@ def _occlusion(distance: Tensor, alpha: Tensor, light: Light, K: Tensor) -> Tens
     dark = torch.zeros_like(depth)
     for cells, reach in ((32, 0.010), (16, 0.022)):  # the surroundings: a coarse grid, smoothed and scaled up
         coarse = soften(F.interpolate(torch.cat([depth, inside], 1), size=(cells, cells), mode="area"))
-        around = F.interpolate(coarse, size=(size, size), mode="bilinear", align_corners=False)
+        around = enlarge(coarse, size)
         behind = depth - around[:, :1] / around[:, 1:].clamp_min(1e-3)
         dark += (behind / reach).clamp(0, 1)
     factor = 1 - 0.30 * dark.clamp(max=1.3)
@@ -198,7 +195,7 @@ def composite(keys: Tensor, hands: Hands, ranges: SceneRanges) -> tuple[Tensor, 
     feather = 0.8 * u[:, 4] * (u[:, 5] < ranges.soften)
     alpha = torch.lerp(alpha, soften(alpha), feather)
     # White balance: blue to yellow, a little green to magenta; hand and background share some of it.
-    axes = torch.tensor([[0.8, 0.0, -0.8], [-0.15, 0.3, -0.15]], device=keys.device)
+    axes = torch.tensor([[0.6, 0.0, -0.6], [-0.12, 0.25, -0.12]], device=keys.device)
     cast = 2 * counter_rng.uniform(keys, "white balance", (3, 2)) - 1
     gain = 1 + ranges.tint * ((cast[:, :1] + 0.6 * cast[:, 1:])[..., None] * axes).sum(2)  # (B, 2, 3)
     level = 1 + 1.5 * ranges.tint * (2 * counter_rng.uniform(keys, "exposure", (3, 1)) - 1)
