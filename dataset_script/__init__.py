@@ -2,6 +2,7 @@
 
 from dataset_script.coco_hands import CocoHands
 from dataset_script.freihand import FreiHAND, project_points
+from dataset_script.synthetic import SyntheticHands
 from dataset_script.transforms import HandCrops, add_heatmaps
 
-__all__ = ["CocoHands", "FreiHAND", "HandCrops", "add_heatmaps", "project_points"]
+__all__ = ["CocoHands", "FreiHAND", "HandCrops", "SyntheticHands", "add_heatmaps", "project_points"]
