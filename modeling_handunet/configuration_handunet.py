@@ -1,5 +1,7 @@
 """What a set of HandUNet weights means: the network's shape and the heatmaps that it was trained to draw."""
 
+from typing import ClassVar
+
 from .versions import MINIMUM_TRANSFORMERS  # noqa: F401, I001  first, since it refuses an older transformers
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
@@ -29,6 +31,8 @@ class HandUNetConfig(PreTrainedConfig):
     """
 
     model_type = "handunet"
+    # Whether transformers knows the pipeline (see registration.py) and need not look for its code in the model's folder.
+    pipeline_is_registered: ClassVar[bool] = False
 
     image_size: int = 128
     num_channels: int = 3
@@ -37,6 +41,8 @@ class HandUNetConfig(PreTrainedConfig):
     skeleton: list[list[int]] | tuple[tuple[int, int], ...] | tuple[list[int], ...] = SKELETON
 
     def __post_init__(self, **kwargs):
+        if self.pipeline_is_registered:
+            kwargs.pop("custom_pipelines", None)
         if self.id2label is not None:
             try:
                 self.id2label = {int(index): str(name) for index, name in self.id2label.items()}

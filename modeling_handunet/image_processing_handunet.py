@@ -1,38 +1,60 @@
 """Photographs and boxes to the network's input, and its heatmaps to keypoints in the photograph."""
 
 from collections.abc import Sequence
-from typing import Any
+from numbers import Real
+from typing import Any, TypedDict
 
+from .versions import MINIMUM_TRANSFORMERS  # noqa: F401, I001  first, since it refuses an older transformers
 import numpy as np
 import torch
 from PIL import Image
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import PILImageResampling
-from transformers.processing_utils import ImagesKwargs
 
-from .crops import box_to_square, check_box, crop_square, from_crop, image_to_square, load_image
+from .crops import box_to_square, check_box, crop_square, from_crop, image_to_square, load_image, parse_box
 from .heatmaps import decode_heatmaps
 
 HANDEDNESS = ("right", "left")
 
 
-class HandUNetImageProcessorKwargs(ImagesKwargs, total=False):
+class HandUNetImageProcessorKwargs(TypedDict, total=False):
+    """What `preprocessor_config.json` holds; other options of image processors are refused, not ignored."""
+
+    do_convert_rgb: bool
+    do_resize: bool
+    size: int | dict[str, int]
+    default_to_square: bool
+    resample: int
+    do_rescale: bool
+    rescale_factor: float
+    do_normalize: bool
+    image_mean: list[float]
+    image_std: list[float]
     box_fill: float
+
+
+def as_lists(values):
+    """`values` with every array, tensor and tuple in it as a list."""
+    if hasattr(values, "tolist"):
+        values = values.tolist()
+    return [as_lists(value) for value in values] if isinstance(values, (list, tuple)) else values
 
 
 def split_by_image(values, counts: Sequence[int], what: str) -> list[list[Any]]:
     """Bring one value for all hands, one per image or one per hand into one list per image of one value per hand."""
+    values = as_lists(values)
     if values is None or isinstance(values, str):
         return [[values] * count for count in counts]
-    values = list(values)
+    if not isinstance(values, list):
+        raise ValueError(f"{what}={values!r}: give one for all hands, a list with one per image, or one list per image.")
     if len(values) != len(counts) and len(counts) == 1 and len(values) == counts[0]:
         values = [values]
     if len(values) != len(counts):
         raise ValueError(f"Got {what} for {len(values)} images, but {len(counts)} images.")
     result = []
     for index, (value, count) in enumerate(zip(values, counts)):
-        value = [value] * count if value is None or isinstance(value, str) else list(value)
+        value = value if isinstance(value, list) else [value] * count
         if len(value) != count:
             raise ValueError(f"Image {index} has {count} hands, but {what} for {len(value)}.")
         result.append(value)
@@ -48,12 +70,13 @@ def check_handedness(handedness: str | None) -> str:
 
 def nest_boxes(boxes, num_images: int | None = None) -> list[list | None]:
     """One list of boxes (or None) per image, from such a list, or from the flat list of a single image's boxes."""
-    boxes = boxes.tolist() if hasattr(boxes, "tolist") else list(boxes)
-    if any(np.isscalar(box) for box in boxes):
-        raise ValueError(f"boxes={boxes}: give one list of boxes (x, y, width, height) per image.")
-    first = next((image_boxes for image_boxes in boxes if image_boxes is not None and len(image_boxes)), None)
-    flat = not boxes or (first is not None and np.isscalar(first[0]))
-    if flat and num_images in (None, 1):
+    boxes = as_lists(boxes)
+    if not isinstance(boxes, list) or not all(box is None or isinstance(box, list) for box in boxes):
+        raise ValueError(f"boxes={boxes!r}: give one list of boxes (x, y, width, height) per image.")
+    first = next((image_boxes for image_boxes in boxes if image_boxes), None)
+    if not boxes or (first is not None and not isinstance(first[0], list)):  # the boxes of one image
+        if num_images not in (None, 1):
+            raise ValueError(f"boxes={boxes!r}: for {num_images} images give one list of boxes each.")
         boxes = [boxes]
     if num_images is not None and len(boxes) != num_images:
         raise ValueError(
@@ -89,10 +112,7 @@ class HandUNetImageProcessor(PilBackend):
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
-        if self.size.height != self.size.width or not self.size.height:
-            raise ValueError(f"size={dict(self.size)}: the network reads squares, give one height and width.")
-        if not 0 < self.box_fill <= 1:
-            raise ValueError(f"box_fill={self.box_fill}: give the share of the square that a box takes, in (0, 1].")
+        self._check_options({name: getattr(self, name) for name in self.valid_kwargs.__annotations__})
 
     def preprocess(self, images, boxes=None, handedness=None, *, return_tensors="pt", **kwargs) -> BatchFeature:
         """Cut out, resize and normalise every hand.
@@ -102,6 +122,8 @@ class HandUNetImageProcessor(PilBackend):
             boxes: per image a list of (x, y, width, height); of a single image the list itself.
             handedness: "right" or "left" for all, per image, or per hand (nested like `boxes`); right by default.
             return_tensors: "pt" or "np".
+            kwargs: options of this processor to change for this call; not `box_fill`, which `post_process_pose_estimation`
+                must know too.
 
         Returns:
             `pixel_values` (hands, 3, 128, 128): the hands of the first image, then those of the second, and so on.
@@ -109,16 +131,19 @@ class HandUNetImageProcessor(PilBackend):
         Raises `ValueError` for an empty list and for a box, a handedness or an image that cannot be used, and `OSError`
         for a file that is not a readable image.
         """
-        unknown = kwargs.keys() - self.valid_kwargs.__annotations__.keys()
-        if unknown:
-            raise TypeError(f"HandUNetImageProcessor does not know {sorted(unknown)}.")
-        options = {key: kwargs.get(key, getattr(self, key, None)) for key in self.valid_kwargs.__annotations__}
-        options = self._standardize_kwargs(**options)
+        known = self.valid_kwargs.__annotations__.keys() - {"box_fill"}
+        if kwargs.keys() - known:
+            raise TypeError(
+                f"HandUNetImageProcessor does not take {sorted(kwargs.keys() - known)} in a call: expected "
+                f"{sorted(known)}, and box_fill when it is made or loaded."
+            )
+        options = self._standardize_kwargs(**{name: kwargs.get(name, getattr(self, name)) for name in known})
+        self._check_options({**options, "box_fill": self.box_fill})
         images = list(images) if self._is_batch(images) else [images]
         if not images:
             raise ValueError("Got an empty list of images: give at least one.")
         images = [load_image(image) for image in images]
-        squares = self.squares([image.size for image in images], boxes, options["box_fill"])
+        squares = self.squares([image.size for image in images], boxes)
         sides = split_by_image(handedness, [len(hands) for hands in squares], "handedness")
         size = options["size"].height
         crops = []
@@ -143,9 +168,27 @@ class HandUNetImageProcessor(PilBackend):
             values = (values - mean) / std
         return values
 
-    def squares(
-        self, sizes: Sequence[tuple[int, int]], boxes=None, box_fill: float | None = None
-    ) -> list[list[tuple[float, float, float]]]:
+    @staticmethod
+    def _check_options(options: dict[str, Any]) -> None:
+        size, fill, factor = options["size"], options["box_fill"], options["rescale_factor"]
+        if not size.height or size.height != size.width:
+            raise ValueError(f"size={dict(size)}: the network reads squares, give one height and width.")
+        if not isinstance(fill, Real) or not 0 < fill <= 1:
+            raise ValueError(f"box_fill={fill!r}: give the share of the square that a box takes, in (0, 1].")
+        if not options["do_convert_rgb"] or not options["do_resize"]:
+            raise ValueError("do_convert_rgb and do_resize cannot be switched off: the network reads one size, in RGB.")
+        if options["resample"] != PILImageResampling.BILINEAR:
+            raise ValueError(f"resample={options['resample']!r}: images are resized with PIL's bilinear filter, 2.")
+        if not isinstance(factor, Real):
+            raise ValueError(f"rescale_factor={factor!r}: give the number that pixels are multiplied with.")
+        for name in ("image_mean", "image_std"):
+            values = options[name]
+            if not isinstance(values, (list, tuple)) or len(values) != 3 or not all(isinstance(v, Real) for v in values):
+                raise ValueError(f"{name}={values!r}: give three numbers, one for each of red, green and blue.")
+        if min(options["image_std"]) <= 0:
+            raise ValueError(f"image_std={options['image_std']!r}: give numbers above 0.")
+
+    def squares(self, sizes: Sequence[tuple[int, int]], boxes=None) -> list[list[tuple[float, float, float]]]:
         """The squares (left, top, side) that are cut out of images of `sizes` (width, height): per image, per hand."""
         boxes = [None] * len(sizes) if boxes is None else nest_boxes(boxes, len(sizes))
         squares = []
@@ -155,7 +198,7 @@ class HandUNetImageProcessor(PilBackend):
                 continue
             for box in image_boxes:
                 check_box(box, width, height)
-            squares.append([box_to_square(box, box_fill or self.box_fill) for box in image_boxes])
+            squares.append([box_to_square(box, self.box_fill) for box in image_boxes])
         return squares
 
     def post_process_pose_estimation(
@@ -184,6 +227,8 @@ class HandUNetImageProcessor(PilBackend):
             reaches `threshold` (True without one); `bbox` (4,), the hand's box (or the whole image) as
             (x_min, y_min, x_max, y_max).  Coordinates are pixels of the original image where boxes or target sizes
             are given, and else of the network's input.
+
+        Raises `ValueError` when hands, boxes, target sizes and handedness do not fit each other.
         """
         heatmaps = outputs["heatmaps"] if isinstance(outputs, dict) else outputs.heatmaps
         size = heatmaps.shape[-1]
@@ -219,12 +264,12 @@ class HandUNetImageProcessor(PilBackend):
             sizes = None if boxes is not None else [(size, size)] * hands
         else:
             sizes = [(int(width), int(height)) for height, width in target_sizes]
-        boxes = [None] * len(sizes) if boxes is None else nest_boxes(boxes, sizes and len(sizes))
+        boxes = [None] * len(sizes) if boxes is None else nest_boxes(boxes, None if sizes is None else len(sizes))
         squares, corners = [], []
         for index, image_boxes in enumerate(boxes):
             if image_boxes is not None:
                 squares.append([box_to_square(box, self.box_fill) for box in image_boxes])
-                corners.append([(x, y, x + width, y + height) for x, y, width, height in image_boxes])
+                corners.append([(x, y, x + width, y + height) for x, y, width, height in map(parse_box, image_boxes)])
                 continue
             if sizes is None:
                 raise ValueError(f"Image {index} has no boxes: give target_sizes, so that its own size is known.")

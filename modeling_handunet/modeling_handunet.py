@@ -7,7 +7,9 @@ before each convolution, bilinear upsampling and no biases.
 import os
 from dataclasses import dataclass
 
+from .versions import MINIMUM_TRANSFORMERS  # noqa: F401, I001  first, since it refuses an older transformers
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
@@ -18,6 +20,9 @@ from .configuration_handunet import HandUNetConfig
 from .losses import IoULoss
 
 logger = logging.get_logger(__name__)
+
+# How many tensors that do not fit an error names before it only counts the rest.
+NAMED_TENSORS = 10
 
 
 @dataclass
@@ -69,10 +74,15 @@ class HandUNetPreTrainedModel(PreTrainedModel):
     ):
         """As transformers' own, but strict: weights that lack a tensor, or hold another one or one of another shape,
         raise a `ValueError` that names it.  `ignore_mismatched_sizes=True` starts from them all the same and logs what
-        it initialised anew."""
-        model, info = super().from_pretrained(
-            pretrained_model_name_or_path, *args, ignore_mismatched_sizes=True, output_loading_info=True, **kwargs
-        )
+        it initialised anew.  A damaged file of weights raises an `OSError`."""
+        try:
+            model, info = super().from_pretrained(
+                pretrained_model_name_or_path, *args, ignore_mismatched_sizes=True, output_loading_info=True, **kwargs
+            )
+        except SafetensorError as error:
+            raise OSError(
+                f"The weights in {pretrained_model_name_or_path} are damaged, save or download them again: {error}"
+            ) from error
         problems = [f"missing: {key}" for key in sorted(info["missing_keys"])]
         problems += [f"unexpected: {key}" for key in sorted(info["unexpected_keys"])]
         problems += [
@@ -80,6 +90,8 @@ class HandUNetPreTrainedModel(PreTrainedModel):
             for key, found, expected in sorted(info["mismatched_keys"])
         ]
         if problems and not ignore_mismatched_sizes:
+            if len(problems) > NAMED_TENSORS:
+                problems[NAMED_TENSORS:] = [f"and {len(problems) - NAMED_TENSORS} more"]
             raise ValueError(
                 f"The weights in {pretrained_model_name_or_path} do not fit this {cls.__name__}: {'; '.join(problems)}. "
                 "Load the right checkpoint or configuration, or pass ignore_mismatched_sizes=True to initialise anew "
@@ -90,10 +102,19 @@ class HandUNetPreTrainedModel(PreTrainedModel):
         return (model, info) if output_loading_info else model
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs):
-        """As transformers' own; `AutoModel` loads the saved folder too, not only `AutoModelForPoseEstimation`."""
+        """As transformers' own; `AutoModel` and `pipeline` load the saved folder too, not only
+        `AutoModelForPoseEstimation`."""
         if self._auto_class is not None:
-            reference = f"{type(self).__module__.split('.')[-1]}.{type(self).__name__}"
-            self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), "AutoModel": reference}
+            # Imported here, against the package's direction, so that the pipeline's file stands beside this one in
+            # every copy and goes along with the weights, also when they are saved again by who has no package.
+            from .pipeline_handunet import TASK, HandKeypointDetectionPipeline
+
+            model = f"{type(self).__module__.split('.')[-1]}.{type(self).__name__}"
+            auto_map = getattr(self.config, "auto_map", None) or {}
+            self.config.auto_map = {**auto_map, "AutoModel": model, "AutoModelForPoseEstimation": model}
+            implementation = f"pipeline_handunet.{HandKeypointDetectionPipeline.__name__}"
+            pipeline = {"impl": implementation, "pt": ["AutoModelForPoseEstimation"], "type": "image"}
+            self.config.custom_pipelines = {TASK: pipeline}
         return super().save_pretrained(save_directory, *args, **kwargs)
 
 
@@ -121,7 +142,6 @@ class HandUNetForPoseEstimation(HandUNetPreTrainedModel):
         labels: Tensor | None = None,
         visibility: Tensor | None = None,
         output_hidden_states: bool | None = None,
-        **kwargs,
     ) -> HandUNetPoseEstimatorOutput:
         """From normalised crops to heatmaps.
 

@@ -1,9 +1,15 @@
 """`pipeline("keypoint-detection")`: photographs in, named keypoints with scores out."""
 
+from types import GeneratorType
+
+from torch.utils.data import Dataset
 from transformers.pipelines.base import ChunkPipeline
 
 from .crops import load_image
-from .image_processing_handunet import check_handedness, nest_boxes, split_by_image
+from .image_processing_handunet import nest_boxes, split_by_image
+
+TASK = "keypoint-detection"
+NO_HAND = "none"
 
 
 class HandKeypointDetectionPipeline(ChunkPipeline):
@@ -18,6 +24,7 @@ class HandKeypointDetectionPipeline(ChunkPipeline):
 
     _load_processor = False
     _load_image_processor = True
+    _load_video_processor = False
     _load_feature_extractor = False
     _load_tokenizer = False
 
@@ -30,9 +37,10 @@ class HandKeypointDetectionPipeline(ChunkPipeline):
 
         Args:
             inputs: an image, or a list of images: each a path, URL, bytes, PIL image, array or tensor.  A data set or
-                generator may yield such images, or dicts with `image` and optionally `boxes` and `handedness`.
+                generator, which is read as its answers are, may yield such images.  In place of an image there may be
+                a dict with `image` and optionally `boxes` and `handedness`.
             boxes: per image a list of (x, y, width, height) in pixels; of a single image the list itself.  Without
-                boxes the image is itself the crop of one hand.
+                boxes the image is itself the crop of one hand; with an empty list it has none.
             handedness: "right" or "left" for all, per image, or per hand; right by default.
             threshold: leave out hands whose score is below; by default none is.
             method: how to decode heatmaps, see `decode_heatmaps`.
@@ -48,34 +56,41 @@ class HandKeypointDetectionPipeline(ChunkPipeline):
         if isinstance(inputs, (list, tuple)):
             if not inputs:
                 raise ValueError("Got an empty list of images: give at least one.")
-            boxes = [None] * len(inputs) if boxes is None else nest_boxes(boxes, len(inputs))
-            counts = [1 if image_boxes is None else len(image_boxes) for image_boxes in boxes]
-            sides = split_by_image(handedness, counts, "handedness")
-            items = [_item(image, *more) for image, *more in zip(inputs, boxes, sides)]
-            return super().__call__(items, **kwargs)
-        if _is_stream(inputs):
-            if boxes is not None or handedness is not None:
-                raise ValueError("With a generator or data set, yield dicts with image, boxes and handedness instead.")
-            return super().__call__(inputs, **kwargs)
-        boxes = None if boxes is None else nest_boxes(boxes, 1)[0]
-        item = inputs if isinstance(inputs, dict) else _item(inputs, boxes, handedness)
-        return super().__call__(item, **kwargs)
+            if not any(isinstance(item, dict) for item in inputs):
+                boxes = [None] * len(inputs) if boxes is None else nest_boxes(boxes, len(inputs))
+                counts = [1 if image_boxes is None else len(image_boxes) for image_boxes in boxes]
+                sides = split_by_image(handedness, counts, "handedness")
+                items = [_item(image, *more) for image, *more in zip(inputs, boxes, sides)]
+                return super().__call__(items, **kwargs)
+            inputs = list(inputs)
+        elif not isinstance(inputs, dict) and not _is_stream(inputs):
+            return super().__call__(_item(inputs, boxes, handedness), **kwargs)
+        if boxes is not None or handedness is not None:
+            raise ValueError("With dicts, a generator or a data set, put boxes and handedness into dicts with the image.")
+        if not isinstance(inputs, (list, dict, Dataset, GeneratorType)):
+            inputs = (item for item in inputs)  # transformers streams from these types only
+        return super().__call__(inputs, **kwargs)
 
     def preprocess(self, inputs):
         item = inputs if isinstance(inputs, dict) else _item(inputs)
+        if "image" not in item:
+            raise ValueError(f"Got a dict with {sorted(map(str, item))}: give image, and optionally boxes and handedness.")
         image, boxes = load_image(item["image"]), item.get("boxes")
-        size = image.size
-        if boxes is not None and not len(boxes):  # no hand, but every image needs a chunk
-            pixel_values = self.image_processor(image).pixel_values
-            yield {"pixel_values": pixel_values, "size": size, "box": None, "handedness": None, "is_last": True}
-            return
-        boxes = [None] if boxes is None else [[float(value) for value in box] for box in boxes]
-        (sides,) = split_by_image([item.get("handedness")], [len(boxes)], "handedness")
-        for index, (box, side) in enumerate(zip(boxes, map(check_handedness, sides)), start=1):
-            hand = {"boxes": None if box is None else [[box]], "handedness": side}
-            pixel_values = self.image_processor(image, **hand).pixel_values  # (1, 3, 128, 128)
-            is_last = index == len(boxes)
-            yield {"pixel_values": pixel_values, "size": size, "box": box, "handedness": side, "is_last": is_last}
+        boxes = None if boxes is None else nest_boxes(boxes, 1)[0]
+        hands = [None] if boxes is None else boxes
+        (sides,) = split_by_image([item.get("handedness")], [len(hands)], "handedness")
+        if not hands:  # every image needs an item; this one is left out again at the end
+            boxes, hands, sides = None, [None], [NO_HAND]
+        handedness = None if sides == [NO_HAND] else [sides]
+        pixel_values = self.image_processor(image, boxes and [boxes], handedness).pixel_values  # (hands, 3, 128, 128)
+        for index, (box, side) in enumerate(zip(hands, sides)):
+            yield {
+                "pixel_values": pixel_values[index : index + 1],
+                "size": image.size,
+                "box": box,
+                "handedness": side or "right",
+                "is_last": index == len(hands) - 1,
+            }
 
     def _forward(self, model_inputs):
         pixel_values = model_inputs.pop("pixel_values")
@@ -85,7 +100,7 @@ class HandKeypointDetectionPipeline(ChunkPipeline):
         hands = []
         names = self.model.config.id2label
         for output in model_outputs:
-            if output["handedness"] is None:
+            if output["handedness"] == NO_HAND:
                 continue
             ((pose,),) = self.image_processor.post_process_pose_estimation(
                 {"heatmaps": output["heatmaps"]},
@@ -117,7 +132,7 @@ def _is_stream(inputs) -> bool:
     """Whether `inputs` is a generator or data set, which yields images, and not itself an image."""
     if isinstance(inputs, (str, bytes, dict)) or hasattr(inputs, "__array__") or hasattr(inputs, "__array_interface__"):
         return False
-    return hasattr(inputs, "__next__") or hasattr(inputs, "__getitem__")
+    return hasattr(inputs, "__iter__") or hasattr(inputs, "__getitem__")
 
 
-__all__ = ["HandKeypointDetectionPipeline"]
+__all__ = ["TASK", "HandKeypointDetectionPipeline"]

@@ -6,9 +6,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from .configuration_handunet import HandUNetConfig
 from .image_processing_handunet import HandUNetImageProcessor
 from .modeling_handunet import HandUNetForPoseEstimation
-from .pipeline_handunet import HandKeypointDetectionPipeline
-
-TASK = "keypoint-detection"
+from .pipeline_handunet import TASK, HandKeypointDetectionPipeline
 
 
 def register() -> None:
@@ -24,6 +22,7 @@ def register() -> None:
         PIPELINE_REGISTRY.register_pipeline(
             TASK, pipeline_class=HandKeypointDetectionPipeline, pt_model=AutoModelForPoseEstimation, type="image"
         )
+    HandUNetConfig.pipeline_is_registered = True
 
 
-__all__ = ["TASK", "register"]
+__all__ = ["register"]
