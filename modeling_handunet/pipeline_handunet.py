@@ -78,7 +78,7 @@ class HandKeypointDetectionPipeline(ChunkPipeline):
         image, boxes = load_image(item["image"]), item.get("boxes")
         boxes = None if boxes is None else nest_boxes(boxes, 1)[0]
         hands = [None] if boxes is None else boxes
-        (sides,) = split_by_image([item.get("handedness")], [len(hands)], "handedness")
+        (sides,) = split_by_image(item.get("handedness"), [len(hands)], "handedness")
         if not hands:  # every image needs an item; this one is left out again at the end
             boxes, hands, sides = None, [None], [NO_HAND]
         handedness = None if sides == [NO_HAND] else [sides]
