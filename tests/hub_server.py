@@ -136,7 +136,9 @@ class Break:
     method: str
     pattern: str
     after_bytes: int
+    skip: int
     times: int
+    seen: int = 0
     hits: int = 0
 
 
@@ -211,13 +213,15 @@ class HubServer:
         }
 
     @contextlib.contextmanager
-    def breaking(self, method: str, pattern: str, *, after_bytes: int = 0, times: int = 1) -> Iterator[Break]:
-        """Cut the connection of the first `times` requests of `method` whose path matches `pattern` (a search).
+    def breaking(
+        self, method: str, pattern: str, *, after_bytes: int = 0, skip: int = 0, times: int = 1
+    ) -> Iterator[Break]:
+        """Cut the connection of `times` requests of `method` whose path `pattern` matches (a search), after `skip`.
 
         An upload is cut when `after_bytes` of it were read, and has no effect.  A download is cut after its headers
         and `after_bytes` of its body.  The object entered counts the requests it cut in `hits`.
         """
-        broken = Break(method, pattern, after_bytes, times)
+        broken = Break(method, pattern, after_bytes, skip, times)
         with self._lock:
             self._breaks.append(broken)
         try:
@@ -231,9 +235,11 @@ class HubServer:
     def _broken(self, method: str, path: str) -> Break | None:
         with self._lock:
             for broken in self._breaks:
-                if broken.method == method and broken.hits < broken.times and re.search(broken.pattern, path):
-                    broken.hits += 1
-                    return broken
+                if broken.method == method and re.search(broken.pattern, path):
+                    broken.seen += 1
+                    if broken.skip < broken.seen <= broken.skip + broken.times:
+                        broken.hits += 1
+                        return broken
         return None
 
     def _answer(self, request: Request) -> Response:
@@ -427,9 +433,9 @@ class HubServer:
 
     def _list_commits(self, request: Request, type: str, id: str, revision: str) -> Response:
         history = self._history(self._repository(request, type, id), revision)
-        author = {"user": self.user}
+        authors = [{"user": self.user}]
         return json_response(
-            [{"id": c.sha, "authors": [author], "date": c.date, "title": c.title, "message": c.message} for c in history]
+            [{"id": c.sha, "authors": authors, "date": c.date, "title": c.title, "message": c.message} for c in history]
         )
 
     def _refs(self, request: Request, type: str, id: str) -> Response:

@@ -52,8 +52,8 @@ def random_samples(count: int, seed: int):
 
 
 def test_three_keypoints_worked_out_by_hand(metric):
-    # Errors of 5, 0 and 10 px of a crop of 128, in two hands: (5 + 0 + 10) / 3 = 5 px in the mean over keypoints, though
-    # the mean over hands would be (2.5 + 10) / 2 = 6.25.
+    # Errors of 5, 0 and 10 px of a crop of 128, in two hands: (5 + 0 + 10) / 3 = 5 px in the mean over keypoints,
+    # though the mean over hands would be (2.5 + 10) / 2 = 6.25.
     figures = compute(metric, sample({0: (3, 4), 4: (0, 0)}, box_size=100), sample({4: (-6, 8)}, box_size=50))
     assert (figures["num_hands"], figures["num_keypoints"], figures["num_hands_without_keypoints"]) == (2, 3, 0)
     assert figures["mean_error_percent"] == pytest.approx(5 / 128 * 100, abs=1e-12)

@@ -115,8 +115,9 @@ api = HfApi()
 if sys.argv[1] == "create":
     api.create_repo("tester/hands")
 try:
-    operations = dict(path_or_fileobj=bytes(range(256)) * 1024, path_in_repo="model.safetensors", repo_id="tester/hands")
-    print(json.dumps(api.upload_file(**operations).oid))
+    content = bytes(range(256)) * 1024
+    commit = api.upload_file(path_or_fileobj=content, path_in_repo="model.safetensors", repo_id="tester/hands")
+    print(json.dumps(commit.oid))
 except httpx2.TransportError as error:
     print(json.dumps("broken"))
 """

@@ -165,7 +165,7 @@ def _numbers(name: str, values, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _refuse(bad: np.ndarray, first: int, problem: str) -> None:
-    """Raise a ValueError with `problem` and the first sample where `bad` (N, ...) is true; samples count from `first`."""
+    """Raise a ValueError with `problem` for the first sample where `bad` (N, ...) is true; they count from `first`."""
     samples = np.flatnonzero(bad.reshape(len(bad), -1).any(axis=1))
     if samples.size:
         raise ValueError(f"Sample {first + samples[0]} {problem}")
