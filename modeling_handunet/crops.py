@@ -10,13 +10,14 @@ import base64
 import io
 import math
 import os
+import struct
 import urllib.error
 import urllib.parse
 import urllib.request
 import warnings
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 # Above this, an image is refused: it is where Pillow itself suspects a decompression bomb.
 MAX_IMAGE_PIXELS = 178_956_970
@@ -24,9 +25,21 @@ MAX_DOWNLOAD_BYTES = 256 * 1024**2
 # A square of more pixels a side than this is reduced by a whole factor before it is cut out, to bound memory.
 MAX_CROP_SIDE = 4096
 
+# What turns an image upright, by its EXIF orientation.  ImageOps.exif_transpose also writes the EXIF anew, and fails on
+# readable photographs of which another tag is damaged.
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
 # What Pillow raises for files that are damaged, hostile or of a kind it does not read.
 UNREADABLE_IMAGE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError)
-UNREADABLE_IMAGE_ERRORS += (NotImplementedError, AttributeError, ZeroDivisionError, RuntimeError)
+UNREADABLE_IMAGE_ERRORS += (NotImplementedError, AttributeError, ZeroDivisionError, RuntimeError, struct.error)
 
 
 def load_image(image) -> Image.Image:
@@ -94,7 +107,8 @@ def to_rgb(image, name: str = "") -> Image.Image:
         )
     try:
         image.load()
-        return _convert(ImageOps.exif_transpose(image))  # exif_transpose copies in any case
+        turn = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
+        return _convert(image.copy() if turn is None else image.transpose(turn))
     except Image.DecompressionBombError as error:
         raise ValueError(f"{name}: {error} Resize it first.") from None
     except UNREADABLE_IMAGE_ERRORS as error:

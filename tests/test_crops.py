@@ -86,14 +86,40 @@ def test_sixteen_bit_files_are_scaled_to_eight_bits(tmp_path):
         assert pixel(load_image(tmp_path / name)) == (60, 60, 60)
 
 
-def test_an_image_is_turned_upright_by_its_exif_orientation():
+@pytest.mark.parametrize(
+    ("orientation", "size", "corner"),
+    # Where the stored top left pixel belongs, from the EXIF standard's table of rows and columns.
+    [
+        (1, (3, 2), (0, 0)),
+        (2, (3, 2), (2, 0)),
+        (3, (3, 2), (2, 1)),
+        (4, (3, 2), (0, 1)),
+        (5, (2, 3), (0, 0)),
+        (6, (2, 3), (1, 0)),
+        (7, (2, 3), (1, 2)),
+        (8, (2, 3), (0, 2)),
+        (99, (3, 2), (0, 0)),
+    ],
+)
+def test_an_image_is_turned_upright_by_its_exif_orientation(orientation, size, corner):
     image = Image.new("RGB", (3, 2))
     image.putpixel((0, 0), (255, 0, 0))
+    image.putpixel((1, 0), (0, 0, 255))
     exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was turned: rotate by 90 degrees clockwise to view
+    exif[0x0112] = orientation
     upright = load_image(encode(image, format="PNG", exif=exif))
-    assert upright.size == (2, 3)
-    assert pixel(upright, 1, 0) == (255, 0, 0)
+    assert upright.size == size
+    assert pixel(upright, *corner) == (255, 0, 0)
+
+
+def test_an_exif_tag_of_another_type_does_not_spoil_a_photograph():
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "a description"
+    data = encode(Image.new("RGB", (30, 20)), format="JPEG", exif=exif)
+    # The description's text under the number of a tag (photometric interpretation) that holds integers.
+    damaged = data.replace(b"\x01\x0e\x00\x02", b"\x01\x06\x00\x02")
+    assert damaged != data
+    assert load_image(damaged).size == (20, 30)
 
 
 def test_of_an_animation_the_first_frame_is_taken():
