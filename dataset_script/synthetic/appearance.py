@@ -47,16 +47,16 @@ def skin_colors(keys: Tensor) -> tuple[Tensor, Tensor]:
     takes away green and blue; the palm has little of the one and more of the other.
     """
     u = counter_rng.uniform(keys, "skin", (5,))
-    melanin = u[:, :1] ** 1.7
+    melanin = (u[:, :1].double() ** 1.7).float()
     blood = 0.25 + 0.9 * u[:, 1:2]
     light = torch.tensor([0.82, 0.60, 0.48], device=keys.device)
     absorbs_melanin = torch.tensor([1.8, 2.5, 3.0], device=keys.device)
     absorbs_blood = torch.tensor([0.05, 0.38, 0.34], device=keys.device)
     yellow = torch.tensor([0.0, 0.05, 0.35], device=keys.device) * (u[:, 2:3] - 0.4)
-    back = light * torch.exp(-absorbs_melanin * melanin - absorbs_blood * blood - yellow)
+    back = light * torch.exp((-absorbs_melanin * melanin - absorbs_blood * blood - yellow).double()).float()
     palm_blood = blood + 0.45 * u[:, 3:4]
     palm_melanin = melanin * (0.35 + 0.5 * melanin * u[:, 4:5] + 0.15 * (1 - melanin))
-    palm = light * torch.exp(-absorbs_melanin * palm_melanin - absorbs_blood * palm_blood - yellow)
+    palm = light * torch.exp((-absorbs_melanin * palm_melanin - absorbs_blood * palm_blood - yellow).double()).float()
     return back, palm
 
 
@@ -72,8 +72,8 @@ class Surface:
 def dress(keys: Tensor, body: HandBody, back: Tensor, palm: Tensor, ranges: SceneRanges) -> Surface:
     """Colour the body: skin with its markings, nails, a sleeve, a bracelet or watch."""
     device = keys.device
-    palmar, nail, crease, blush = (
-        torch.from_numpy(getattr(body, name)).float().to(device)[None] for name in ("palmar", "nail", "crease", "blush"))
+    marks = (body.palmar, body.nail, body.crease, body.blush)
+    palmar, nail, crease, blush = (torch.from_numpy(mark).float().to(device)[None] for mark in marks)
     x, y, z = torch.from_numpy(body.vertices).float().to(device).T[:, None]
     u = counter_rng.uniform(keys, "markings", (10,))[:, :, None]
 
@@ -87,7 +87,7 @@ def dress(keys: Tensor, body: HandBody, back: Tensor, palm: Tensor, ranges: Scen
     red = (blush * u[:, 1] + 0.25 * waves[1] * u[:, 2]) * 0.16
 
     sleeve = counter_rng.uniform(keys, "sleeve", (8,))[:, :, None]
-    edge = -0.028 - 0.10 * sleeve[:, 4] ** 1.5
+    edge = -0.028 - 0.10 * sleeve[:, 4].square()
     worn = sleeve[:, 0] < ranges.sleeve
     covered = worn & (y < edge)
     folds = torch.sin(y * (150 + 250 * sleeve[:, 5]) + 6 * waves[0]) * (0.5 + 0.5 * waves[1])
@@ -106,7 +106,7 @@ def dress(keys: Tensor, body: HandBody, back: Tensor, palm: Tensor, ranges: Scen
         plain = 0.55 * palm[:, c : c + 1] + 0.35 * (0.62, 0.45, 0.42)[c] * (0.3 + palm[:, :1])
         value = value + (plain - value) * (0.75 * nail)
         value = value + ((0.9, 0.1, 0.15)[c] * u[:, 7 + c] - value) * painted
-        cloth = sleeve[:, 1 + c] ** 1.7 * (0.4 + 0.6 * sleeve[:, 6]) * (1 + 0.12 * folds)
+        cloth = sleeve[:, 1 + c].square() * (0.4 + 0.6 * sleeve[:, 6]) * (1 + 0.12 * folds)
         value = torch.where(covered, cloth, value)
         albedo.append(torch.where(banded, band[:, 3 + c] ** 2 * 0.8, value))
     shine = (1 + 1.5 * nail + 4 * painted) * (~covered) + 3 * banded
@@ -117,12 +117,12 @@ def paint(keys: Tensor, pattern: Tensor) -> Surface:
     """Colour a held thing: two colours in stripes, or one."""
     u = counter_rng.uniform(keys, "paint", (8,))[:, :, None]
     part = (pattern.float().sin() * 4 + 0.5).clamp(0, 1) * (u[:, 6] < 0.5)
-    albedo = tuple(u[:, c] ** 1.6 * (1 - part) + u[:, 3 + c] ** 1.6 * part for c in range(3))
+    albedo = tuple(u[:, c].square() * (1 - part) + u[:, 3 + c].square() * part for c in range(3))
     return Surface(albedo, 6 * u[:, 7].expand_as(part), torch.zeros_like(part))
 
 
 def shade(surface: Surface, light: Light, vertices: tuple[Tensor, ...], normals: tuple[Tensor, ...]) -> list[Tensor]:
-    """Gamma-encoded red, green and blue (B, V) of vertices (three of (B, V)) with unit normals: diffuse, ambient, highlight."""
+    """Gamma-encoded red, green and blue (B, V) of vertices (three of (B, V)) with unit normals."""
     lx, ly, lz = light.direction
     nx, ny, nz = normals
     x, y, z = vertices

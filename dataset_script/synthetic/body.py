@@ -278,24 +278,25 @@ def _markings(points, normals, weights, rotations, origins, segments) -> dict[st
             if segment == 2:
                 radius = RADII[finger, 3]
                 plate = _smoothstep((along - length * 0.40) / 0.003) * _smoothstep((length - 0.0015 - along) / 0.0025)
-                plate *= _smoothstep((0.95 * radius - np.abs(local[:, 0])) / 0.002) * _smoothstep((-facing - 0.25) / 0.3)
+                plate *= _smoothstep((0.95 * radius - np.abs(local[:, 0])) / 0.002)
+                plate *= _smoothstep((-facing - 0.25) / 0.3)
                 nail = np.where(mine, plate, nail)
                 blush = np.where(mine, np.maximum(blush, _smoothstep((along - 0.3 * length) / length)), blush)
-            fold = np.exp(-(((along - (0.0 if segment else 0.55 * length)) / 0.0016) ** 2)) * palmar
+            fold = np.exp(-(((along - (0.0 if segment else 0.55 * length)) / 0.0019) ** 2)) * palmar
             knuckle = np.exp(-((along / 0.005) ** 2)) * (1 - palmar)
             crease = np.where(mine, np.maximum(crease, np.maximum(fold, 0.6 * knuckle * (segment > 0))), crease)
             blush = np.where(mine, np.maximum(blush, 0.8 * knuckle), blush)
-            end = np.exp(-(((length - along) / 0.0016) ** 2)) * palmar
+            end = np.exp(-(((length - along) / 0.0019) ** 2)) * palmar
             crease = np.where(mine & (segment < 2), np.maximum(crease, end), crease)
     # Lines of the palm as polylines (x, y): round the thumb's ball, and two across.
-    lines = ([(0.030, 0.068), (0.010, 0.058), (0.002, 0.035), (0.004, 0.008)], [(0.030, 0.068), (0.0, 0.058), (-0.030, 0.038)],
-             [(-0.040, 0.056), (-0.015, 0.068), (0.008, 0.080)])
+    lines = ([(0.030, 0.068), (0.010, 0.058), (0.002, 0.035), (0.004, 0.008)],
+             [(0.030, 0.068), (0.0, 0.058), (-0.030, 0.038)], [(-0.040, 0.056), (-0.015, 0.068), (0.008, 0.080)])
     for line in lines:
         for (ax, ay), (bx, by) in zip(line[:-1], line[1:]):
             a, b = np.array([ax, ay]), np.array([bx, by])
             t = np.clip((points[:, :2] - a) @ (b - a) / ((b - a) @ (b - a)), 0, 1)
             gap = np.linalg.norm(points[:, :2] - a - t[:, None] * (b - a), axis=1)
-            crease = np.maximum(crease, 0.8 * np.exp(-((gap / 0.0016) ** 2)) * palmar * (owner <= 2))
+            crease = np.maximum(crease, 0.65 * np.exp(-((gap / 0.0021) ** 2)) * palmar * (owner <= 2))
     return {"palmar": palmar, "nail": nail, "crease": crease, "blush": blush}
 
 
@@ -331,8 +332,8 @@ def _forearm_steps() -> np.ndarray:
 def forearm_mesh(girth: tuple[float, float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A forearm alone (vertices, normals, triangles), for a body that ends at the wrist."""
     across = np.arange(-0.060, 0.061, 0.006)
-    return _mesh(lambda points: _forearm_distance(points, girth), [across, np.append(_forearm_steps(), [-0.006, 0, 0.006]),
-                                                                  across])
+    rows = np.append(_forearm_steps(), [-0.006, 0.0, 0.006])
+    return _mesh(lambda points: _forearm_distance(points, girth), [across, rows, across])
 
 
 @functools.lru_cache(maxsize=1)

@@ -67,7 +67,7 @@ def held_things(keys: Tensor, keypoints: Tensor, share: float) -> tuple[Tensor, 
 
     # Room over the palm: the largest radius that leaves the bones of fingers and thumb outside.
     centre = torch.tensor(PALM_CENTRE, dtype=torch.float64, device=keys.device)
-    bones = torch.cat([keypoints[:, 3:5], keypoints[:, 6:9], keypoints[:, 10:13], keypoints[:, 14:17], keypoints[:, 18:]], 1)
+    bones = keypoints[:, [3, 4, 6, 7, 8, 10, 11, 12, 14, 15, 16, 18, 19, 20]]
     bones = torch.cat([bones, 0.5 * (bones[:, 1:] + bones[:, :-1])], 1)
     best = torch.zeros(len(keys), dtype=torch.float64, device=keys.device)
     for step in range(1, 10):

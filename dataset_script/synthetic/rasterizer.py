@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 SUBPIXEL = 32.0  # points snap to this fraction of a pixel, so that rounding noise cannot move an edge
-WINDOWS = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 128, 512)
+WINDOWS = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 128)  # sides in pixels; larger triangles test the whole image
 DEPTH_STEPS = float(1 << 30)
 HIT_BITS = 32
 EMPTY = torch.iinfo(torch.int64).max
@@ -61,12 +61,12 @@ def rasterize(x: Tensor, y: Tensor, depth: Tensor, faces: Tensor, size: int
     room = size - 1 - torch.maximum(low_x, low_y)  # windows that reach over the image's edge are cut
     hits = []
     previous = -1
-    for window in WINDOWS:
+    for window in (*(side for side in WINDOWS if side < size), size):
         chosen = ((extent > previous) & (extent < window)).nonzero(as_tuple=True)[0]
         previous = window - 1
         if not len(chosen):
             continue
-        step = torch.arange(min(window, size), device=x.device, dtype=torch.float32)
+        step = torch.arange(window, device=x.device, dtype=torch.float32)
         row, column = step.repeat_interleave(len(step)), step.repeat(len(step))  # (w * w,)
         wb = torch.addcmul(b0[chosen, None] + bx[chosen, None] * column, by[chosen, None], row)  # (n, w * w)
         wc = torch.addcmul(c0[chosen, None] + cx[chosen, None] * column, cy[chosen, None], row)

@@ -179,6 +179,34 @@ def _occlusion(distance: Tensor, alpha: Tensor, light: Light, K: Tensor) -> Tens
     return factor * (1 - 0.75 * amount * hidden)
 
 
+def move_hands(hands: Hands, angle: Tensor, scale: Tensor, shift: Tensor) -> Hands:
+    """`hands` turned in the image by `angle` (B,) radians clockwise, enlarged `scale` (B,) times about the image's
+    centre, then moved by `shift` (B, 2) pixels.
+
+    Turning is the camera's roll, scaling its focal length, shifting its principal point, so xyz and K go on projecting
+    onto the keypoints exactly.  What leaves the image is lost, so a forearm may end where the image used to.
+    """
+    size = hands.rgba.shape[-1]
+    cos, sin = torch.cos(angle), torch.sin(angle)
+    turned = torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], -2)  # (B, 2, 2)
+    centre = 0.5 * size
+    keypoints = ((hands.keypoints - centre)[:, :, None, :] * turned[:, None]).sum(-1) * scale[:, None, None]
+    keypoints = keypoints + centre + shift[:, None]
+    flat = (hands.xyz[:, :, None, :2] * turned[:, None]).sum(-1)
+    K = hands.K.clone()
+    K[:, :2, :2] *= scale[:, None, None]
+    K[:, :2, 2] += shift
+    # Each new pixel looks up the old one: the inverse motion, in grid_sample's units of half an image.
+    inverse = turned.transpose(1, 2) / scale[:, None, None]
+    offset = -(inverse * (shift * (2.0 / size))[:, None, :]).sum(-1, keepdim=True)
+    grid = F.affine_grid(torch.cat([inverse, offset], 2), list(hands.rgba.shape), align_corners=False)
+    solid = torch.cat([hands.rgba[:, :3] * hands.rgba[:, 3:], hands.rgba[:, 3:]], 1)
+    solid = F.grid_sample(solid, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    alpha = solid[:, 3:]
+    rgba = torch.cat([solid[:, :3] / alpha.clamp_min(1e-3), alpha], 1)
+    return Hands(rgba, keypoints, torch.cat([flat, hands.xyz[..., 2:]], -1), K, hands.skin)
+
+
 def composite(keys: Tensor, hands: Hands, ranges: SceneRanges) -> tuple[Tensor, Tensor]:
     """Images (B, 3, S, S) uint8 of `hands` over backgrounds drawn from `keys`, and the backgrounds' kinds (B,)."""
     size = hands.rgba.shape[-1]

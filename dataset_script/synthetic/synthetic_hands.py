@@ -10,6 +10,7 @@ it does not depend on the batch it is drawn in, the process, or what was drawn b
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -25,6 +26,7 @@ from dataset_script.synthetic.ranges import EASY, FULL, SceneRanges
 from dataset_script.synthetic.scenes import Hands, composite, draw_hands
 
 DIFFICULTIES: dict[str, SceneRanges] = {"easy": EASY, "full": FULL}
+VERSION_STEP = 0x3C6EF372  # between the keys of a frame's background versions
 
 
 class SyntheticHands(Dataset):
@@ -47,7 +49,7 @@ class SyntheticHands(Dataset):
         if hand_mesh is not None:
             load_gltf_hand(hand_mesh)  # complain now rather than at the first sample
         self.length, self.seed, self.image_size, self.difficulty = length, seed, image_size, difficulty
-        self.hand_mesh = hand_mesh
+        self.hand_mesh, self.ranges = hand_mesh, DIFFICULTIES[difficulty]
 
     @property
     def body(self) -> HandBody:
@@ -65,55 +67,70 @@ class SyntheticHands(Dataset):
     def __len__(self) -> int:
         return self.length
 
+    @torch.no_grad()
     def __getitem__(self, i: int) -> dict:
         """A row as FreiHAND's: image (PIL), uv (21, 2) px, xyz (21, 3) m, K (3, 3), frame_id, background."""
         i = range(self.length)[i]
-        keys = counter_rng.sample_keys(self.seed, torch.tensor([i]))
-        hands = self._hands(keys, self.image_size)
-        images, kinds = composite(keys, hands, DIFFICULTIES[self.difficulty])
+        hands, keys = self.render_hands(torch.tensor([i]))
+        images, kinds = composite(keys, hands, self.ranges)
         return {
             "image": Image.fromarray(images[0].permute(1, 2, 0).contiguous().numpy()),
             "uv": hands.keypoints[0].numpy(), "xyz": hands.xyz[0].numpy(), "K": hands.K[0].numpy(),
             "frame_id": i, "background": KINDS[kinds[0]],
         }
 
-    def _hands(self, keys: Tensor, size: int) -> Hands:
-        return draw_hands(keys, self.body, DIFFICULTIES[self.difficulty], size)
-
     @torch.no_grad()
     def render(self, indices: Tensor, device: str | torch.device = "cpu") -> dict[str, Tensor]:
-        """Samples `indices` (B,) on `device`: images (B, 3, S, S) uint8, keypoints (B, 21, 2) px, xyz, K."""
-        keys = counter_rng.sample_keys(self.seed, indices.to(device))
-        hands = self._hands(keys, self.image_size)
-        images, _ = composite(keys, hands, DIFFICULTIES[self.difficulty])
+        """Samples `indices` (B,) on `device`: images (B, 3, S, S) uint8, keypoints (B, 21, 2) px, xyz (B, 21, 3) m,
+        K (B, 3, 3).  Any index may be drawn, beyond `length` as well: the stream is endless.
+        """
+        hands, keys = self.render_hands(indices, device)
+        images, _ = composite(keys, hands, self.ranges)
         return {"images": images, "keypoints": hands.keypoints, "xyz": hands.xyz, "K": hands.K}
+
+    @torch.no_grad()
+    def render_hands(self, indices: Tensor, device: str | torch.device = "cpu") -> tuple[Hands, Tensor]:
+        """The hands of samples `indices` (B,) without backgrounds, as RGBA, and their keys (B, 2).
+
+        To go on from there: :func:`.scenes.move_hands` turns, scales and shifts them, :func:`.scenes.composite` puts
+        them over backgrounds drawn from any keys.
+        """
+        if indices.ndim != 1 or not len(indices):
+            raise ValueError(f"indices has shape {tuple(indices.shape)}; give a list of at least one sample, (B,)")
+        keys = counter_rng.sample_keys(self.seed, indices.to(device))
+        return draw_hands(keys, self.body, self.ranges, self.image_size), keys
 
     @torch.no_grad()
     def write_freihand(self, folder: str | Path, *, split: str = "training", versions: int = 1, image_size: int = 224,
                        start: int = 0, jpeg_quality: int = 95, batch_size: int = 16) -> None:
-        """Write all samples in FreiHAND's official layout: `<split>/rgb/%08d.jpg`, `<split>_K.json`, `<split>_xyz.json`.
+        """Write the samples in FreiHAND's official layout: `<split>/rgb/%08d.jpg`, `<split>_K.json` and `_xyz.json`.
 
-        `versions` is 1 or 4: frame i on background version v is image i + length * v, the same hand each time.
-        Frames are samples `start` to `start + length`.  The annotations are written last, so that a folder with
-        annotations is complete.
+        Frames are samples `start` to `start + length`.  `versions` is 1, or 4 for FreiHAND's background versions:
+        frame i on version v is image i + length * v, the same hand each time, version 0 before the green screen.
+        The annotations are written last, so a folder that has them is complete.  Raises FileExistsError if it has.
         """
         if versions not in (1, 4):
-            raise ValueError(f"versions is {versions}; FreiHAND has 1 (green screen alone) or 4")
+            raise ValueError(f"versions is {versions}; write 1, or 4 as FreiHAND has")
         folder = Path(folder)
+        annotations = {name: folder / f"{split}_{name}.json" for name in ("K", "xyz")}
+        for path in annotations.values():
+            if path.exists():
+                raise FileExistsError(f"{path} exists; give an empty folder, or delete what is there")
         rgb = folder / split / "rgb"
         rgb.mkdir(parents=True, exist_ok=True)
-        ranges = DIFFICULTIES[self.difficulty]
-        xyz, K = [], []
+        screen = replace(self.ranges, backgrounds=tuple(float(kind == "green screen") for kind in KINDS))
+        written: dict[str, list] = {"K": [], "xyz": []}
         for first in range(0, self.length, batch_size):
             frames = torch.arange(first, min(first + batch_size, self.length))
             keys = counter_rng.sample_keys(self.seed, frames + start)
-            hands = self._hands(keys, image_size)
-            xyz += hands.xyz.double().tolist()
-            K += hands.K.double().tolist()
+            hands = draw_hands(keys, self.body, self.ranges, image_size)
+            written["K"] += hands.K.double().tolist()
+            written["xyz"] += hands.xyz.double().tolist()
             for version in range(versions):
-                images, _ = composite(keys + version * 0x3C6EF372, hands, ranges)
+                ranges = screen if versions == 4 and version == 0 else self.ranges
+                images, _ = composite(keys + version * VERSION_STEP, hands, ranges)
                 for frame, image in zip(frames.tolist(), images):
                     picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
                     picture.save(rgb / f"{frame + self.length * version:08d}.jpg", quality=jpeg_quality)
-        (folder / f"{split}_K.json").write_text(json.dumps(K))
-        (folder / f"{split}_xyz.json").write_text(json.dumps(xyz))
+        for name, path in annotations.items():
+            path.write_text(json.dumps(written[name]))

@@ -40,7 +40,7 @@ def place_camera(keys: Tensor, points: Tensor, ranges: SceneRanges, size: int) -
 
     `points` (B, 21, 3) are the keypoints turned to the camera; their box comes to fill `ranges.fill` of the image.
     """
-    u = counter_rng.uniform(keys, "camera", (5,)).double()
+    u = counter_rng.uniform(keys, "camera", (4,)).double()
     fill = ranges.fill[0] + (ranges.fill[1] - ranges.fill[0]) * u[:, 0]
     focal = FOCAL[0] * (FOCAL[1] / FOCAL[0]) ** u[:, 1]
     low, high = points.amin(1), points.amax(1)
@@ -57,8 +57,7 @@ def place_camera(keys: Tensor, points: Tensor, ranges: SceneRanges, size: int) -
     focal = fill / (high - low).amax(1)
     offset[:, :2] += (2 * u[:, 2:4] - 1) * ranges.shift * (depth / focal)[:, None]
     K = torch.zeros(len(keys), 3, 3, dtype=torch.float64, device=keys.device)
-    K[:, 0, 0] = focal * size
-    K[:, 1, 1] = focal * size * (1 + 0.002 * (u[:, 4] - 0.5))
+    K[:, 0, 0] = K[:, 1, 1] = focal * size  # equal: the image may be turned about its centre
     K[:, 0, 2] = K[:, 1, 2] = 0.5 * size
     K[:, 2, 2] = 1.0
     return offset, K
