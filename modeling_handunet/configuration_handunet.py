@@ -3,6 +3,7 @@
 from typing import ClassVar
 
 from .versions import MINIMUM_TRANSFORMERS  # noqa: F401, I001  first, since it refuses an older transformers
+import torch
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
@@ -43,6 +44,9 @@ class HandUNetConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         if self.pipeline_is_registered:
             kwargs.pop("custom_pipelines", None)
+        if self.dtype is not None and not isinstance(self.dtype, torch.dtype):
+            if not isinstance(getattr(torch, str(self.dtype), None), torch.dtype):
+                raise ValueError(f"dtype={self.dtype!r}: give the name of a torch type, such as 'float32'.")
         if self.id2label is not None:
             try:
                 self.id2label = {int(index): str(name) for index, name in self.id2label.items()}

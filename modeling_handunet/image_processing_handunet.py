@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_utils import BatchFeature
-from transformers.image_utils import PILImageResampling
+from transformers.image_utils import PILImageResampling, SizeDict
 
 from .crops import box_to_square, check_box, crop_square, from_crop, image_to_square, load_image, parse_box
 from .heatmaps import decode_heatmaps
@@ -168,10 +168,15 @@ class HandUNetImageProcessor(PilBackend):
             values = (values - mean) / std
         return values
 
+    def _standardize_kwargs(self, size=None, **kwargs) -> dict[str, Any]:
+        if not isinstance(size, (int, dict, SizeDict)):
+            raise ValueError(f"size={size!r}: give one number of pixels, or a dict with height and width.")
+        return super()._standardize_kwargs(size=size, **kwargs)
+
     @staticmethod
     def _check_options(options: dict[str, Any]) -> None:
         size, fill, factor = options["size"], options["box_fill"], options["rescale_factor"]
-        if not size.height or size.height != size.width:
+        if not isinstance(size.height, int) or size.height < 1 or size.height != size.width:
             raise ValueError(f"size={dict(size)}: the network reads squares, give one height and width.")
         if not isinstance(fill, Real) or not 0 < fill <= 1:
             raise ValueError(f"box_fill={fill!r}: give the share of the square that a box takes, in (0, 1].")

@@ -50,6 +50,8 @@ def test_a_saved_configuration_comes_back_the_same(tmp_path):
         ({"sigma": 0.0}, "sigma=0.0"),
         ({"sigma": float("nan")}, "sigma=nan"),
         ({"sigma": 129.0}, "at most the image_size"),
+        ({"dtype": "float31"}, "dtype='float31'"),
+        ({"dtype": []}, "name of a torch type"),
         ({"skeleton": ((0, 21),)}, r"bone \(0, 21\).*between 0 and 20"),
         ({"skeleton": ((0,),)}, "skeleton"),
         ({"id2label": {0: "a", 2: "b"}, "skeleton": ()}, "number the keypoints from 0 on"),

@@ -222,6 +222,9 @@ def test_the_size_may_be_changed_for_one_call():
     [
         {"size": {"height": 128, "width": 64}},
         {"size": {"shortest_edge": 128}},
+        {"size": {"height": "wide", "width": "wide"}},
+        {"size": ["128"]},
+        {"size": "128"},
         {"box_fill": 0},
         {"box_fill": "half"},
         {"do_resize": False},
