@@ -13,9 +13,11 @@ figures, `figures/` the plots, `checkpoints/` what --resume needs, `logs/` the c
 """
 
 import json
+import os
 import signal
 import sys
 import time
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 
@@ -58,6 +60,8 @@ def main() -> None:
         if accelerator.num_processes > 1:
             raise  # the launcher ends the other processes
         sys.exit(f"train.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
     accelerator.end_training()
 
 
@@ -131,40 +135,43 @@ def train_one_epoch(run: Run, interrupts: "Interrupts") -> float:
     quiet = not accelerator.is_main_process or not sys.stderr.isatty()
     bar = tqdm(total=len(run.train_loader), initial=run.batch, desc=f"epoch {run.epoch + 1}", disable=quiet, leave=False)
     samples = []  # of the batches that make up this step
-    for batch in loader:
-        if not samples:
-            statistics = [buffer.clone() for buffer in model.buffers()]
-        samples += batch["index"].tolist()
-        with accelerator.accumulate(model):
-            images = batch["image"].float() / 255  # (B, 3, 128, 128)
-            keypoints, visibility = batch["keypoints"], batch["visibility"]
-            if run.augment:
-                keys = augmentation_keys(args.seed, run.epoch, batch["index"])
-                images, keypoints = run.augment(images, keypoints, keys)
-            size = images.shape[-1]
-            visibility = visibility & ((keypoints >= 0) & (keypoints < size)).all(-1)
-            labels = render_heatmaps(keypoints, size, args.sigma, quantize=args.targets == "quantized")
-            pixel_values = normalize(images).contiguous(memory_format=torch.channels_last)
-            loss = model(pixel_values=pixel_values, labels=labels, visibility=visibility).loss
-            accelerator.backward(loss)
-            run.batch += 1
-            images_done += len(images) * accelerator.num_processes
-            bar.update()
-            if accelerator.sync_gradients:
-                norm = accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm or float("inf"))
-                if torch.isfinite(norm):
-                    take_step(run)
-                    run.loss_sum += torch.tensor([loss.item(), 1.0], dtype=torch.float64)
-                else:
-                    skip_step(run, statistics, samples)
-            run.optimizer.zero_grad()
-        if not accelerator.sync_gradients:
-            continue
-        samples = []
-        bar.set_postfix(loss=f"{loss.item():.3f}", images_per_s=f"{images_done / (time.perf_counter() - started):.0f}")
-        if run.step % args.checkpoint_every == 0 and run.batch < len(run.train_loader):
-            run.save()
-        stop_if_asked(run, interrupts)
+    with closing(iter(loader)) as batches:  # ends the dataloader's workers at once, however the loop is left
+        for batch in batches:
+            if not samples:
+                statistics = [buffer.clone() for buffer in model.buffers()]
+            samples += batch["index"].tolist()
+            with accelerator.accumulate(model):
+                images = batch["image"].float() / 255  # (B, 3, 128, 128)
+                keypoints, visibility = batch["keypoints"], batch["visibility"]
+                if run.augment:
+                    keys = augmentation_keys(args.seed, run.epoch, batch["index"])
+                    images, keypoints = run.augment(images, keypoints, keys)
+                size = images.shape[-1]
+                visibility = visibility & ((keypoints >= 0) & (keypoints < size)).all(-1)
+                labels = render_heatmaps(keypoints, size, args.sigma, quantize=args.targets == "quantized")
+                pixel_values = normalize(images).contiguous(memory_format=torch.channels_last)
+                loss = model(pixel_values=pixel_values, labels=labels, visibility=visibility).loss
+                accelerator.backward(loss * (1 + 0 * loss.detach()))  # an infinite loss, too, has NaN gradients
+                run.batch += 1
+                images_done += len(images) * accelerator.num_processes
+                bar.update()
+                if accelerator.sync_gradients:
+                    norm = accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm or float("inf"))
+                    if torch.isfinite(norm):
+                        take_step(run)
+                        run.loss_sum += torch.tensor([loss.item(), 1.0], dtype=torch.float64)
+                    else:
+                        skip_step(run, statistics, samples)
+                run.optimizer.zero_grad()
+            if not accelerator.sync_gradients:
+                continue
+            samples = []
+            speed = images_done / (time.perf_counter() - started)
+            bar.set_postfix(loss=f"{loss.item():.3f}", images_per_s=f"{speed:.0f}")
+            due = run.step % args.checkpoint_every == 0 and not run.bad_steps
+            if due and run.batch < len(run.train_loader):
+                run.save()
+            stop_if_asked(run, interrupts)
     bar.close()
     return images_done / (time.perf_counter() - started)
 
@@ -182,24 +189,24 @@ def take_step(run: Run) -> None:
 
 
 def skip_step(run: Run, statistics: list[torch.Tensor], samples: list[int]) -> None:
-    """Undo what a step with a NaN or infinite gradient did, and end the run when there are too many of them."""
+    """Undo what a step with a NaN or infinite loss or gradient did, and end the run after too many of them."""
     for buffer, value in zip(run.model.buffers(), statistics):
         buffer.copy_(value)
     if run.accelerator.scaler is not None:
-        run.optimizer.step()  # skipped by the gradient scaler, which lowers its scale
+        run.accelerator.scaler.update()  # lowers its scale
     run.bad_steps += 1
     run.skipped_steps += 1
     samples = sorted(gather_object(samples))
     say(
         run.accelerator,
-        f"Skipped a step with a NaN or infinite gradient (number {run.skipped_steps}, {run.bad_steps} in a row), "
-        f"epoch {run.epoch + 1}, samples {', '.join(map(str, samples))}.",
+        f"Skipped a step with a NaN or infinite loss or gradient ({run.skipped_steps} so far, {run.bad_steps} in a "
+        f"row): epoch {run.epoch + 1}, samples {', '.join(map(str, samples))}.",
     )
     if run.bad_steps >= run.args.max_bad_steps:
         raise ValueError(
-            f"{run.bad_steps} steps in a row had a NaN or infinite gradient, the last with samples "
-            f"{', '.join(map(str, samples))}. The last checkpoint is from before them: lower --learning_rate, or look at "
-            "these samples."
+            f"{run.bad_steps} steps in a row had a NaN or infinite loss or gradient, the last with samples "
+            f"{', '.join(map(str, samples))}. They changed no weights, and the last checkpoint is whole: look at these "
+            "samples, or start another run with a lower --learning_rate."
         )
 
 
@@ -221,9 +228,8 @@ def validate(run: Run, metric, speed: float) -> None:
         run.schedule.step(train_loss)
     improved = is_better(figures[SELECTED_BY], run.best and run.best["validation"][SELECTED_BY])
     if improved:
-        run.best = run.history[-1]
         run.validations_without_improvement = 0
-        run.save_best()
+        run.keep_best()
     else:
         run.validations_without_improvement += 1
     accelerator.log(
@@ -248,6 +254,7 @@ def finish(run: Run, metric, output: Path) -> None:
     args, accelerator = run.args, run.accelerator
     if run.best is None:
         raise ValueError("No validation gave a finite error: the training diverged. Lower --learning_rate.")
+    run.start_epoch()  # an endless stream gives the mean pose the same samples, wherever the run was interrupted
     model = run.load_best().to(accelerator.device)
     arrays = predict(accelerator, model, run.test_loader, sigma=args.sigma, quantize=False, decoding=args.decoding)
     if accelerator.is_main_process:
@@ -265,7 +272,9 @@ def finish(run: Run, metric, output: Path) -> None:
             "error_over_mean_pose": ratio,
             "history": run.history,
         }
-        (output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+        unfinished = output / "metrics.json.incomplete"
+        unfinished.write_text(json.dumps(metrics, indent=2) + "\n")
+        unfinished.replace(output / "metrics.json")
         figures = draw_figures(output / "figures", metrics, arrays, run.splits.test)
         save_model(output / "model", model, args, metrics, run.splits, figures)
         say(
@@ -287,31 +296,34 @@ class Interrupts:
 
     def __init__(self, accelerator: Accelerator):
         self.accelerator = accelerator
-        self.received: str | None = None
+        self.received = 0  # the signal's number
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._receive)
 
     def _receive(self, number: int, frame) -> None:
         if self.received and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.received = signal.Signals(number).name
-        say(self.accelerator, f"{self.received}: finishing the step and writing a checkpoint; Ctrl-C again stops at once.")
+            os._exit(128 + number)  # at once: what is half-written is never taken for whole
+        self.received = number
+        if self.accelerator.is_main_process:  # past the buffers of `print`, which may be what was interrupted
+            name = signal.Signals(number).name
+            text = f"{name}: finishing the step and writing a checkpoint; Ctrl-C again stops at once.\n"
+            os.write(sys.stdout.fileno(), text.encode())
 
-    def on_any_process(self) -> bool:
-        """Whether any process was asked to stop; all of them get the same answer."""
+    def on_any_process(self) -> int:
+        """The signal that asked any process to stop, or 0; all of them get the same answer."""
         if self.accelerator.num_processes == 1:
-            return self.received is not None
-        asked = torch.tensor(float(self.received is not None), device=self.accelerator.device)
-        return self.accelerator.reduce(asked, "sum").item() > 0
+            return self.received
+        return int(self.accelerator.gather(torch.tensor([self.received], device=self.accelerator.device)).max())
 
 
 def stop_if_asked(run: Run, interrupts: Interrupts) -> None:
     """Leave the program with a checkpoint when a signal asked for it."""
-    if interrupts.on_any_process():
+    number = interrupts.on_any_process()
+    if number:
         run.save()
         say(run.accelerator, f"Stopped at step {run.step}. Go on with the same command and --resume.")
         run.accelerator.end_training()
-        sys.exit(143 if interrupts.received == "SIGTERM" else 130)
+        sys.exit(128 + number)
 
 
 def say(accelerator: Accelerator, text: str) -> None:

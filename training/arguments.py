@@ -12,9 +12,11 @@ from pathlib import Path
 
 from modeling_handunet.heatmaps import DECODING_METHODS
 
-# Settings that may differ between a run and its continuation: they do not change what is computed.
+# Settings that may differ between a run and its continuation: they do not change what is computed.  The places of the
+# data are among them, because a checkpoint knows the data itself again.
+PLACES = ("data_dir", "annotations", "images", "cache_dir", "hand_mesh")
 FREE_ON_RESUME = frozenset(
-    {"output_dir", "resume", "workers", "checkpoint_every", "keep_checkpoints", "push_to_hub"}
+    {"output_dir", "resume", "workers", "checkpoint_every", "keep_checkpoints", "max_bad_steps", "push_to_hub", *PLACES}
 )
 
 # The training of the student project that this design comes from, for comparison; only fields that differ.

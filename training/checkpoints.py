@@ -1,26 +1,31 @@
 """Checkpoints that are whole or not there, and that are checked before they are believed.
 
-A checkpoint is a folder `checkpoints/step-00001234` with Accelerate's state (weights in safetensors, optimizer, schedule,
-random states), the averaged weights, the loop's own state as JSON, and `manifest.json` with the size and SHA-256 of each
-file.  It is written under a temporary name, every file and folder is fsynced, and then it is renamed, so that a process
-killed at any moment leaves either the whole checkpoint or a folder that no one takes for one.  `best` holds the best
-weights of the run in the same way.
+A checkpoint is a folder `checkpoints/step-00001234-00002-00000034` (the steps, the epochs and the batches of the next
+epoch that are done) with Accelerate's state (weights in safetensors, optimizer, random states), the averaged weights
+and the best ones so far, the loop's own state as JSON, and `manifest.json` with the size and SHA-256 of each file.  It
+is written under a temporary name, every file and folder is fsynced, and then it is renamed, so that a process killed at
+any moment leaves either the whole checkpoint or a folder that no one takes for one.  `best` holds the best weights of
+the run in the same way.
 """
 
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
 UNFINISHED = ".incomplete"
+OLD = ".old"
+BROKEN = ".broken"
 BEST = "best"
+NAME = re.compile(r"step-(\d+)-(\d+)-(\d+)")
 
 
-class BrokenCheckpoint(Exception):
+class BrokenCheckpoint(OSError):
     """A checkpoint that must not be loaded; the message says why."""
 
 
@@ -46,7 +51,7 @@ def seal(folder: Path, target: Path) -> None:
     for path in [*files, folder / MANIFEST, *(path for path in folder.rglob("*") if path.is_dir()), folder]:
         _fsync(path)
     if target.exists():  # `best`, which is replaced: the old one stays whole until the new one has its place
-        old = target.with_name(target.name + ".old")
+        old = target.with_name(target.name + OLD)
         shutil.rmtree(old, ignore_errors=True)
         target.rename(old)
         folder.rename(target)
@@ -56,24 +61,44 @@ def seal(folder: Path, target: Path) -> None:
     _fsync(target.parent)
 
 
-def verify(folder: Path) -> None:
-    """Raise [`BrokenCheckpoint`] unless every file of `folder` is there and as its manifest says."""
-    try:
-        entries = json.loads((folder / MANIFEST).read_text())
-    except FileNotFoundError:
-        raise BrokenCheckpoint(f"{MANIFEST} is missing") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise BrokenCheckpoint(f"{MANIFEST} cannot be read: {error}") from None
-    if not isinstance(entries, dict) or STATE not in entries:
+def verify(folder: Path) -> dict:
+    """The state of the checkpoint `folder`; raises [`BrokenCheckpoint`] unless its files are those of its manifest.
+
+    There must be no other file: what the manifest does not vouch for might be read, too.
+    """
+    entries = _read_object(folder, MANIFEST)
+    if STATE not in entries:
         raise BrokenCheckpoint(f"{MANIFEST} does not list {STATE}")
     for name, entry in entries.items():
         path = folder / name
+        if not isinstance(entry, dict) or not {"size", "sha256"} <= entry.keys():
+            raise BrokenCheckpoint(f"{MANIFEST} gives no size and SHA-256 for {name}")
         if not path.is_file():
             raise BrokenCheckpoint(f"{name} is missing")
         if path.stat().st_size != entry["size"]:
             raise BrokenCheckpoint(f"{name} has {path.stat().st_size} bytes instead of {entry['size']}")
-        if sha256(path) != entry["sha256"]:
+        try:
+            digest = sha256(path)
+        except OSError as error:
+            raise BrokenCheckpoint(f"{name} cannot be read: {error}") from None
+        if digest != entry["sha256"]:
             raise BrokenCheckpoint(f"{name} has another SHA-256 than when it was written")
+    present = {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
+    if more := sorted(present - entries.keys() - {MANIFEST}):
+        raise BrokenCheckpoint(f"{MANIFEST} does not list {more[0]}, which is there")
+    return _read_object(folder, STATE)
+
+
+def _read_object(folder: Path, name: str) -> dict:
+    try:
+        value = json.loads((folder / name).read_text())
+    except FileNotFoundError:
+        raise BrokenCheckpoint(f"{name} is missing") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise BrokenCheckpoint(f"{name} cannot be read: {error}") from None
+    if not isinstance(value, dict):
+        raise BrokenCheckpoint(f"{name} is not a JSON object")
+    return value
 
 
 class Checkpoints:
@@ -84,7 +109,9 @@ class Checkpoints:
 
     def steps(self) -> list[Path]:
         """Checkpoint folders, newest first, whole or not."""
-        return sorted((path for path in self.folder.glob("step-*") if not path.name.endswith(UNFINISHED)), reverse=True)
+        matches = [NAME.fullmatch(path.name) for path in self.folder.glob("step-*")]
+        matches = sorted(filter(None, matches), key=lambda match: [int(part) for part in match.groups()], reverse=True)
+        return [self.folder / match.string for match in matches]
 
     def unfinished(self, name: str) -> Path:
         """An empty folder to write `name` into, for :meth:`finish`; what an interrupted write left is removed."""
@@ -105,34 +132,28 @@ class Checkpoints:
 
     def prune(self) -> None:
         """Remove all but the newest `keep` checkpoints, and what interrupted writes left."""
-        for path in self.steps()[self.keep :]:
-            shutil.rmtree(path)
-        for path in self.folder.glob(f"*{UNFINISHED}"):
+        for path in [*self.steps()[self.keep :], *self.folder.glob(f"*{UNFINISHED}"), *self.folder.glob(f"*{OLD}")]:
             shutil.rmtree(path)
 
-    def recover_best(self) -> None:
-        """Put back the old `best` when the run died between the two renames of its replacement."""
-        old = self.folder / f"{BEST}.old"
-        if old.exists():
-            if (self.folder / BEST).exists():
-                shutil.rmtree(old)
-            else:
-                old.rename(self.folder / BEST)
+    def set_aside(self, names: Iterable[str]) -> None:
+        """Rename checkpoints that were passed over: they no longer count among the newest, and are not deleted."""
+        for name in names:
+            shutil.rmtree(self.folder / (name + BROKEN), ignore_errors=True)
+            (self.folder / name).rename(self.folder / (name + BROKEN))
 
-    def newest(self, check: Callable[[Path, dict], None] = lambda path, state: None) -> tuple[Path | None, dict, list[str]]:
+    def newest(self, check: Callable[[dict], None] = lambda state: None) -> tuple[Path | None, dict, dict[str, str]]:
         """The newest checkpoint that is whole and passes `check`, its state, and why each newer one was passed over.
 
-        `check(folder, state)` raises [`BrokenCheckpoint`] for a checkpoint that is whole but not this run's.
+        `check(state)` raises [`BrokenCheckpoint`] for a checkpoint that is whole but not this run's.
         """
-        passed_over = []
+        passed_over = {}
         for folder in self.steps():
             try:
-                verify(folder)
-                state = json.loads((folder / STATE).read_text())
-                check(folder, state)
+                state = verify(folder)
+                check(state)
                 return folder, state, passed_over
             except BrokenCheckpoint as error:
-                passed_over.append(f"{folder.name}: {error}")
+                passed_over[folder.name] = str(error)
         return None, {}, passed_over
 
 

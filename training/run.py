@@ -1,25 +1,32 @@
 """What a run carries from step to step, and how a checkpoint holds it and gives it back, bit for bit."""
 
+import hashlib
 import math
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast, gather_object
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from transformers import get_cosine_schedule_with_warmup
 
 from modeling_handunet import HandUNetConfig, HandUNetForPoseEstimation
 from training.arguments import Arguments
 from training.augmentation import Augmentation
 from training.averaging import averaged_model
-from training.checkpoints import BEST, UNFINISHED, BrokenCheckpoint, Checkpoints, verify
+from training.checkpoints import BEST, UNFINISHED, BrokenCheckpoint, Checkpoints
 from training.data import EpochShuffle, Splits, Stream
 
 AVERAGE = "average.safetensors"
+BEST_AVERAGE = "best.safetensors"
+# Samples of each split, evenly spread, by which a resumed run knows its data again.
+FINGERPRINT_SAMPLES = 64
 
 
 def make_model(args: Arguments) -> HandUNetForPoseEstimation:
@@ -47,11 +54,27 @@ def make_schedule(args: Arguments, optimizer: torch.optim.Optimizer, steps: int)
     return get_cosine_schedule_with_warmup(optimizer, int(steps * args.warmup_share), steps)
 
 
+def make_loader(dataset: Dataset, args: Arguments, **more) -> DataLoader:
+    """Batches of `dataset`, whose workers outlive a signal that asks the run to stop."""
+    init = outlive_interrupts if args.workers else None
+    return DataLoader(dataset, args.batch_size, num_workers=args.workers, worker_init_fn=init, **more)
+
+
+def outlive_interrupts(worker: int) -> None:
+    """Let a dataloader's worker go on when Ctrl-C or SIGTERM reaches the whole process group.
+
+    The run needs its batches until the step is done; a worker that nothing else ends is gone 20 s after a SIGTERM.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(20) and os._exit(0))
+
+
 class Run:
     """Model, optimizer, schedule, averaged weights, loaders and counters of one training."""
 
     # The loop's own state: plain numbers and lists, which JSON holds exactly.
-    COUNTERS = ("epoch", "batch", "step", "bad_steps", "skipped_steps", "validations_without_improvement", "best", "history")
+    COUNTERS = ("epoch", "batch", "step", "bad_steps", "skipped_steps", "validations_without_improvement")
+    FIGURES = ("best", "history")
 
     def __init__(self, args: Arguments, accelerator: Accelerator, splits: Splits):
         self.args, self.accelerator, self.splits = args, accelerator, splits
@@ -63,9 +86,9 @@ class Run:
         self.model, self.optimizer, self.train_loader, self.validation_loader, self.test_loader = accelerator.prepare(
             model,
             make_optimizer(args, model),
-            DataLoader(splits.train, args.batch_size, sampler=self.sampler, num_workers=args.workers, drop_last=True),
-            DataLoader(splits.validation, args.batch_size, num_workers=args.workers),
-            DataLoader(splits.test, args.batch_size, num_workers=args.workers),
+            make_loader(splits.train, args, sampler=self.sampler, drop_last=True),
+            make_loader(splits.validation, args),
+            make_loader(splits.test, args),
         )
         if len(self.train_loader) == 0:
             raise ValueError(
@@ -83,9 +106,12 @@ class Run:
         self.skipped_steps = 0  # the same, in all
         self.validations_without_improvement = 0
         self.best: dict | None = None  # figures of the best validation
+        self.best_weights: dict[str, torch.Tensor] = {}  # and its averaged weights, on the CPU
         self.history: list[dict] = []  # figures of each epoch
         self.newest_checkpoint: str | None = None
         self.loss_sum = torch.zeros(2, dtype=torch.float64)  # this process's sum of losses and their count
+        named = {"training": splits.train, "validation": splits.validation, "test": splits.test}
+        self.data = {name: fingerprint(split) for name, split in named.items()}
 
     def start_epoch(self) -> None:
         """Point sampler and stream at the current epoch."""
@@ -100,8 +126,8 @@ class Run:
                 buffer.copy_(broadcast(buffer))
 
     def averaged_weights(self) -> dict[str, torch.Tensor]:
-        """The averaged model's state dict, on the CPU."""
-        return {name: value.cpu().contiguous() for name, value in self.average.module.state_dict().items()}
+        """A copy of the averaged model's state dict, on the CPU."""
+        return {name: value.cpu().contiguous().clone() for name, value in self.average.module.state_dict().items()}
 
     # Checkpoints
 
@@ -110,11 +136,12 @@ class Run:
         name = f"step-{self.step:08d}-{self.epoch:05d}-{self.batch:08d}"
         if name == self.newest_checkpoint:
             return
-        state = {counter: getattr(self, counter) for counter in self.COUNTERS}
+        state = {name: getattr(self, name) for name in self.COUNTERS + self.FIGURES}
         state |= {
             "arguments": self.args.to_dict(),
             "processes": self.accelerator.num_processes,
             "model": shape_of(self.config),
+            "data": self.data,
             "loss_sums": gather_object([self.loss_sum.tolist()]),
             "averaged": int(self.average.n_averaged),
             "schedule": self.schedule.state_dict(),
@@ -123,6 +150,8 @@ class Run:
 
         def finish():
             save_file(self.averaged_weights(), folder / AVERAGE)
+            if self.best:
+                save_file(self.best_weights, folder / BEST_AVERAGE)
             self.checkpoints.finish(name, state)
             self.checkpoints.prune()
 
@@ -137,23 +166,31 @@ class Run:
             )
         self.newest_checkpoint = name
 
+    def keep_best(self) -> None:
+        """Keep the averaged weights as the best of the run, which the last figures of `history` are about."""
+        self.best = self.history[-1]
+        self.best_weights = self.averaged_weights()
+        self.save_best()
+
     def save_best(self) -> None:
-        """Write the averaged weights and their figures as the best of the run."""
+        """Write the best weights and their figures into a folder of their own; checkpoints hold them, too."""
 
         def write():
-            save_file(self.averaged_weights(), self.checkpoints.unfinished(BEST) / AVERAGE)
+            save_file(self.best_weights, self.checkpoints.unfinished(BEST) / AVERAGE)
             self.checkpoints.finish(BEST, {"best": self.best, "model": shape_of(self.config)})
 
         failure = self._on_main(write)
         if failure:
             self._on_main(lambda: self.checkpoints.discard(BEST))
-            raise OSError(f"The best weights could not be written: {failure}. Make room, and go on with --resume.")
+            raise OSError(
+                f"The best weights could not be written: {failure}. Earlier checkpoints are whole: make room or mend "
+                "the folder, and go on with --resume."
+            )
 
     def load_best(self) -> HandUNetForPoseEstimation:
         """A model with the best weights of the run."""
-        verify(self.checkpoints.folder / BEST)
         model = HandUNetForPoseEstimation(self.config)
-        model.load_state_dict(load_file(self.checkpoints.folder / BEST / AVERAGE))
+        model.load_state_dict(self.best_weights)
         return model
 
     def resume(self) -> str:
@@ -161,11 +198,8 @@ class Run:
 
         Raises `ValueError` when the settings differ, naming them, or when there are checkpoints but none is whole.
         """
-        if self.accelerator.is_main_process:
-            self.checkpoints.recover_best()
-        self.accelerator.wait_for_everyone()
         folder, state, passed_over = self.checkpoints.newest(self._check_model)
-        reasons = "".join(f"\n  passed over {reason}" for reason in passed_over)
+        reasons = "".join(f"\n  passed over {name}: {reason}" for name, reason in passed_over.items())
         if folder is None:
             if passed_over:
                 raise ValueError(f"No checkpoint in {self.checkpoints.folder} can be resumed:{reasons}")
@@ -173,23 +207,34 @@ class Run:
         differences = self.args.differences(state["arguments"])
         if state["processes"] != self.accelerator.num_processes:
             differences.append(f"the run had {state['processes']} processes and has {self.accelerator.num_processes}")
+        changed = [name for name, digest in self.data.items() if state["data"][name] != digest]
+        differences += [f"the {name} data is not the same" for name in changed]
         if differences:
             raise ValueError(
-                f"--resume with other settings than {folder} was made with: {'; '.join(differences)}. Give the same ones, "
-                "or start another run: a new --output_dir, with --init for the weights."
+                f"--resume with other settings than {folder} was made with: {'; '.join(differences)}. Give the same "
+                "ones, or start another run: a new --output_dir, with --init for the weights."
             )
-        self.accelerator.load_state(str(folder))
-        for counter in self.COUNTERS:
-            setattr(self, counter, state[counter])
+        self.accelerator.load_state(str(folder), load_kwargs={"weights_only": True})
+        for name in self.COUNTERS + self.FIGURES:
+            setattr(self, name, state[name])
         self.loss_sum = torch.tensor(state["loss_sums"][self.accelerator.process_index], dtype=torch.float64)
         self.schedule.load_state_dict(state["schedule"])
         self.average.module.load_state_dict(load_file(folder / AVERAGE))
         self.average.n_averaged.fill_(state["averaged"])
+        self.newest_checkpoint = folder.name
+        failure = self._on_main(lambda: self.checkpoints.set_aside(passed_over))
+        if failure:
+            raise OSError(f"A broken checkpoint in {self.checkpoints.folder} could not be renamed: {failure}.")
+        if self.best:  # the folder of the best may be that of a validation which comes again, or have been damaged
+            self.best_weights = load_file(folder / BEST_AVERAGE)
+            self.save_best()
         return f"Resumed from {folder}: epoch {self.epoch + 1}, step {self.step}.{reasons}"
 
-    def _check_model(self, folder: Path, state: dict) -> None:
-        mine = shape_of(self.config)
-        other = [f"{name} {value} instead of {mine[name]}" for name, value in state["model"].items() if value != mine[name]]
+    def _check_model(self, state: dict) -> None:
+        mine, its = shape_of(self.config), state.get("model")
+        if not isinstance(its, dict):
+            raise BrokenCheckpoint("does not say which model it holds")
+        other = [f"{name} {its.get(name)} instead of {value}" for name, value in mine.items() if its.get(name) != value]
         if other:
             raise BrokenCheckpoint(f"holds another model, with {', '.join(other)}")
 
@@ -201,7 +246,7 @@ class Run:
         problem = None
         try:
             action()
-        except (OSError, RuntimeError) as error:  # torch.save and safetensors report a full disk as RuntimeError
+        except (OSError, RuntimeError, SafetensorError) as error:  # RuntimeError is torch.save's for a full disk
             problem = f"{type(error).__name__}: {error}"
         return next((problem for problem in gather_object([problem]) if problem), None)
 
@@ -214,6 +259,16 @@ def shape_of(config: HandUNetConfig) -> dict:
         "image_size": config.image_size,
         "num_channels": config.num_channels,
     }
+
+
+def fingerprint(dataset: Dataset) -> str:
+    """Hex digest of evenly spread samples of `dataset` and of its length, wherever its files lie."""
+    count = min(len(dataset), FINGERPRINT_SAMPLES)
+    digest = hashlib.sha256(str(len(dataset)).encode())
+    for item in dataset.__getitems__([number * len(dataset) // count for number in range(count)]):
+        for name in ("image", "keypoints", "visibility"):
+            digest.update(item[name].numpy().tobytes())
+    return digest.hexdigest()
 
 
 def is_better(figure: float, best: float | None) -> bool:
