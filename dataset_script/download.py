@@ -47,7 +47,7 @@ def download(url: str, path: str | os.PathLike, *, backoff: float = 1.0, timeout
 
     A file that is already there is checked against its record (or, without one, against the server's size) rather than
     fetched.  Several processes may ask for the same file at once: one fetches, the others wait for it.  After a failure
-    the next attempt waits `backoff` seconds, doubled each time, at most a minute; `timeout` seconds may pass in silence.
+    the next attempt waits `backoff` seconds, doubled each time, at most a minute; `timeout` seconds of silence count as one.
 
     Raises:
         OSError: the server refuses (404, say), is out of reach 10 times in a row, does not state the file's size, or
@@ -248,7 +248,7 @@ def _write_whole(path: Path, text: str) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(prog="python -m dataset_script.download", description="Fetch FreiHAND (about 4 GB).")
+    parser = argparse.ArgumentParser("python -m dataset_script.download", description="Fetch FreiHAND (about 4 GB).")
     parser.add_argument("--data_dir", type=Path, required=True, help="folder to put the archives in")
     parser.add_argument("--base_url", default=BASE_URL, help="where the archives are (a mirror; default: %(default)s)")
     parser.add_argument("--backoff", type=float, default=1.0, help="seconds to wait after a first failure")

@@ -13,6 +13,7 @@ import lzma
 import os
 import stat
 import struct
+import warnings
 import zipfile
 import zlib
 from pathlib import Path
@@ -27,13 +28,7 @@ MAX_JSON_BYTES = 96 << 20  # FreiHAND's largest list of keypoints takes about 44
 MAX_IMAGE_BYTES = 64 << 20
 
 # What Pillow and its codecs raise on broken files, beyond what it documents.
-IMAGE_ERRORS = (
-    *UNREADABLE_IMAGE_ERRORS,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-    Image.DecompressionBombWarning,
-)
+IMAGE_ERRORS = (*UNREADABLE_IMAGE_ERRORS, struct.error, zlib.error, Image.DecompressionBombError)
 
 
 class FileTree:
@@ -149,18 +144,20 @@ def image_size(source: bytes | str | os.PathLike, decode: bool = True) -> tuple[
     `source` is the encoded image or its path; with `decode=False` only the header is read.
     Raises ValueError, with the reason alone, for what cannot be read and for more than `MAX_IMAGE_PIXELS`.
     """
-    try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            width, height = image.size
-            if not 0 < width * height <= MAX_IMAGE_PIXELS:
-                raise ValueError(f"{width} x {height} pixels, where 1 to {MAX_IMAGE_PIXELS:,} pixels are read")
-            rotated = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # EXIF orientations that swap the sides
-            if decode:
-                if image.format == "JPEG":
-                    image.draft(None, (width // 8, height // 8))  # every coefficient is read, an eighth is computed
-                image.load()
-    except IMAGE_ERRORS as error:
-        raise ValueError(str(error) or type(error).__name__) from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of large images, which are judged here, and of odd metadata
+        try:
+            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+                width, height = image.size
+                if not 0 < width * height <= MAX_IMAGE_PIXELS:
+                    raise ValueError(f"{width} x {height} pixels, where 1 to {MAX_IMAGE_PIXELS:,} pixels are read")
+                rotated = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # EXIF orientations that swap the sides
+                if decode:
+                    if image.format == "JPEG":
+                        image.draft(None, (width // 8, height // 8))  # all of it is read, an eighth is computed
+                    image.load()
+        except IMAGE_ERRORS as error:
+            raise ValueError(str(error) or type(error).__name__) from error
     return (height, width) if rotated else (width, height)
 
 

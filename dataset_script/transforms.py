@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from filelock import FileLock
 from PIL import Image
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from dataset_script.files import digest
 from modeling_handunet.configuration_handunet import HandUNetConfig
@@ -31,8 +31,9 @@ BOX_FILL = HandUNetImageProcessor.box_fill
 COLUMNS = ("image", "uv", "visibility", "box", "handedness")
 # Raise when HandCrops makes other crops of the same rows, so that caches on disk are made anew.
 CROPS_VERSION = 1
-# Samples that are prepared together while a cache is written.
+# Samples that are prepared together while a cache is written, and processes that prepare them at most.
 CACHE_BATCH = 32
+MAX_CACHE_WORKERS = 8
 
 
 def resize_with_keypoints(
@@ -149,8 +150,10 @@ class HandCrops(Dataset):
     ):
         self.dataset = _only_crop_columns(dataset)
         self.image_size, self.box_fill = image_size, box_fill
-        self.cache = None if cache_dir is None else self._build_cache(Path(cache_dir), _fingerprint(dataset))
+        self.cache: Path | None = None
         self._arrays: dict[str, np.ndarray] | None = None
+        if cache_dir is not None:
+            self.cache = self._build_cache(Path(cache_dir), _fingerprint(dataset))
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_arrays": None}
@@ -211,6 +214,8 @@ class HandCrops(Dataset):
         folder = cache_dir / f"crops-{self.image_size}-{key}"
         with FileLock(cache_dir / f"{folder.name}.lock"):
             if not folder.exists():
+                for left_by_a_killed_process in cache_dir.glob(f"{folder.name}-*.incomplete"):
+                    shutil.rmtree(left_by_a_killed_process, ignore_errors=True)
                 unfinished = Path(tempfile.mkdtemp(prefix=f"{folder.name}-", suffix=".incomplete", dir=cache_dir))
                 try:
                     self._write_cache(unfinished)
@@ -231,11 +236,11 @@ class HandCrops(Dataset):
             name: np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, shape)
             for name, (shape, dtype) in shapes.items()
         }
-        for first in range(0, count, CACHE_BATCH):
-            indices = list(range(first, min(first + CACHE_BATCH, count)))
-            for index, crop in zip(indices, self._crops(indices)):
+        workers = min(os.cpu_count() or 1, MAX_CACHE_WORKERS) if count > CACHE_BATCH else 0
+        for crops in DataLoader(self, CACHE_BATCH, num_workers=workers, collate_fn=list):
+            for crop in crops:
                 for name, array in arrays.items():
-                    array[index] = crop[name]
+                    array[crop["index"]] = crop[name]
         for array in arrays.values():
             array.flush()
 

@@ -1,18 +1,23 @@
 """The FreiHAND loader: official layout, splits, projection, and what it refuses."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import stat
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
+from datasets.distributed import split_dataset_by_node
 from PIL import Image
 
 import dataset_script.freihand
-from dataset_script import FreiHAND, project_points
+from dataset_script import FreiHAND, SyntheticHands, project_points
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "freihand_real"
 real_freihand = pytest.mark.skipif(not REAL.is_dir(), reason=f"{REAL} is not there: FreiHAND may not be redistributed")
@@ -76,8 +81,6 @@ def test_the_first_keypoint_of_the_real_entry_0_projects_where_it_was_measured(b
 
 @real_freihand
 def test_rows_keep_the_official_files_bytes(build):
-    import datasets
-
     rows = build(REAL)["train"].cast_column("image", datasets.Image(decode=False))
     assert rows[3]["image"]["path"] == "00000003.jpg"
     assert rows[3]["image"]["bytes"] == (REAL / "training" / "rgb" / "00000003.jpg").read_bytes()
@@ -412,3 +415,60 @@ def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path, tree, build, monk
     assert os.path.getsize(path) < 1 << 16
     with pytest.raises(ValueError, match=r"training_xyz.json is larger than \d+ bytes"):
         build(path)
+
+
+def test_a_build_that_is_killed_is_not_taken_for_whole(tree, tmp_path):
+    def build_and_die():
+        read = dataset_script.freihand.image_size
+        calls = []
+
+        def die_at_the_fourth(*args, **kwargs):
+            calls.append(args)
+            return os._exit(9) if len(calls) > 3 else read(*args, **kwargs)
+
+        dataset_script.freihand.image_size = die_at_the_fourth
+        FreiHAND(tree, cache_dir=tmp_path / "cache").build()
+
+    process = multiprocessing.get_context("fork").Process(target=build_and_die)
+    process.start()
+    process.join(60)
+    assert process.exitcode == 9 and list((tmp_path / "cache").rglob("*.incomplete"))
+    assert FreiHAND(tree, cache_dir=tmp_path / "cache").build()["train"]["frame_id"][:] == [0, 1, 2, 3]
+    assert not list((tmp_path / "cache").rglob("*.incomplete"))
+
+
+def test_parquet_files_load_back_and_stream_to_each_node_its_share(tmp_path, build, monkeypatch):
+    monkeypatch.setattr(dataset_script.freihand, "SPLITS", {"train": (0, 4), "validation": (4, 6)})
+    rows = build(write_tree(tmp_path / "tree", 6))
+    for shard in range(2):
+        rows["train"].shard(2, shard).to_parquet(tmp_path / "published" / f"train-{shard}.parquet")
+    files = {"train": str(tmp_path / "published" / "train-*.parquet")}
+    loaded = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path / "c"))
+    assert loaded.features == rows["train"].features
+    assert [row["uv"] for row in loaded] == [row["uv"] for row in rows["train"]]
+    stream = datasets.load_dataset("parquet", data_files=files, split="train", streaming=True)
+    nodes = [[row["frame_id"] for row in split_dataset_by_node(stream, rank, 2)] for rank in (0, 1)]
+    assert nodes == [[0, 1], [2, 3]]
+
+
+def test_synthetic_hands_written_in_the_official_layout_load_as_they_were_drawn(tmp_path, build):
+    hands = SyntheticHands(2, image_size=128)
+    hands.write_freihand(tmp_path / "tree", versions=4, image_size=128)
+    rows = build(tmp_path / "tree", "all")["train"]
+    assert rows["frame_id"][:] == [0, 1] * 4
+    for index, row in enumerate(rows):
+        np.testing.assert_allclose(row["uv"], hands[index % 2]["uv"], atol=0.01)
+        np.testing.assert_allclose(project_points(row["xyz"], row["K"]), row["uv"], atol=0.01)
+
+
+@pytest.mark.slow
+def test_a_tree_of_the_full_number_of_frames_builds_from_folder_and_zip_in_bounded_memory(tmp_path):
+    """All 32,560 frames, on one background; `python -m tests.full_size_freihand` does the four."""
+    command = [sys.executable, "-m", "tests.full_size_freihand", "--versions", "1", "--distinct", "20"]
+    run = subprocess.run(
+        [*command, "--folder", str(tmp_path)], cwd=Path(__file__).parents[1], check=True, capture_output=True, text=True
+    )
+    folder, zipped = (json.loads(line) for line in run.stdout.splitlines() if line.startswith("{"))
+    for result in (folder, zipped):
+        assert result["rows"] == {"train": 26000, "validation": 5000, "test": 1560}
+        assert result["peak_mb"] < 1000

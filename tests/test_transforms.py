@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import pickle
+import shutil
 
 import datasets
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from dataset_script import HandCrops, add_heatmaps
+from dataset_script import HandCrops, SyntheticHands, add_heatmaps
 from dataset_script.freihand import FreiHAND
 from dataset_script.transforms import crop_hand, resize_with_keypoints
 from modeling_handunet import HandUNetImageProcessor, render_heatmaps
@@ -218,6 +219,25 @@ def test_processes_that_start_together_share_one_cache(tmp_path):
     for process in processes:
         process.join(60)
     assert [process.exitcode for process in processes] == [0, 0, 0] and counter.value == 6
+
+
+def test_what_a_killed_process_left_of_a_cache_is_cleared_away(tmp_path):
+    dataset = a_dataset()
+    folder = HandCrops(dataset, cache_dir=tmp_path).cache
+    shutil.rmtree(folder)
+    (tmp_path / f"{folder.name}-abc.incomplete").mkdir()
+    HandCrops(dataset, cache_dir=tmp_path)
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [folder.name]
+
+
+def test_synthetic_hands_are_cropped_and_cached_as_any_other(tmp_path):
+    hands = SyntheticHands(2, image_size=128)
+    cached, plain = HandCrops(hands, cache_dir=tmp_path), HandCrops(hands)
+    assert equal(cached[1], plain[1])
+    np.testing.assert_allclose(plain[1]["keypoints"], hands[1]["uv"], atol=1e-4)
+    assert (plain[1]["image"].permute(1, 2, 0).numpy() == np.asarray(hands[1]["image"])).all()
+    other = HandCrops(SyntheticHands(2, seed=1, image_size=128), cache_dir=tmp_path)
+    assert not torch.equal(other[1]["keypoints"], plain[1]["keypoints"])
 
 
 def test_a_dataset_without_a_fingerprint_is_not_cached(tmp_path):

@@ -1,0 +1,105 @@
+"""Build FreiHAND at its full size, from a folder and from a zip, and print what that takes.
+
+    python -m tests.full_size_freihand                          # 32,560 frames on 4 backgrounds: about 3 GB of disk
+    python -m tests.full_size_freihand --frames 3000 --num_proc 2
+
+Writes a tree in the official layout (the pictures and annotations of a few hundred synthetic hands, over and over) and
+a zip of it into a temporary folder, builds each configuration from each in a process of its own, and prints one JSON
+line per build: seconds, peak resident memory in MB (imports included; of the largest process, with several), rows of
+each split.
+"""
+
+import argparse
+import io
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from pathlib import Path
+
+NUM_FRAMES, VERSIONS = 32560, 4
+
+
+def write_tree(folder: Path, frames: int, versions: int, distinct: int) -> Path:
+    """The official layout with `distinct` different hands; returns the folder."""
+    import numpy as np
+
+    from dataset_script import SyntheticHands
+
+    hands = SyntheticHands(distinct, image_size=224)
+    rows = [hands[index] for index in range(distinct)]
+    pictures = []
+    for row in rows:
+        file = io.BytesIO()
+        row["image"].save(file, "JPEG", quality=95)
+        pictures.append(file.getvalue())
+    rgb = folder / "training" / "rgb"
+    rgb.mkdir(parents=True)
+    for image in range(frames * versions):
+        (rgb / f"{image:08d}.jpg").write_bytes(pictures[image % frames % distinct])
+    for name in ("xyz", "K"):
+        values = [np.asarray(row[name], np.float64).tolist() for row in rows]
+        (folder / f"training_{name}.json").write_text(json.dumps([values[frame % distinct] for frame in range(frames)]))
+    return folder
+
+
+def write_zip(folder: Path) -> Path:
+    """The folder as a zip beside it, stored as jpgs are in the official one."""
+    path = folder.with_suffix(".zip")
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in sorted(folder.rglob("*.json")) + sorted(folder.rglob("*.jpg")):
+            kind = zipfile.ZIP_DEFLATED if file.suffix == ".json" else zipfile.ZIP_STORED
+            archive.write(file, file.relative_to(folder), kind)
+    return path
+
+
+def build(data_dir: str, name: str, num_proc: int) -> dict:
+    """Build and report; meant for a fresh process."""
+    import datasets
+
+    from dataset_script import FreiHAND
+
+    datasets.disable_progress_bars()
+    with tempfile.TemporaryDirectory(dir=Path(data_dir).parent) as cache:
+        start = time.perf_counter()
+        splits = FreiHAND(data_dir, name, cache_dir=cache).build(num_proc=num_proc if num_proc > 1 else None)
+        seconds = time.perf_counter() - start
+    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return {
+        "source": Path(data_dir).name,
+        "name": name,
+        "num_proc": num_proc,
+        "seconds": round(seconds, 1),
+        "peak_mb": round(peak / 1024),
+        "rows": {split: len(rows) for split, rows in splits.items()},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.full_size_freihand", description=__doc__.split("\n")[0])
+    parser.add_argument("--frames", type=int, default=NUM_FRAMES)
+    parser.add_argument("--versions", type=int, default=VERSIONS, choices=(1, VERSIONS))
+    parser.add_argument("--distinct", type=int, default=200, help="different hands among the frames")
+    parser.add_argument("--num_proc", type=int, default=1, help="processes that build")
+    parser.add_argument("--folder", type=Path, help="where the temporary folder is made")
+    parser.add_argument("--build", nargs=2, metavar=("DATA_DIR", "NAME"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.build:
+        print(json.dumps(build(*options.build, options.num_proc)))
+        return
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        start = time.perf_counter()
+        tree = write_tree(Path(folder) / "freihand", options.frames, options.versions, options.distinct)
+        sources = [tree, write_zip(tree)]
+        print(f"wrote {options.frames} frames, {options.versions} versions in {time.perf_counter() - start:.0f} s")
+        for name in ("raw", "all")[: 1 if options.versions == 1 else 2]:
+            for source in sources:
+                command = [sys.executable, "-m", "tests.full_size_freihand", "--num_proc", str(options.num_proc)]
+                subprocess.run([*command, "--build", str(source), name], check=True)
+
+
+if __name__ == "__main__":
+    main()
