@@ -47,7 +47,7 @@ def download(url: str, path: str | os.PathLike, *, backoff: float = 1.0, timeout
 
     A file that is already there is checked against its record (or, without one, against the server's size) rather than
     fetched.  Several processes may ask for the same file at once: one fetches, the others wait for it.  After a failure
-    the next attempt waits `backoff` seconds, doubled each time, at most a minute; `timeout` seconds of silence count as one.
+    the next attempt waits `backoff` seconds, doubled each time, at most a minute; `timeout` seconds of silence are one.
 
     Raises:
         OSError: the server refuses (404, say), is out of reach 10 times in a row, does not state the file's size, or
