@@ -1,0 +1,183 @@
+"""The ONNX export gives what torch gives, on photographs, and runs without torch."""
+
+import inspect
+import json
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from modeling_handunet import (
+    KEYPOINT_NAMES,
+    HandUNetConfig,
+    HandUNetForPoseEstimation,
+    HandUNetImageProcessor,
+    decode_heatmaps,
+)
+from scripts import export_onnx
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run(*command, cwd=ROOT) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, *map(str, command)], cwd=cwd, capture_output=True, text=True, timeout=500)
+
+
+def session(path):
+    import onnxruntime
+
+    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory) -> Path:
+    """A folder with a small untrained model of unusual settings and its export."""
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install handunet[onnx]")
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed: pip install handunet[onnx]")
+    folder = tmp_path_factory.mktemp("onnx")
+    torch.manual_seed(0)
+    model = HandUNetForPoseEstimation(HandUNetConfig(image_size=64, hidden_sizes=(4, 8), skeleton=((0, 1),)))
+    model.save_pretrained(folder / "model")
+    processor = HandUNetImageProcessor(size={"height": 64, "width": 64}, image_mean=[0.25, 0.5, 0.75], box_fill=0.6)
+    processor.save_pretrained(folder / "model")
+    result = run(ROOT / "scripts" / "export_onnx.py", folder / "model", folder / "nested" / "model.onnx", cwd=folder)
+    assert result.returncode == 0, result.stderr
+    assert "Warning" not in result.stderr and "torchvision" not in result.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reference(shared_data, tmp_path_factory) -> Path:
+    """A folder with converted weights that were trained on photographs and their export."""
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install handunet[onnx]")
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed: pip install handunet[onnx]")
+    folder = tmp_path_factory.mktemp("reference")
+    for command in (
+        ("scripts.convert_shallow_unet", shared_data / "peer" / "model_final", folder / "model"),
+        ("scripts.export_onnx", folder / "model", folder / "model.onnx"),
+    ):
+        result = run("-m", *command)
+        assert result.returncode == 0, result.stderr
+    return folder
+
+
+def hold_to_torch(folder: Path, pixel_values: np.ndarray) -> None:
+    """Heatmaps within 1e-4 and keypoints within 0.01 px of the network and decoder in torch."""
+    model = HandUNetForPoseEstimation.from_pretrained(folder / "model")
+    with torch.inference_mode():
+        expected_heatmaps = model(torch.from_numpy(pixel_values)).heatmaps
+    expected_keypoints, expected_scores = decode_heatmaps(expected_heatmaps)
+    names = ["heatmaps", "keypoints", "scores"]
+    heatmaps, keypoints, scores = session(folder / "model.onnx").run(names, {"pixel_values": pixel_values})
+    assert keypoints.shape == (len(pixel_values), 21, 2) and keypoints.dtype == np.float32
+    np.testing.assert_allclose(heatmaps, expected_heatmaps, atol=1e-4, rtol=0)
+    np.testing.assert_allclose(keypoints, expected_keypoints, atol=0.01, rtol=0)
+    np.testing.assert_allclose(scores, expected_scores, atol=1e-4, rtol=0)
+
+
+@pytest.mark.slow
+def test_the_graph_says_its_shapes_and_takes_any_batch(exported):
+    onnx_model = session(exported / "nested" / "model.onnx")
+    shapes = {value.name: value.shape for value in (*onnx_model.get_inputs(), *onnx_model.get_outputs())}
+    assert shapes == {
+        "pixel_values": ["batch", 3, 64, 64],
+        "heatmaps": ["batch", 21, 64, 64],
+        "keypoints": ["batch", 21, 2],
+        "scores": ["batch", 21],
+    }
+    for batch in (1, 2, 5):
+        outputs = onnx_model.run(None, {"pixel_values": np.zeros((batch, 3, 64, 64), np.float32)})
+        assert [len(output) for output in outputs] == [batch] * 3
+
+
+@pytest.mark.slow
+def test_the_metadata_holds_what_the_processor_does(exported):
+    entries = session(exported / "nested" / "model.onnx").get_modelmeta().custom_metadata_map
+    settings = json.loads(entries["handunet"])
+    assert settings["image_size"] == 64 and settings["box_fill"] == 0.6
+    assert settings["image_mean"] == [0.25, 0.5, 0.75] and settings["image_std"] == [0.1966, 0.1734, 0.1836]
+    assert settings["rescale_factor"] == pytest.approx(1 / 255)
+    assert settings["keypoint_names"] == list(KEYPOINT_NAMES) and settings["skeleton"] == [[0, 1]]
+    assert settings["keypoint_colors"][:2] == [[230, 230, 230], [255, 99, 72]]
+
+
+@pytest.mark.slow
+def test_the_file_appears_whole_or_not_at_all(exported):
+    assert [path.name for path in (exported / "nested").iterdir()] == ["model.onnx"]
+
+
+@pytest.mark.slow
+def test_a_graph_that_differs_from_torch_is_not_let_through(exported):
+    model = HandUNetForPoseEstimation.from_pretrained(exported / "model").eval()
+    graph = export_onnx.HandUNetWithDecoder(model)
+    export_onnx.check(graph, exported / "nested" / "model.onnx")
+    with torch.no_grad():
+        model.head.weight += 0.01
+    with pytest.raises(RuntimeError, match=r"heatmaps of a batch of 1, \(1, 21, 64, 64\), are .* from torch's"):
+        export_onnx.check(graph, exported / "nested" / "model.onnx")
+
+
+@pytest.mark.slow
+def test_real_photographs_give_the_same_as_torch(reference, shared_data):
+    folder = shared_data / "coco_hands"
+    annotations = json.loads((folder / "annotations.json").read_text())
+    names = {image["id"]: image["file_name"] for image in annotations["images"]}
+    photographs = sorted((shared_data / "freihand_real" / "training" / "rgb").glob("*.jpg"))
+    photographs += [next(folder.rglob(Path(names[hand["image_id"]]).name)) for hand in annotations["annotations"][::4]]
+    boxes = [None] * 5 + [[hand["bbox"]] for hand in annotations["annotations"][::4]]
+    assert len(photographs) == len(boxes) >= 15
+    processor = HandUNetImageProcessor.from_pretrained(reference / "model")
+    pixel_values = processor(photographs, boxes, return_tensors="np").pixel_values
+    hold_to_torch(reference, pixel_values)
+    hold_to_torch(reference, pixel_values[:1])
+
+
+@pytest.mark.slow
+def test_synthetic_hands_give_the_same_as_torch(reference):
+    from dataset_script.synthetic import SyntheticHands
+
+    images = SyntheticHands(8, seed=0).render(torch.arange(8))["images"].permute(0, 2, 3, 1).numpy()
+    processor = HandUNetImageProcessor.from_pretrained(reference / "model")
+    hold_to_torch(reference, processor(list(images), return_tensors="np").pixel_values)
+
+
+@pytest.mark.slow
+def test_the_snippet_runs_as_printed_and_without_torch(reference, shared_data, tmp_path):
+    snippet = textwrap.dedent(inspect.cleandoc(export_onnx.__doc__).partition("ten lines:\n")[2])
+    assert 10 <= len(snippet.strip().splitlines()) <= 15
+    photograph = shared_data / "freihand_real" / "training" / "rgb" / "00000000.jpg"
+    Image.open(photograph).save(tmp_path / "hand.jpg", quality=100, subsampling=0)
+    (tmp_path / "model.onnx").symlink_to(reference / "model.onnx")
+    (tmp_path / "snippet.py").write_text(
+        "import sys\nsys.modules['torch'] = sys.modules['transformers'] = None  # importing them fails\n" + snippet
+    )
+    result = run("-W", "error", tmp_path / "snippet.py", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    printed = [eval(line, {"__builtins__": {}}) for line in result.stdout.splitlines()]
+    assert [name for name, _, _ in printed] == list(KEYPOINT_NAMES)
+
+    from transformers import pipeline
+
+    (hand,) = pipeline("keypoint-detection", model=str(reference / "model"))(str(tmp_path / "hand.jpg"))
+    expected = [(keypoint["x"], keypoint["y"]) for keypoint in hand["keypoints"]]
+    np.testing.assert_allclose([point for _, point, _ in printed], expected, atol=0.06)  # printed to 0.1 px
+    np.testing.assert_allclose([score for *_, score in printed], [k["score"] for k in hand["keypoints"]], atol=0.006)
+
+
+def test_what_cannot_be_exported_is_refused_in_words(tmp_path):
+    missing = run("-m", "scripts.export_onnx", tmp_path / "missing", tmp_path / "model.onnx")
+    assert missing.returncode == 1 and missing.stderr.startswith("error: ") and "missing" in missing.stderr
+    folder = run("-m", "scripts.export_onnx", tmp_path, tmp_path)
+    assert folder.returncode == 1 and "is a folder" in folder.stderr
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_processor_of_another_size_is_refused():
+    model = HandUNetForPoseEstimation(HandUNetConfig(image_size=64, hidden_sizes=(4, 8)))
+    with pytest.raises(ValueError, match="crops of 128 pixels, but the model reads 64"):
+        export_onnx.settings_of(model, HandUNetImageProcessor())
