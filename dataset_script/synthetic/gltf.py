@@ -232,6 +232,10 @@ def _add_forearm(vertices, normals, weights, faces):
     near = np.clip((end + 0.035 - vertices[:, 1]) / 0.025, 0.0, 1.0)
     stretch = 1 + near * (1.01 / np.maximum(length, 0.3) - 1)
     vertices = np.where(near[:, None] > 0, offset * stretch[:, None] + vertices * [0, 1, 0] + middle, vertices)
+    outward = offset / [radius[0] ** 2, 1.0, radius[2] ** 2]  # of the ellipse, so that light does not show the seam
+    outward /= np.maximum(np.linalg.norm(outward, axis=1, keepdims=True), 1e-9)
+    normals = normals + near[:, None] * (outward - normals)
+    normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-9)
     arm, arm_normals, arm_faces = forearm_mesh(girth)
     arm = arm + middle + [0.001, end + 0.010, -0.001]
     arm_weights = np.zeros((len(arm), NUM_BONES))
