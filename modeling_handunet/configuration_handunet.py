@@ -32,7 +32,7 @@ class HandUNetConfig(PreTrainedConfig):
     """
 
     model_type = "handunet"
-    # Whether transformers knows the pipeline (see registration.py) and need not look for its code in the model's folder.
+    # Whether transformers knows the pipeline (see registration.py) and need not look for its code in a model's folder.
     pipeline_is_registered: ClassVar[bool] = False
 
     image_size: int = 128

@@ -11,7 +11,9 @@ SUPERSAMPLING = 3
 MAX_CANVAS = 6144
 
 
-def draw_hand(image: Image.Image, keypoints, scores=None, *, skeleton=SKELETON, width: float | None = None) -> Image.Image:
+def draw_hand(
+    image: Image.Image, keypoints, scores=None, *, skeleton=SKELETON, width: float | None = None
+) -> Image.Image:
     """A copy of an RGB `image` with one hand drawn over it.
 
     Args:

@@ -47,7 +47,7 @@ def split_by_image(values, counts: Sequence[int], what: str) -> list[list[Any]]:
     if values is None or isinstance(values, str):
         return [[values] * count for count in counts]
     if not isinstance(values, list):
-        raise ValueError(f"{what}={values!r}: give one for all hands, a list with one per image, or one list per image.")
+        raise ValueError(f"{what}={values!r}: give one for all hands, one per image in a list, or one list per image.")
     if len(values) != len(counts) and len(counts) == 1 and len(values) == counts[0]:
         values = [values]
     if len(values) != len(counts):
@@ -122,8 +122,8 @@ class HandUNetImageProcessor(PilBackend):
             boxes: per image a list of (x, y, width, height); of a single image the list itself.
             handedness: "right" or "left" for all, per image, or per hand (nested like `boxes`); right by default.
             return_tensors: "pt" or "np".
-            kwargs: options of this processor to change for this call; not `box_fill`, which `post_process_pose_estimation`
-                must know too.
+            kwargs: options of this processor to change for this call; not `box_fill`, which
+                `post_process_pose_estimation` must know too.
 
         Returns:
             `pixel_values` (hands, 3, 128, 128): the hands of the first image, then those of the second, and so on.
@@ -188,7 +188,7 @@ class HandUNetImageProcessor(PilBackend):
             raise ValueError(f"rescale_factor={factor!r}: give the number that pixels are multiplied with.")
         for name in ("image_mean", "image_std"):
             values = options[name]
-            if not isinstance(values, (list, tuple)) or len(values) != 3 or not all(isinstance(v, Real) for v in values):
+            if not isinstance(values, (list, tuple)) or [isinstance(value, Real) for value in values] != [True] * 3:
                 raise ValueError(f"{name}={values!r}: give three numbers, one for each of red, green and blue.")
         if min(options["image_std"]) <= 0:
             raise ValueError(f"image_std={options['image_std']!r}: give numbers above 0.")

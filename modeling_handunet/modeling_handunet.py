@@ -93,12 +93,12 @@ class HandUNetPreTrainedModel(PreTrainedModel):
             if len(problems) > NAMED_TENSORS:
                 problems[NAMED_TENSORS:] = [f"and {len(problems) - NAMED_TENSORS} more"]
             raise ValueError(
-                f"The weights in {pretrained_model_name_or_path} do not fit this {cls.__name__}: {'; '.join(problems)}. "
-                "Load the right checkpoint or configuration, or pass ignore_mismatched_sizes=True to initialise anew "
-                "what does not fit."
+                f"The weights in {pretrained_model_name_or_path} do not fit this {cls.__name__}: "
+                f"{'; '.join(problems)}. Load the right checkpoint or configuration, or pass "
+                "ignore_mismatched_sizes=True to initialise anew what does not fit."
             )
         if problems:
-            logger.warning(f"Initialised anew or left out, from {pretrained_model_name_or_path}: {'; '.join(problems)}.")
+            logger.warning(f"Made anew or left out, from {pretrained_model_name_or_path}: {'; '.join(problems)}.")
         return (model, info) if output_loading_info else model
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs):
@@ -155,7 +155,7 @@ class HandUNetForPoseEstimation(HandUNetPreTrainedModel):
         expected = (self.config.num_channels, self.config.image_size, self.config.image_size)
         if pixel_values.ndim != 4 or pixel_values.shape[1:] != expected:
             raise ValueError(
-                f"pixel_values has shape {tuple(pixel_values.shape)}, expected (batch, {', '.join(map(str, expected))})."
+                f"pixel_values has shape {tuple(pixel_values.shape)}, expected (batch, {str(expected)[1:]}."
             )
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states

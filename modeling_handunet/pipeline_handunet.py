@@ -47,9 +47,9 @@ class HandKeypointDetectionPipeline(ChunkPipeline):
             batch_size: hands that go through the model at a time.
 
         Returns:
-            Per image a list of hands `{"label", "score", "box": {"xmin", "ymin", "xmax", "ymax"}, "keypoints": [{"name",
-            "x", "y", "score"}, ...]}` in pixels of the upright image; for a single image that list alone.  A hand's
-            score is the mean of its keypoints'.
+            Per image a list of hands `{"label", "score", "box": {"xmin", "ymin", "xmax", "ymax"}, "keypoints":
+            [{"name", "x", "y", "score"}, ...]}` in pixels of the upright image; for a single image that list alone.  A
+            hand's score is the mean of its keypoints'.
 
         Raises `ValueError` or `OSError` naming what cannot be used.
         """
@@ -66,7 +66,7 @@ class HandKeypointDetectionPipeline(ChunkPipeline):
         elif not isinstance(inputs, dict) and not _is_stream(inputs):
             return super().__call__(_item(inputs, boxes, handedness), **kwargs)
         if boxes is not None or handedness is not None:
-            raise ValueError("With dicts, a generator or a data set, put boxes and handedness into dicts with the image.")
+            raise ValueError("With dicts, a generator or a data set, put boxes and handedness in dicts with the image.")
         if not isinstance(inputs, (list, dict, Dataset, GeneratorType)):
             inputs = (item for item in inputs)  # transformers streams from these types only
         return super().__call__(inputs, **kwargs)
@@ -74,7 +74,7 @@ class HandKeypointDetectionPipeline(ChunkPipeline):
     def preprocess(self, inputs):
         item = inputs if isinstance(inputs, dict) else _item(inputs)
         if "image" not in item:
-            raise ValueError(f"Got a dict with {sorted(map(str, item))}: give image, and optionally boxes and handedness.")
+            raise ValueError(f"Got a dict with {sorted(map(str, item))}: give image, and maybe boxes and handedness.")
         image, boxes = load_image(item["image"]), item.get("boxes")
         boxes = None if boxes is None else nest_boxes(boxes, 1)[0]
         hands = [None] if boxes is None else boxes

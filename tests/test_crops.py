@@ -129,11 +129,11 @@ def test_of_an_animation_the_first_frame_is_taken():
         assert pixel(load_image(data)) == (255, 0, 0)
 
 
-@pytest.mark.parametrize("options", [{"format": "PNG"}, {"format": "BMP"}, {"format": "TIFF"}, {"format": "WEBP", "lossless": True}])
-def test_lossless_files_keep_every_pixel(options, tmp_path):
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "WEBP"])
+def test_lossless_files_keep_every_pixel(kind, tmp_path):
     values = np.arange(5 * 7 * 3, dtype=np.uint8).reshape(5, 7, 3)
     path = tmp_path / "image"
-    path.write_bytes(encode(Image.fromarray(values), **options))
+    path.write_bytes(encode(Image.fromarray(values), format=kind, lossless=True))
     for source in (path, str(path), path.read_bytes()):
         assert np.array_equal(np.asarray(load_image(source)), values)
 

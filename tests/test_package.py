@@ -123,8 +123,8 @@ def test_the_saved_folder_is_whole(saved):
 def test_a_model_and_a_processor_saved_one_by_one_make_the_same_folder(saved, tmp_path):
     HandUNetForPoseEstimation.from_pretrained(saved / "model").save_pretrained(tmp_path)
     HandUNetImageProcessor.from_pretrained(saved / "model").save_pretrained(tmp_path)
-    whole, again = ({path.name: path.read_bytes() for path in folder.iterdir()} for folder in (saved / "model", tmp_path))
-    assert whole == again
+    whole = {path.name: path.read_bytes() for path in (saved / "model").iterdir()}
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == whole
 
 
 def test_with_the_package_installed_nothing_needs_trust_remote_code(saved):

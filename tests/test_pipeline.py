@@ -190,7 +190,7 @@ def test_the_decoding_method_is_passed_on(pipe, image):
         (b"no image", {}, OSError, "8 bytes is not an image"),
         (np.zeros((0, 5, 3), np.uint8), {}, ValueError, "no pixel"),
         ({"photo": None}, {}, ValueError, r"dict with \['photo'\]: give image"),
-        ({"image": None}, {"boxes": BOXES}, ValueError, "put boxes and handedness into dicts"),
+        ({"image": None}, {"boxes": BOXES}, ValueError, "put boxes and handedness in dicts"),
         (np.zeros((9, 9, 3), np.uint8), {"boxes": [[10, 10, 5, 5]]}, ValueError, "outside the image of 9x9"),
         (np.zeros((9, 9, 3), np.uint8), {"boxes": [[float("nan")] * 4]}, ValueError, "finite"),
         (np.zeros((9, 9, 3), np.uint8), {"boxes": [1, 2, 3, 4]}, ValueError, "one list of boxes"),
