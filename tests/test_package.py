@@ -82,7 +82,7 @@ def run(code: str, *arguments) -> None:
     code = "import sys\nsys.modules['modeling_handunet'] = None\n" + code
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    result = subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True, timeout=120)
+    result = subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True, timeout=400)
     assert result.returncode == 0, result.stderr
 
 

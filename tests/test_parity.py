@@ -103,7 +103,7 @@ def test_what_is_no_checkpoint_is_refused_in_words(tmp_path):
 def test_the_script_runs_as_a_file_and_as_a_module(program, shared_data, tmp_path):
     def run(checkpoint: Path) -> subprocess.CompletedProcess:
         command = [sys.executable, *program, str(checkpoint), str(tmp_path / "model")]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400)
 
     failed = run(shared_data / "README.md")
     assert failed.returncode == 1 and "Traceback" not in failed.stderr and not list(tmp_path.iterdir())
