@@ -72,10 +72,11 @@ def score(metric: evaluate.Metric, arrays: dict[str, np.ndarray], image_size: in
 
 def mean_pose_arrays(train: Dataset, arrays: dict[str, np.ndarray], most: int = 2000) -> dict[str, np.ndarray]:
     """`arrays` as they were if every answer were the mean pose of (up to `most`) training samples, without scores."""
-    step = max(1, len(train) // most)
-    items = [train[index] for index in range(0, len(train), step)]
-    keypoints = np.stack([item["keypoints"].numpy() for item in items]).astype(np.float64)  # (N, 21, 2)
-    weights = np.stack([item["visibility"].numpy() for item in items])[..., None].astype(np.float64)
+    indices = list(range(0, len(train), max(1, len(train) // most)))
+    batches = [train.__getitems__(indices[first : first + 32]) for first in range(0, len(indices), 32)]  # drawn together
+    hands = [(item["keypoints"], item["visibility"]) for batch in batches for item in batch]
+    keypoints = np.stack([points.numpy() for points, _ in hands]).astype(np.float64)  # (N, 21, 2)
+    weights = np.stack([visible.numpy() for _, visible in hands])[..., None].astype(np.float64)
     pose = (keypoints * weights).sum(0) / np.maximum(weights.sum(0), 1)  # (21, 2)
     predictions = np.broadcast_to(pose, arrays["predictions"].shape)
     return {**arrays, "predictions": predictions, "scores": np.ones(predictions.shape[:2])}
