@@ -57,7 +57,7 @@ def test_colours_leave_a_dot_where_it_was():
 def test_a_rotation_turns_by_at_most_its_range_about_the_centre():
     rotation = dataclasses.replace(STILL, rotation=30.0)
     keypoints = torch.tensor([[[96.0, 64.0]]]).repeat(500, 1, 1)  # 32 px right of the centre
-    moved = rotation.move(torch.zeros(500, 3, SIZE, SIZE), keypoints, augmentation_keys(0, 0, torch.arange(500)))[1]
+    moved = rotation.move(torch.zeros(500, 1, SIZE, SIZE), keypoints, augmentation_keys(0, 0, torch.arange(500)))[1]
     offset = moved[:, 0] - 64
     torch.testing.assert_close(offset.norm(dim=1), torch.full((500,), 32.0), atol=1e-3, rtol=0)
     degrees = torch.atan2(offset[:, 1], offset[:, 0]) * 180 / math.pi

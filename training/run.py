@@ -26,7 +26,7 @@ from training.data import EpochShuffle, Splits, Stream
 AVERAGE = "average.safetensors"
 BEST_AVERAGE = "best.safetensors"
 # Samples of each split, evenly spread, by which a resumed run knows its data again.
-FINGERPRINT_SAMPLES = 64
+FINGERPRINT_SAMPLES = 32
 
 
 def make_model(args: Arguments) -> HandUNetForPoseEstimation:
