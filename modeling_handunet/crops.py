@@ -21,6 +21,8 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 # Above this, an image is refused: it is where Pillow itself suspects a decompression bomb.
 MAX_IMAGE_PIXELS = 178_956_970
+# What is read; Pillow knows more, but some of those start other programs (EPS) or are for documents.
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "JPEG2000", "AVIF", "ICO")  # JPEG: MPO too
 MAX_DOWNLOAD_BYTES = 256 * 1024**2
 # A square of more pixels a side than this is reduced by a whole factor before it is cut out, to bound memory.
 MAX_CROP_SIDE = 4096
@@ -68,7 +70,7 @@ def load_image(image) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is checked here
         try:
-            opened = Image.open(source)
+            opened = Image.open(source, formats=IMAGE_FORMATS)
         except Image.DecompressionBombError as error:
             raise ValueError(f"{name}: {error} Resize it first.") from None
         except UnidentifiedImageError:

@@ -287,3 +287,10 @@ def test_boxes_that_cannot_be_used_are_refused_in_words(box, message):
 def test_a_box_that_reaches_outside_the_image_is_allowed():
     check_box((-5, -5, 6, 6), 100, 80)
     assert parse_box(np.array([1, 2, 3, 4])) == (1.0, 2.0, 3.0, 4.0)
+
+
+def test_a_format_that_starts_other_programs_is_refused(tmp_path):
+    path = tmp_path / "photo.eps"
+    Image.new("RGB", (8, 8)).save(path)
+    with pytest.raises(OSError, match="photo.eps is not an image"):
+        load_image(path)
