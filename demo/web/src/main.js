@@ -1,0 +1,407 @@
+// The page: what the person does, what is shown, and every sentence that is said.
+//
+// A picture source (the camera, or one picture) lasts one turn.  Whatever was begun in an earlier turn and only ends
+// now is dropped, so that a slow answer never overwrites a newer picture.
+
+import { closeCamera, countCameras, nextFrame, openCamera, play } from "./camera.js";
+import { boxToSquare, pictureToSquare, squareToBox } from "./crops.js";
+import { drawGuide, drawHand } from "./drawing.js";
+import { loadHandModel, RUNTIMES, Sentence } from "./hand_model.js";
+import { openPicture, remarkOnSize } from "./pictures.js";
+import { percent, Results } from "./results.js";
+import { Speed } from "./speed.js";
+import { HandTracker } from "./tracker.js";
+
+// A picture's hand of less confidence is called unclear.
+const CLEAR_SCORE = 0.3;
+// Longer side of the canvas for a picture, in pixels: small ones are enlarged, large ones reduced.
+const [MIN_CANVAS, MAX_CANVAS] = [720, 1280];
+const PANEL_MS = 250; // between two updates of the numbers beside a live picture
+const KEY_STEP = 0.05; // of the square's side, by which a key moves or resizes it
+const MIN_DRAG = 6; // pixels of the page, below which a drag is a click
+
+const page = Object.fromEntries([...document.querySelectorAll("[id]")].map((node) => [node.id, node]));
+const context = page.canvas.getContext("2d");
+const video = document.createElement("video");
+video.muted = true;
+video.playsInline = true;
+const frame = document.createElement("canvas").getContext("2d", { alpha: false, willReadFrequently: true });
+
+let turn = 0;
+let source = null; // null, "camera" or "picture"
+let opening = null; // name of the file that is being opened
+let picture = null; // {bitmap, name, notes, box, answer}; box [x, y, width, height], null for the whole picture
+let facing = "user";
+let tracker = null;
+let results = null;
+const speed = new Speed();
+
+// --- What is said ---
+
+function say(sentence, isError = false) {
+  page.status.classList.toggle("error", isError);
+  if (page.status.textContent !== sentence) page.status.textContent = sentence;
+}
+
+function complain(error) {
+  if (!(error instanceof Sentence)) console.error(error);
+  say(error instanceof Sentence ? error.message : `Something went wrong (${error?.message}): reload the page.`, true);
+}
+
+const handedness = () => document.querySelector("input[name=handedness]:checked").value;
+const capitalized = (text) => text[0].toUpperCase() + text.slice(1);
+const pause = (milliseconds) => new Promise((done) => setTimeout(done, milliseconds));
+
+// --- The model, fetched once, and again on request where that failed ---
+
+let loading = null;
+const parameters = new URLSearchParams(location.search); // ?model=other.onnx, ?runtime=webgpu, threads or single
+
+function getModel() {
+  page.retry.hidden = true;
+  loading ??= loadHandModel(
+    new URL(parameters.get("model") ?? "model.onnx", document.baseURI).href,
+    RUNTIMES.find((runtime) => runtime === parameters.get("runtime")),
+  ).then(
+    (model) => {
+      tracker = new HandTracker(model.settings.box_fill);
+      results = new Results(model.settings);
+      page.runtime.textContent = `Running with ${model.runtime}.`;
+      return model;
+    },
+    (error) => {
+      loading = null;
+      page.retry.hidden = false;
+      throw error;
+    },
+  );
+  return loading;
+}
+
+async function prepare() {
+  say("Loading the model …");
+  try {
+    await getModel();
+    if (source === null && !opening) say("Ready: start the camera or open a picture.");
+    else if (source === "picture") await detectInPicture();
+  } catch (error) {
+    complain(error);
+  }
+}
+
+// --- Turns ---
+
+/** Begin a new turn: what ran before stops. */
+function takeTurn(next) {
+  turn += 1;
+  closeCamera(video);
+  picture?.bitmap.close();
+  picture = null;
+  opening = null;
+  source = next;
+  tracker?.reset();
+  speed.reset();
+  results?.show(null);
+  context.clearRect(0, 0, page.canvas.width, page.canvas.height);
+  page.canvas.setAttribute("aria-label", "No picture yet.");
+  page.canvas.tabIndex = next === "picture" ? 0 : -1;
+  page.stage.classList.toggle("camera", next === "camera");
+  page.stage.classList.toggle("picture", next === "picture");
+  page.welcome.hidden = false;
+  page.hint.hidden = page.speed.hidden = page.turn.hidden = true;
+  page.again.hidden = next === null;
+  page.again.textContent = next === "picture" ? "Whole picture" : "Back to the guide";
+  page["mirror-label"].hidden = next !== "camera";
+  page.camera.textContent = next === "camera" ? "Stop camera" : "Start camera";
+  return turn;
+}
+
+// --- Camera ---
+
+function liveSentence() {
+  const side = handedness();
+  return tracker.following ? `Following a ${side} hand.` : `Hold a ${side} hand inside the square.`;
+}
+
+async function startCamera() {
+  const mine = takeTurn("camera");
+  say("Waiting for the camera: allow it if the browser asks.");
+  try {
+    const stream = await openCamera(facing);
+    if (mine !== turn) {
+      stream.getTracks().forEach((track) => track.stop());
+      return;
+    }
+    const gone = new Sentence("The camera was switched off or taken away: start it again.");
+    stream.getVideoTracks()[0].addEventListener("ended", () => mine === turn && stopWith(gone));
+    await play(video, stream);
+    if (mine !== turn) return;
+    page.turn.hidden = (await countCameras()) < 2;
+    if (!loading) say("Loading the model …");
+    const model = await getModel();
+    if (mine !== turn) return;
+    page.welcome.hidden = true;
+    await followHand(mine, model);
+  } catch (error) {
+    if (mine === turn) stopWith(error);
+  }
+}
+
+function stopWith(error) {
+  takeTurn(null);
+  complain(error);
+}
+
+function stopCamera() {
+  takeTurn(null);
+  say("The camera is off.");
+}
+
+/** Until the turn ends: look for the hand in each new frame, draw both, and say when a hand comes or goes. */
+async function followHand(mine, model) {
+  let lastPanel = -Infinity;
+  let milliseconds = 0;
+  while (true) {
+    await nextFrame(video);
+    if (mine !== turn) return;
+    if (document.hidden) {
+      await pause(100);
+      continue;
+    }
+    const { videoWidth: width, videoHeight: height } = video;
+    resize(frame.canvas, width, height);
+    frame.drawImage(video, 0, 0, width, height);
+    const box = tracker.box(width, height);
+    const begun = performance.now();
+    const answer = await model.detect(frame.canvas, tracker.square(width, height), handedness());
+    if (mine !== turn) return;
+    const now = performance.now();
+    milliseconds += (now - begun - milliseconds) * (milliseconds ? 0.1 : 1);
+    tracker.update(answer, width, height);
+    if (!document.hidden) say(liveSentence());
+    drawLive(box, answer, model.settings);
+    speed.add(now);
+    if (now - lastPanel < PANEL_MS) continue;
+    lastPanel = now;
+    results.show(tracker.following ? { ...answer, box, handedness: handedness() } : null);
+    const rate = speed.framesPerSecond;
+    page.speed.hidden = rate === null;
+    if (rate !== null) page.speed.textContent = `${rate.toFixed(0)} frames/s · ${milliseconds.toFixed(0)} ms a hand`;
+    const what = tracker.following ? `and the skeleton of a ${handedness()} hand, ${percent(answer.score)} sure` : "";
+    page.canvas.setAttribute("aria-label", `The camera's picture ${what || "with the guide's square"}.`);
+  }
+}
+
+function drawLive(box, { keypoints, scores }, settings) {
+  const { canvas } = page;
+  resize(canvas, frame.canvas.width, frame.canvas.height);
+  context.save();
+  if (page.mirror.checked) context.setTransform(-1, 0, 0, 1, canvas.width, 0);
+  context.drawImage(frame.canvas, 0, 0);
+  drawGuide(context, box, !tracker.following);
+  if (tracker.following) drawHand(context, keypoints, scores, settings);
+  context.restore();
+}
+
+function resize(canvas, width, height) {
+  if (canvas.width === width && canvas.height === height) return;
+  canvas.width = width;
+  canvas.height = height;
+}
+
+document.addEventListener("visibilitychange", () => {
+  if (source !== "camera" || !video.srcObject) return;
+  video.srcObject.getTracks().forEach((track) => (track.enabled = !document.hidden));
+  tracker?.reset();
+  speed.reset();
+  if (document.hidden) say("Paused while this page is hidden.");
+  else say("Going on: hold the hand inside the square.");
+});
+
+// --- Pictures ---
+
+/** Open the first of some files; the others are named, not dropped in silence. */
+async function showFiles(files) {
+  if (!files.length) return;
+  const [file] = files;
+  const name = file.name || "the picture";
+  const notes = [];
+  if (files.length > 1) notes.push(`You gave ${files.length} files: this is the first.`);
+  if (opening) notes.push(`“${opening}” was set aside for it.`);
+  const mine = takeTurn("picture");
+  opening = name;
+  say(`Opening “${name}” …`);
+  try {
+    const bitmap = await openPicture(file);
+    if (mine !== turn) {
+      bitmap.close();
+      return;
+    }
+    notes.push(remarkOnSize(bitmap));
+    picture = { bitmap, name, notes, box: null, answer: null };
+    page.welcome.hidden = true;
+    drawPicture();
+    page.hint.textContent =
+      "Draw a square round the hand, or select the picture and use the arrow keys, + and −. Escape: the whole picture.";
+    page.hint.hidden = false;
+    await detectInPicture();
+    if (mine === turn) opening = null;
+  } catch (error) {
+    if (mine !== turn) return;
+    if (!picture) takeTurn(null);
+    opening = null;
+    complain(error);
+  }
+}
+
+let asked = 0; // of several questions about one picture, only the last one's answer is shown
+
+async function detectInPicture() {
+  const [mine, question] = [turn, ++asked];
+  if (!picture) return;
+  if (!loading || !results) say("Loading the model …");
+  const model = await getModel();
+  if (mine !== turn || question !== asked) return;
+  const { bitmap, name, notes, box } = picture;
+  const side = handedness();
+  const square = box ? boxToSquare(box, model.settings.box_fill) : pictureToSquare(bitmap.width, bitmap.height);
+  const answer = await model.detect(bitmap, square, side);
+  if (mine !== turn || question !== asked) return;
+  picture.answer = { ...answer, box: box ?? [0, 0, bitmap.width, bitmap.height], handedness: side };
+  picture.settings = model.settings;
+  drawPicture();
+  results.show(picture.answer);
+  const size = `${bitmap.width} × ${bitmap.height} pixels`;
+  const sentence =
+    answer.score >= CLEAR_SCORE
+      ? `${capitalized(side)} hand in “${name}” (${size}): ${percent(answer.score)} sure.`
+      : `No clear ${side} hand in “${name}” (${size}): only ${percent(answer.score)} sure. Draw a square round the hand.`;
+  say([...notes, sentence].filter(Boolean).join(" "));
+  page.canvas.setAttribute("aria-label", `The picture “${name}” with the skeleton of a ${side} hand.`);
+}
+
+/** Answer a change of square or hand. */
+function detectAgain() {
+  detectInPicture().catch(complain);
+}
+
+function drawPicture() {
+  const { bitmap, box, answer } = picture;
+  const longer = Math.max(bitmap.width, bitmap.height);
+  const scale = Math.min(Math.max(longer, MIN_CANVAS), MAX_CANVAS) / longer;
+  resize(page.canvas, Math.max(Math.round(bitmap.width * scale), 1), Math.max(Math.round(bitmap.height * scale), 1));
+  context.imageSmoothingQuality = "high";
+  context.fillStyle = "#000";
+  context.fillRect(0, 0, page.canvas.width, page.canvas.height);
+  context.drawImage(bitmap, 0, 0, page.canvas.width, page.canvas.height);
+  if (box) drawGuide(context, box.map((value) => value * scale), false);
+  if (!answer) return;
+  const points = answer.keypoints.map(([x, y]) => [x * scale, y * scale]);
+  drawHand(context, points, answer.scores, picture.settings);
+}
+
+/** A place of the page in pixels of the picture. */
+function toPicture({ clientX, clientY }) {
+  const { left, top, width, height } = page.canvas.getBoundingClientRect();
+  const { bitmap } = picture;
+  const [x, y] = [((clientX - left) / width) * bitmap.width, ((clientY - top) / height) * bitmap.height];
+  return [Math.min(Math.max(x, 0), bitmap.width), Math.min(Math.max(y, 0), bitmap.height)];
+}
+
+let drag = null;
+
+page.canvas.addEventListener("pointerdown", (event) => {
+  if (!picture || event.button !== 0) return;
+  drag = event;
+  page.canvas.setPointerCapture(event.pointerId);
+});
+
+page.canvas.addEventListener("pointermove", (event) => {
+  if (!picture || drag?.pointerId !== event.pointerId) return;
+  if (Math.max(Math.abs(event.clientX - drag.clientX), Math.abs(event.clientY - drag.clientY)) < MIN_DRAG) return;
+  const [[x, y], [otherX, otherY]] = [toPicture(drag), toPicture(event)];
+  const box = [Math.min(x, otherX), Math.min(y, otherY), Math.abs(x - otherX), Math.abs(y - otherY)];
+  if (box[2] < 1 || box[3] < 1) return;
+  picture.box = box;
+  drawPicture();
+  detectAgain();
+});
+
+for (const name of ["pointerup", "pointercancel"]) page.canvas.addEventListener(name, () => (drag = null));
+
+const MOVES = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+const SIZES = { "+": 1, "=": 1, "-": -1, "−": -1 };
+
+page.canvas.addEventListener("keydown", (event) => {
+  if (!picture?.settings || event.ctrlKey || event.metaKey || event.altKey) return;
+  const { width, height } = picture.bitmap;
+  const [x, y, w, h] = picture.box ?? squareToBox(pictureToSquare(width, height), picture.settings.box_fill);
+  const step = Math.max(w, h) * KEY_STEP;
+  if (event.key in MOVES) {
+    const [right, down] = MOVES[event.key];
+    // The centre stays on the picture.
+    const moved = [x + w / 2 + right * step, y + h / 2 + down * step];
+    const [centerX, centerY] = [Math.min(Math.max(moved[0], 0), width), Math.min(Math.max(moved[1], 0), height)];
+    picture.box = [centerX - w / 2, centerY - h / 2, w, h];
+  } else if (event.key in SIZES) {
+    const factor = 1 + SIZES[event.key] * 2 * KEY_STEP;
+    const longer = Math.max(w, h) * factor;
+    if (longer < 4 || longer > 3 * Math.max(width, height)) return;
+    picture.box = [x + (w - w * factor) / 2, y + (h - h * factor) / 2, w * factor, h * factor];
+  } else if (event.key === "Escape") {
+    picture.box = null;
+  } else {
+    return;
+  }
+  event.preventDefault();
+  drawPicture();
+  detectAgain();
+});
+
+// --- Controls ---
+
+page.camera.addEventListener("click", () => (source === "camera" ? stopCamera() : startCamera()));
+page.open.addEventListener("click", () => page.file.click());
+page.file.addEventListener("change", () => {
+  const files = [...page.file.files];
+  page.file.value = ""; // so that the same file can be chosen again
+  showFiles(files);
+});
+page.again.addEventListener("click", () => {
+  if (source === "camera") tracker?.reset();
+  if (!picture) return;
+  picture.box = null;
+  detectAgain();
+});
+page.turn.addEventListener("click", () => {
+  facing = facing === "user" ? "environment" : "user";
+  page.mirror.checked = facing === "user";
+  startCamera();
+});
+page.retry.addEventListener("click", prepare);
+page.details.addEventListener("toggle", () => results?.refresh());
+for (const radio of document.querySelectorAll("input[name=handedness]")) {
+  radio.addEventListener("change", () => {
+    if (source === "camera") tracker?.reset();
+    if (picture) detectAgain();
+  });
+}
+
+document.addEventListener("dragover", (event) => {
+  event.preventDefault();
+  page.stage.classList.add("dropping");
+});
+document.addEventListener("dragleave", (event) => {
+  if (!event.relatedTarget) page.stage.classList.remove("dropping");
+});
+document.addEventListener("drop", (event) => {
+  event.preventDefault();
+  page.stage.classList.remove("dropping");
+  const files = [...event.dataTransfer.files];
+  if (files.length) showFiles(files);
+  else say("That was not a file: drop a picture from this device.", true);
+});
+document.addEventListener("paste", (event) => showFiles([...(event.clipboardData?.files ?? [])]));
+window.addEventListener("unhandledrejection", ({ reason }) => complain(reason));
+
+prepare();

@@ -1,0 +1,9 @@
+// The runtime that computes in WebAssembly, with threads where the page is isolated, and its files.
+import * as ort from "onnxruntime-web/wasm";
+import mjs from "onnxruntime-web/ort-wasm-simd-threaded.mjs?url";
+import wasm from "onnxruntime-web/ort-wasm-simd-threaded.wasm?url";
+
+const absolute = (url) => new URL(url, import.meta.url).href;
+ort.env.wasm.wasmPaths = { mjs: absolute(mjs), wasm: absolute(wasm) };
+
+export { ort };

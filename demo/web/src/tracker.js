@@ -1,0 +1,74 @@
+// Where to look for the hand in the next frame of a video: in a guide at first, then where its last keypoints were.
+
+import { boxToSquare } from "./crops.js";
+
+// Of the frame's shorter side: the guide inside which a person holds the hand.
+const GUIDE_SHARE = 0.42;
+// Mean confidence from which a hand in the guide is followed, and below which it is lost.
+const FOUND_SCORE = 0.45;
+const LOST_SCORE = 0.3;
+const LOST_FRAMES = 5;
+// Keypoints of less confidence do not move the square, unless few have more.
+const RELIABLE_SCORE = 0.2;
+const MIN_RELIABLE = 8;
+// How far the square goes towards the last keypoints in one frame: position, size.
+const FOLLOW_POSITION = 0.7;
+const FOLLOW_SIZE = 0.3;
+// Sides of the hand's box, of the frame's shorter side, beyond which something else was followed.
+const MIN_BOX_SHARE = 0.06;
+const MAX_BOX_SHARE = 1.2;
+
+export class HandTracker {
+  #boxFill;
+  #box = null; // [center x, center y, side] while a hand is followed
+  #doubtful = 0;
+
+  constructor(boxFill) {
+    this.#boxFill = boxFill;
+  }
+
+  get following() {
+    return this.#box !== null;
+  }
+
+  reset() {
+    this.#box = null;
+    this.#doubtful = 0;
+  }
+
+  /** The box in which a hand is expected in a frame of this size. */
+  box(width, height) {
+    const guide = Math.min(width, height) * GUIDE_SHARE;
+    const [x, y, side] = this.#box ?? [width / 2, height / 2, guide];
+    return [x - side / 2, y - side / 2, side, side];
+  }
+
+  /** The square to cut out of a frame of this size. */
+  square(width, height) {
+    return boxToSquare(this.box(width, height), this.#boxFill);
+  }
+
+  /** Take in what was found in `square` of a frame of this size. */
+  update({ keypoints, scores, score }, width, height) {
+    if (score < (this.following ? LOST_SCORE : FOUND_SCORE)) {
+      this.#doubtful += 1;
+      if (this.#doubtful >= LOST_FRAMES) this.reset();
+      return;
+    }
+    this.#doubtful = 0;
+    const reliable = keypoints.filter((_, index) => scores[index] >= RELIABLE_SCORE);
+    const points = reliable.length >= MIN_RELIABLE ? reliable : keypoints;
+    const xs = points.map(([x]) => x);
+    const ys = points.map(([, y]) => y);
+    const [left, right, top, bottom] = [Math.min(...xs), Math.max(...xs), Math.min(...ys), Math.max(...ys)];
+    const found = [(left + right) / 2, (top + bottom) / 2, Math.max(right - left, bottom - top)];
+    const shorter = Math.min(width, height);
+    const inside = found[0] >= 0 && found[0] < width && found[1] >= 0 && found[1] < height;
+    if (!inside || found[2] < MIN_BOX_SHARE * shorter || found[2] > MAX_BOX_SHARE * shorter) {
+      this.reset();
+      return;
+    }
+    const steps = [FOLLOW_POSITION, FOLLOW_POSITION, FOLLOW_SIZE];
+    this.#box = this.#box ? this.#box.map((value, index) => value + steps[index] * (found[index] - value)) : found;
+  }
+}
