@@ -34,6 +34,7 @@ from training.augmentation import augmentation_keys
 from training.data import load_splits
 from training.evaluation import load_metric, mean_pose_arrays, normalize, predict, score
 from training.figures import draw_figures
+from training.memory import keep_freed_memory
 from training.publishing import load_any_model, push_model, save_model
 from training.run import Run, is_better
 
@@ -43,6 +44,7 @@ SELECTED_BY = "mean_error_percent"  # of the validation split; lower is better
 def main() -> None:
     """Read the command line, then train or score."""
     args = parse_arguments(description=__doc__)
+    keep_freed_memory()
     transformers_logging.disable_progress_bar()
     accelerator = Accelerator(
         mixed_precision=args.mixed_precision,
