@@ -5,13 +5,17 @@ import sys
 import pytest
 
 PROGRAM = """
-import resource, sys
+import ctypes, resource, sys
 from training.memory import keep_freed_memory
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
-import numpy
-for _ in range(20):
-    numpy.ones(10_000_000)  # 80 MB, touched and freed: above what glibc keeps by itself
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+SIZE = 80_000_000  # above what glibc keeps by itself
+for _ in range(10):
+    block = libc.malloc(SIZE)
+    ctypes.memset(block, 1, SIZE)
+    libc.free(block)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
 """
 
