@@ -29,6 +29,16 @@ class IoULoss(nn.Module):
             targets: heatmaps of the same shape.
             visibility: (B, N) bool, the keypoints that count; all of them by default.  0 where none counts.
         """
+        loss = self.per_heatmap(heatmaps, targets)
+        if visibility is None:
+            return loss.mean()
+        if visibility.shape != loss.shape:
+            raise ValueError(f"visibility has shape {tuple(visibility.shape)}, expected {tuple(loss.shape)}.")
+        counts = visibility.to(loss.dtype)
+        return (loss * counts).sum() / counts.sum().clamp_min(1)
+
+    def per_heatmap(self, heatmaps: Tensor, targets: Tensor) -> Tensor:
+        """The loss (B, N) of each heatmap, before it is averaged; arguments as above."""
         if heatmaps.shape != targets.shape:
             raise ValueError(
                 f"heatmaps have shape {tuple(heatmaps.shape)} but their targets {tuple(targets.shape)}: "
@@ -38,13 +48,7 @@ class IoULoss(nn.Module):
             y, t = heatmaps.float().flatten(2), targets.float().flatten(2)  # (B, N, H * W)
             intersection = torch.linalg.vecdot(y, t)
             union = torch.linalg.vecdot(y, y) + torch.linalg.vecdot(t, t) - intersection
-            loss = 1 - (intersection + self.eps) / (union + self.eps)  # (B, N)
-            if visibility is None:
-                return loss.mean()
-            if visibility.shape != loss.shape:
-                raise ValueError(f"visibility has shape {tuple(visibility.shape)}, expected {tuple(loss.shape)}.")
-            counts = visibility.to(loss.dtype)
-            return (loss * counts).sum() / counts.sum().clamp_min(1)
+            return 1 - (intersection + self.eps) / (union + self.eps)
 
 
 __all__ = ["IoULoss"]

@@ -44,7 +44,7 @@ def predict(
             heatmaps = model(normalize(images)).heatmaps
         heatmaps = heatmaps.float()
         targets = render_heatmaps(keypoints, heatmaps.shape[-1], sigma, quantize=quantize)
-        loss = torch.stack([IoULoss()(h[None], t[None], v[None]) for h, t, v in zip(heatmaps, targets, visibility)])
+        losses = IoULoss().per_heatmap(heatmaps, targets) * visibility  # (B, 21)
         predictions, scores = decode_heatmaps(heatmaps, decoding)
         part = {
             "predictions": predictions,
@@ -52,7 +52,7 @@ def predict(
             "scores": scores,
             "visibility": visibility,
             "box_size": batch["box_size"],
-            "loss": loss,
+            "loss": losses.sum(1) / visibility.sum(1).clamp_min(1),
             "index": batch["index"],
         }
         parts.append({name: value.cpu().numpy() for name, value in accelerator.gather_for_metrics(part).items()})
