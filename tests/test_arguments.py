@@ -1,0 +1,60 @@
+import dataclasses
+
+import pytest
+
+from training.arguments import SEED_RECIPE, Arguments, parse_arguments
+
+
+def test_the_defaults_need_no_argument_and_describe_the_embedded_set():
+    args = parse_arguments([])
+    assert (args.dataset, args.difficulty, args.recipe) == ("synthetic", "easy", "default")
+    assert args.train_samples > 0 and args.validation_samples > 0 and args.test_samples > 0
+
+
+@pytest.mark.parametrize(
+    "command, dataset", [("--data_dir X", "freihand"), ("--annotations X", "coco"), ("--streaming", "synthetic")]
+)
+def test_the_dataset_follows_from_what_is_named(command, dataset):
+    assert parse_arguments(command.split()).dataset == dataset
+
+
+def test_the_seed_recipe_sets_its_fields_and_lets_others_be_chosen():
+    args = parse_arguments(["--recipe", "seed", "--epochs", "7"])
+    assert (args.batch_size, args.learning_rate, args.optimizer) == (48, 0.1, "sgd")
+    assert (args.targets, args.decoding, args.schedule, args.epochs) == ("quantized", "mean", "plateau", 7)
+    assert SEED_RECIPE.keys() <= {field.name for field in dataclasses.fields(Arguments)}
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "--dataset freihand",
+        "--dataset coco",
+        "--streaming --data_dir X",
+        "--eval_only",
+        "--model X",
+        "--epochs 0",
+        "--batch_size -1",
+        "--learning_rate 0",
+        "--learning_rate nan",
+        "--ema_decay 1",
+        "--validation_share 1.5",
+        "--hidden_sizes a",
+        "--decoding best",
+        "--nonsense 3",
+    ],
+)
+def test_arguments_that_make_no_sense_end_in_a_sentence_that_names_them(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse_arguments(command.split())
+    assert stop.value.code == 2
+    name = command.split()[0].lstrip("-") if "dataset" not in command else command.split()[1]
+    assert name in capsys.readouterr().err
+
+
+def test_settings_survive_json_and_their_differences_are_named(tmp_path):
+    args = parse_arguments(["--hidden_sizes", "4", "8", "--seed", "3"])
+    assert args.differences(args.to_dict()) == []
+    other = parse_arguments(["--hidden_sizes", "4", "16", "--seed", "3", "--resume", "--workers", "2"])
+    assert other.differences(args.to_dict()) == ["--hidden_sizes was [4, 8] and is [4, 16]"]
+    assert other.differences({}) != []

@@ -1,0 +1,70 @@
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import predict
+from modeling_handunet import HandUNetConfig, HandUNetForPoseEstimation, HandUNetImageProcessor
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    HandUNetForPoseEstimation(HandUNetConfig(hidden_sizes=(4, 8))).save_pretrained(folder)
+    HandUNetImageProcessor().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def photo(tmp_path):
+    path = tmp_path / "hand.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+def run(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["predict.py", *map(str, arguments)])
+    predict.main()
+
+
+def test_drawings_and_keypoints_are_written(monkeypatch, tmp_path, model, photo):
+    output = tmp_path / "out"
+    run(monkeypatch, photo, photo, "--model", model, "--output", output, "--boxes", "10,20,30,40", "50,5,60,60", "--left")
+    answers = json.loads((output / "keypoints.json").read_text())
+    assert [answer["photo"] for answer in answers] == [str(photo)] * 2
+    for answer in answers:
+        assert [hand["label"] for hand in answer["hands"]] == ["left hand"] * 2
+        assert answer["hands"][0]["box"] == {"xmin": 10, "ymin": 20, "xmax": 40, "ymax": 60}
+        assert len(answer["hands"][1]["keypoints"]) == 21
+    for name in ("hand.png", "hand-2.png"):
+        drawing = np.asarray(Image.open(output / name))
+        assert drawing.shape == (90, 120, 3)
+        assert (drawing != np.asarray(Image.open(photo))).any()
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (["missing.jpg"], "no image file 'missing.jpg'"),
+        (["PHOTO", "--boxes", "500,500,10,10"], "outside the image of 120x90"),
+        (["PHOTO", "--boxes", "1,2,3"], "not x,y,width,height"),
+        (["PHOTO", "--boxes", "1,2,nan,4"], "box"),
+    ],
+)
+def test_what_cannot_be_used_ends_in_a_sentence(monkeypatch, capsys, tmp_path, model, photo, arguments, sentence):
+    arguments = [photo if argument == "PHOTO" else argument for argument in arguments]
+    with pytest.raises(SystemExit) as stop:
+        run(monkeypatch, *arguments, "--model", model, "--output", tmp_path / "out")
+    assert sentence in f"{stop.value} {capsys.readouterr().err}"
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_a_model_the_user_is_told_how_to_get_one(monkeypatch, capsys, tmp_path, photo):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        run(monkeypatch, photo)
+    assert "accelerate launch train.py" in capsys.readouterr().err
