@@ -1,5 +1,7 @@
 """Runs of train.py that are small enough for tests: the real command, or forked from this process to spare the imports."""
 
+import contextlib
+import math
 import os
 import signal
 import socket
@@ -8,7 +10,17 @@ import sys
 import time
 import traceback
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+from torch.utils.data import Dataset
+
+from training.arguments import Arguments
+from training.data import Splits
+from training.run import Run
 
 ROOT = Path(__file__).resolve().parents[1]
 # Two levels instead of four, and so few hands that a run is over in seconds.
@@ -49,13 +61,22 @@ def start(*arguments: object, log: Path, processes: int = 1) -> subprocess.Popen
         )
 
 
-def fork(*arguments: object, log: Path, rank: int = 0, processes: int = 1, port: int = 0) -> int:
-    """Fork a process that goes on as `train.py ARGUMENTS`; returns its id.
+def fork(*arguments: object, log: Path, **place) -> int:
+    """Fork a process that goes on as `train.py ARGUMENTS`; returns its id.  `place` as in [`fork_call`]."""
+    import train
+
+    def main() -> None:
+        sys.argv = ["train.py", *map(str, arguments)]
+        train.main()
+
+    return fork_call(main, log=log, **place)
+
+
+def fork_call(function: Callable[[], None], *, log: Path, rank: int = 0, processes: int = 1, port: int = 0) -> int:
+    """Fork a process that calls `function` and ends with the status that a program of its own would have.
 
     With `processes` it is the process `rank` of that many, as torchrun and `accelerate launch` start them.
     """
-    import train
-
     pid = os.fork()
     if pid:
         return pid
@@ -69,22 +90,28 @@ def fork(*arguments: object, log: Path, rank: int = 0, processes: int = 1, port:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         warnings.resetwarnings()
-        os.environ |= {"ACCELERATE_USE_CPU": "1"}
+        AcceleratorState._reset_state(reset_partial_state=True)  # of runs in the process that forked
+        GradientState._reset_state()
+        os.environ["ACCELERATE_USE_CPU"] = "1"
         if processes > 1:
             names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
             os.environ |= {name: str(value) for name, value in names.items()}
             os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        sys.argv = ["train.py", *map(str, arguments)]
-        train.main()
+        function()
         status = 0
-    except SystemExit as exit:
-        if isinstance(exit.code, str):
-            print(exit.code, file=sys.stderr)
-        status = exit.code if isinstance(exit.code, int) else int(exit.code is not None)
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:
         traceback.print_exc()
     finally:
         os._exit(status)
+
+
+def wait_for_end(*pids: int) -> list[int]:
+    """Exit codes of forked processes."""
+    return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
 
 
 def free_port() -> int:
@@ -102,3 +129,63 @@ def wait_for(condition, process: subprocess.Popen, log: Path, timeout: float = 1
             raise AssertionError(f"it did not happen (exit {process.poll()}):\n{log.read_text()}")
         time.sleep(0.005)
     return result
+
+
+class NoiseHands(Dataset):
+    """Samples as HandCrops gives them, of noise: a function of (seed, index).
+
+    With `poison` the images are float, and those that it lists have its value in every pixel.
+    """
+
+    def __init__(self, count: int, seed: int = 0, image_size: int = 128, poison: dict[int, float] | None = None):
+        self.count, self.seed, self.image_size, self.poison = count, seed, image_size, poison or {}
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> dict:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
+        shape = (3, self.image_size, self.image_size)
+        image = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+        if self.poison:
+            image = torch.full(shape, self.poison[index]) if index in self.poison else image.float()
+        return {
+            "image": image,
+            "keypoints": torch.rand(21, 2, generator=generator) * self.image_size,
+            "visibility": torch.rand(21, generator=generator) < 0.9,
+            "box_size": 60.0,
+            "index": index,
+        }
+
+    def __getitems__(self, indices: list[int]) -> list[dict]:
+        return [self[index] for index in indices]
+
+
+def make_run(output: Path, *, splits: Splits | None = None, **settings) -> Run:
+    """A `Run` of a tiny model in this process, on noise unless `splits` are given."""
+    settings = {"hidden_sizes": (4, 8), "batch_size": 2, "checkpoint_every": 1, "keep_checkpoints": 10} | settings
+    args = Arguments(output_dir=str(output), **settings)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=args.gradient_accumulation_steps)
+    splits = splits or Splits(NoiseHands(8), NoiseHands(3, seed=1), NoiseHands(3, seed=2), "noise", research_only=False)
+    return Run(args, accelerator, splits)
+
+
+def train_steps(run: Run, steps: int | None = None) -> None:
+    """Train the current epoch, or only `steps` optimizer steps of it."""
+    import train
+
+    last = math.inf if steps is None else run.step + steps
+
+    class Enough(Exception):
+        pass
+
+    class Interrupts:
+        def on_any_process(self) -> int:
+            if run.step >= last:
+                raise Enough
+            return 0
+
+    with contextlib.suppress(Enough):
+        train.train_one_epoch(run, Interrupts())

@@ -3,6 +3,7 @@
 import hashlib
 import math
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -247,7 +248,8 @@ class Run:
         try:
             action()
         except (OSError, RuntimeError, SafetensorError) as error:  # RuntimeError is torch.save's for a full disk
-            problem = f"{type(error).__name__}: {error}"
+            room = shutil.disk_usage(self.checkpoints.folder).free / 1e6
+            problem = f"{error} ({room:.1f} MB are free there)"
         return next((problem for problem in gather_object([problem]) if problem), None)
 
 
