@@ -237,23 +237,29 @@ def _scatter(axis: Axes, parts: Components, thumbnails: list[OffsetImage] | None
     axis.set_axisbelow(True)
 
 
+def read_hands(dataset, num_images: int) -> tuple[np.ndarray, np.ndarray]:
+    """At most `num_images` crops of a dataset of rows, evenly spaced: images (N, 3, 128, 128) uint8 and keypoints
+    (N, 21, 2) in their pixels, NaN for those that are not annotated or outside the image."""
+    if len(dataset) == 0:
+        raise ValueError("there is nothing to explore: the dataset has no rows")
+    crops = HandCrops(dataset)
+    items = [crops[int(index)] for index in _evenly(len(crops), num_images)]
+    images = torch.stack([item["image"] for item in items]).numpy()
+    keypoints = torch.stack([item["keypoints"] for item in items]).numpy()
+    keypoints[~torch.stack([item["visibility"] for item in items]).numpy()] = np.nan
+    return images, keypoints
+
+
 def explore(dataset, output_dir: Path, num_images: int = 300) -> dict[str, dict[str, float]]:
     """Write all figures of a dataset of rows to `output_dir`; `num_images` images, evenly spaced, make the statistics.
 
     Returns the channel statistics.  Raises ValueError for fewer than 2 hands that have all their keypoints.
     """
-    if len(dataset) < 2:
-        raise ValueError(f"there is too little to explore: {len(dataset)} hands, at least 2 are needed")
-    crops = HandCrops(dataset)
-    items = [crops[int(index)] for index in _evenly(len(crops), num_images)]
-    images = torch.stack([item["image"] for item in items]).numpy()  # (N, 3, 128, 128)
-    keypoints = torch.stack([item["keypoints"] for item in items]).numpy()  # (N, 21, 2)
-    visibility = torch.stack([item["visibility"] for item in items]).numpy()  # (N, 21)
-    keypoints[~visibility] = np.nan  # what is not annotated has no place
-    whole = np.flatnonzero(visibility.all(1))
+    images, keypoints = read_hands(dataset, num_images)
+    whole = np.flatnonzero(np.isfinite(keypoints).all((1, 2)))
     if len(whole) < 2:
-        raise ValueError(f"{len(whole)} of {len(items)} hands have all 21 keypoints, at least 2 are needed")
-    shown, some = _evenly(len(items), MAX_SHOWN), _evenly(len(items), PCA_SAMPLES)
+        raise ValueError(f"{len(whole)} of {len(images)} hands have all 21 keypoints, at least 2 are needed")
+    shown, some = _evenly(len(images), MAX_SHOWN), _evenly(len(images), PCA_SAMPLES)
     complete = whole[_evenly(len(whole), PCA_SAMPLES)]
     statistics = channel_statistics(images)
     output_dir.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from modeling_handunet.crops import MAX_IMAGE_PIXELS, UNREADABLE_IMAGE_ERRORS
+from modeling_handunet.crops import IMAGE_FORMATS, MAX_IMAGE_PIXELS, UNREADABLE_IMAGE_ERRORS
 
 logger = logging.getLogger(__name__)
 
@@ -147,7 +147,8 @@ def image_size(source: bytes | str | os.PathLike, decode: bool = True) -> tuple[
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of large images, which are judged here, and of odd metadata
         try:
-            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            file = io.BytesIO(source) if isinstance(source, bytes) else source
+            with Image.open(file, formats=IMAGE_FORMATS) as image:
                 width, height = image.size
                 if not 0 < width * height <= MAX_IMAGE_PIXELS:
                     raise ValueError(f"{width} x {height} pixels, where 1 to {MAX_IMAGE_PIXELS:,} pixels are read")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataset_script.explore import STYLE, channel_statistics, explore, main, principal_components
+from dataset_script.explore import STYLE, channel_statistics, explore, main, principal_components, read_hands
 from tests.test_freihand import write_tree
 
 
@@ -62,39 +62,43 @@ def test_channel_statistics_are_those_of_all_pixels():
     assert statistics["blue"] == {"mean": pytest.approx(0.25), "std": pytest.approx(0.1875**0.5)}
 
 
-def test_every_figure_is_written(tmp_path):
-    statistics = explore(rows(5), tmp_path / "figures")
-    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == [
-        "channels.json", "channels.png", "heatmaps.png", "pca_images.png", "pca_keypoints.png", "samples.png"
-    ]  # fmt: skip
-    assert json.loads((tmp_path / "figures" / "channels.json").read_text()) == {"images": 5, "channels": statistics}
-    for path in (tmp_path / "figures").glob("*.png"):
-        with Image.open(path) as picture:
-            assert picture.width > 200 and len(picture.convert("RGB").resize((64, 64)).getcolors(4096)) > 50
-
-
-def test_keypoints_without_annotation_are_left_out_of_the_figures(tmp_path):
-    """One hand has its wrist at (0, 0), unannotated: it must not become a direction of the keypoints."""
+def test_keypoints_without_annotation_have_no_place():
+    """In COCO files they stand at (0, 0), from where they would pull every figure into the corner."""
     hands = rows(3)
     hands[1]["visibility"] = [False] + [True] * 20
-    explore(hands, tmp_path)
-    hands[0]["visibility"] = hands[1]["visibility"]
-    with pytest.raises(ValueError, match="1 of 3 hands have all 21 keypoints"):
-        explore(hands, tmp_path)
+    images, keypoints = read_hands(hands, 300)
+    assert images.shape == (3, 3, 128, 128) and images.dtype == np.uint8
+    assert np.isnan(keypoints[1, 0]).all() and np.isnan(keypoints).sum() == 2
+    np.testing.assert_allclose(keypoints[2], hands[2]["uv"] * 2, rtol=1e-5)  # 64 to 128 pixels
+
+
+def test_fewer_images_are_spread_evenly():
+    hands = [{**rows(1)[0], "uv": np.full((21, 2), 1.0 + index)} for index in range(9)]
+    assert read_hands(hands, 3)[1][:, 0, 0].tolist() == [2, 10, 18]
 
 
 def test_too_few_hands_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="1 hands, at least 2 are needed"):
-        explore(rows(1), tmp_path)
+    hands = rows(2)
+    hands[0]["visibility"] = [False] + [True] * 20
+    with pytest.raises(ValueError, match="1 of 2 hands have all 21 keypoints"):
+        explore(hands, tmp_path)
+    with pytest.raises(ValueError, match="no rows"):
+        explore([], tmp_path)
 
 
-def test_the_command_explores_a_freihand_folder(tmp_path, monkeypatch, capsys):
+def test_the_command_draws_every_figure_of_a_freihand_folder(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    tree = write_tree(tmp_path / "tree", 3)
-    main(["--data_dir", str(tree), "--output_dir", str(tmp_path / "out")])
+    out = tmp_path / "out"
+    main(["--data_dir", str(write_tree(tmp_path / "tree", 3)), "--output_dir", str(out)])
     output = capsys.readouterr().out
     assert "red: mean 0.00" in output and "green: mean 0.47" in output  # (image, 120, 60) of 255
-    assert (tmp_path / "out" / "samples.png").exists()
+    figures = ["channels.png", "heatmaps.png", "pca_images.png", "pca_keypoints.png", "samples.png"]
+    assert sorted(path.name for path in out.iterdir()) == ["channels.json", *figures]
+    written = json.loads((out / "channels.json").read_text())
+    assert written["images"] == 3 and written["channels"]["green"]["mean"] == pytest.approx(0.47, abs=0.005)
+    for name in figures:
+        with Image.open(out / name) as picture:
+            assert picture.width > 150 and len(picture.convert("RGB").getcolors(1 << 20)) > 50
 
 
 def test_the_command_explains_what_is_missing(tmp_path, capsys):

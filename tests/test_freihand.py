@@ -25,6 +25,10 @@ real_freihand = pytest.mark.skipif(not REAL.is_dir(), reason=f"{REAL} is not the
 K = [[400.0, 0.0, 112.0], [0.0, 400.0, 112.0], [0.0, 0.0, 1.0]]
 
 
+# Pillow would hand this to Ghostscript.
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 224 224\n%%EndComments\nshowpage\n"
+
+
 def a_hand(frame: int) -> list[list[float]]:
     """21 points half a metre away, 2 mm apart; the first projects to x = 112 + 400 * 0.001 * frame / 0.5."""
     return [[0.001 * frame + 0.002 * joint, -0.01 + 0.003 * joint, 0.5] for joint in range(21)]
@@ -313,11 +317,12 @@ def test_oversized_json_is_refused_unread(tree, build, monkeypatch):
         build(tree)
 
 
-@pytest.mark.parametrize("damage", ["truncated", "text", "empty"])
+@pytest.mark.parametrize("damage", ["truncated", "text", "empty", "a program"])
 def test_an_unreadable_image_is_named_and_leaves_nothing(tree, build, tmp_path, damage):
     path = tree / "training" / "rgb" / "00000002.jpg"
     data = path.read_bytes()
-    path.write_bytes({"truncated": data[: len(data) * 2 // 3], "text": b"not an image", "empty": b""}[damage])
+    cut = data[: len(data) * 2 // 3]
+    path.write_bytes({"truncated": cut, "text": b"not an image", "empty": b"", "a program": POSTSCRIPT}[damage])
     with pytest.raises(ValueError, match=r"1 of 4 images cannot be read, 0 may be.*00000002.jpg"):
         build(tree)
     assert no_rows_are_left(tmp_path / "cache")
