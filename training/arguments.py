@@ -24,10 +24,10 @@ FREE_ON_RESUME = frozenset(
 # two CPU cores, and its hands are drawn varied enough to be learnt from as they are; photographs are augmented.
 DATASET_DEFAULTS = {
     "synthetic": {
-        "train_samples": 1250,
+        "train_samples": 2200,
         "validation_samples": 150,
         "test_samples": 300,
-        "epochs": 4,
+        "epochs": 2,
         "batch_size": 8,
         "augmentation": 0.0,
     },
