@@ -5,6 +5,9 @@ import { readMetadata } from "./onnx_metadata.js";
 
 const METADATA_KEY = "handunet";
 const MAX_THREADS = 4; // more do not pay for a network of this size
+// A graphics driver that has not answered by then never may; WebAssembly takes over.
+const WEBGPU_SECONDS = 20;
+const ERRORS_ONLY = 3;
 export const RUNTIMES = ["webgpu", "threads", "single"];
 
 /** What a person can read; every other error is a defect of the page. */
@@ -48,14 +51,35 @@ async function createSession(runtime, bytes) {
   if (runtime === "webgpu") {
     const { ort } = await import("./runtime_webgpu.js");
     ort.env.wasm.numThreads = 1;
-    const session = await ort.InferenceSession.create(bytes, { executionProviders: ["webgpu"] });
+    const session = await ort.InferenceSession.create(bytes, {
+      executionProviders: ["webgpu"],
+      logSeverityLevel: ERRORS_ONLY,
+    });
     return { ort, session, name: "WebGPU" };
   }
   const { ort } = await import("./runtime_wasm.js");
   const threads = runtime === "threads" ? Math.min(navigator.hardwareConcurrency || 1, MAX_THREADS) : 1;
   ort.env.wasm.numThreads = threads;
-  const session = await ort.InferenceSession.create(bytes, { executionProviders: ["wasm"] });
+  const session = await ort.InferenceSession.create(bytes, {
+    executionProviders: ["wasm"],
+    logSeverityLevel: ERRORS_ONLY,
+  });
   return { ort, session, name: `WebAssembly, ${threads} ${threads === 1 ? "thread" : "threads"}` };
+}
+
+async function startModel(runtime, bytes, settings) {
+  const model = new HandModel(await createSession(runtime, bytes), settings);
+  const { scores } = await model.run(new Uint8Array(settings.image_size ** 2 * 3), false); // the first run compiles
+  if (!scores.every(Number.isFinite)) throw new Error("it computes no numbers");
+  return model;
+}
+
+function within(seconds, promise) {
+  let timer;
+  const late = new Promise((_, reject) => {
+    timer = setTimeout(() => reject(new Error(`it did not answer within ${seconds} seconds`)), seconds * 1000);
+  });
+  return Promise.race([promise, late]).finally(() => clearTimeout(timer));
 }
 
 /**
@@ -74,9 +98,8 @@ export async function loadHandModel(url, only) {
   if (!only) possible.push(self.crossOriginIsolated ? "threads" : "single");
   for (const runtime of possible) {
     try {
-      const model = new HandModel(await createSession(runtime, bytes), settings);
-      await model.run(new Uint8Array(settings.image_size ** 2 * 3), false); // the first run compiles
-      return model;
+      const started = startModel(runtime, bytes, settings);
+      return await (runtime === "webgpu" && !only ? within(WEBGPU_SECONDS, started) : started);
     } catch (error) {
       console.warn(`HandUNet does not run with ${runtime}:`, error);
     }

@@ -177,7 +177,7 @@ async function followHand(mine, model) {
     if (mine !== turn) return;
     const now = performance.now();
     milliseconds += (now - begun - milliseconds) * (milliseconds ? 0.1 : 1);
-    tracker.update(answer, width, height);
+    tracker.update(answer, width, height, now);
     if (!document.hidden) say(liveSentence());
     drawLive(box, answer, model.settings);
     speed.add(now);

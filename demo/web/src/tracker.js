@@ -7,7 +7,7 @@ const GUIDE_SHARE = 0.42;
 // Mean confidence from which a hand in the guide is followed, and below which it is lost.
 const FOUND_SCORE = 0.45;
 const LOST_SCORE = 0.3;
-const LOST_FRAMES = 5;
+const LOST_MS = 350; // for so long, and in two frames at least: one blurred frame loses no hand
 // Keypoints of less confidence do not move the square, unless few have more.
 const RELIABLE_SCORE = 0.2;
 const MIN_RELIABLE = 8;
@@ -21,7 +21,7 @@ const MAX_BOX_SHARE = 1.2;
 export class HandTracker {
   #boxFill;
   #box = null; // [center x, center y, side] while a hand is followed
-  #doubtful = 0;
+  #doubtfulSince = null;
 
   constructor(boxFill) {
     this.#boxFill = boxFill;
@@ -33,7 +33,7 @@ export class HandTracker {
 
   reset() {
     this.#box = null;
-    this.#doubtful = 0;
+    this.#doubtfulSince = null;
   }
 
   /** The box in which a hand is expected in a frame of this size. */
@@ -48,14 +48,14 @@ export class HandTracker {
     return boxToSquare(this.box(width, height), this.#boxFill);
   }
 
-  /** Take in what was found in `square` of a frame of this size. */
-  update({ keypoints, scores, score }, width, height) {
+  /** Take in what was found in `square` of a frame of this size, at the time `now` in milliseconds. */
+  update({ keypoints, scores, score }, width, height, now) {
     if (score < (this.following ? LOST_SCORE : FOUND_SCORE)) {
-      this.#doubtful += 1;
-      if (this.#doubtful >= LOST_FRAMES) this.reset();
+      if (this.#doubtfulSince === null) this.#doubtfulSince = now;
+      else if (now - this.#doubtfulSince >= LOST_MS) this.reset();
       return;
     }
-    this.#doubtful = 0;
+    this.#doubtfulSince = null;
     const reliable = keypoints.filter((_, index) => scores[index] >= RELIABLE_SCORE);
     const points = reliable.length >= MIN_RELIABLE ? reliable : keypoints;
     const xs = points.map(([x]) => x);
