@@ -224,8 +224,9 @@ class Run:
         self.average.n_averaged.fill_(state["averaged"])
         self.newest_checkpoint = folder.name
         failure = self._on_main(lambda: self.checkpoints.set_aside(passed_over))
+        failure = failure or self._on_main(self.checkpoints.prune)  # the run may have died before it did
         if failure:
-            raise OSError(f"A broken checkpoint in {self.checkpoints.folder} could not be renamed: {failure}.")
+            raise OSError(f"{self.checkpoints.folder} could not be tidied: {failure}. Mend the folder.")
         if self.best:  # the folder of the best may be that of a validation which comes again, or have been damaged
             self.best_weights = load_file(folder / BEST_AVERAGE)
             self.save_best()

@@ -1,0 +1,349 @@
+"""train.py from the outside: what a run leaves, how it stops and goes on, and what it does about numbers that are not."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+import types
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.utils import set_seed
+from transformers import AutoImageProcessor, AutoModelForPoseEstimation
+
+from tests import kill_and_resume
+from tests.tiny_training import (
+    ROOT, TINY, NoiseHands, command, environment, fork, make_run, run, start, train_steps, wait_for,
+    wait_for_end,
+)  # fmt: skip
+from training.data import Splits
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A tiny run from beginning to end by the command a user gives: its folder and what it printed."""
+    output = tmp_path_factory.mktemp("trained") / "run"
+    result = run(*TINY, "--output_dir", output, "--workers", "1")
+    assert result.returncode == 0, result.stdout + result.stderr
+    return types.SimpleNamespace(output=output, stdout=result.stdout, stderr=result.stderr)
+
+
+def forked(tmp_path: Path, *arguments: object) -> tuple[int, str]:
+    """A run to its end: exit code and what it printed."""
+    log = tmp_path / f"log-{time.monotonic_ns()}"
+    log.touch()
+    (status,) = wait_for_end(fork(*arguments, log=log))
+    return status, log.read_text()
+
+
+def same_outcome(first: Path, second: Path) -> None:
+    """Bit-identical weights, averages, optimizers, states, metrics, best checkpoints and models."""
+    mine, other = kill_and_resume.result(first), kill_and_resume.result(second)
+    assert [name for name in mine.keys() | other.keys() if mine.get(name) != other.get(name)] == []
+
+
+# A whole run
+
+
+def test_a_run_leaves_the_whole_folder(trained):
+    names = {path.name for path in trained.output.iterdir()}
+    assert names == {"arguments.json", "checkpoints", "figures", "logs", "metrics.json", "model"}
+    assert {path.name for path in (trained.output / "figures").iterdir()} == {
+        "losses.png", "joint_errors.png", "success_rate.png", "predictions.png"
+    }  # fmt: skip
+    metrics = json.loads((trained.output / "metrics.json").read_text())
+    assert metrics["processes"] == 1 and metrics["steps"] == 12 and metrics["skipped_steps"] == 0
+    assert [entry["epoch"] for entry in metrics["history"]] == [1, 2]
+    assert metrics["test"]["num_hands"] == 6
+    error = metrics["test"]["mean_error_percent"]
+    assert metrics["error_over_mean_pose"] == error / metrics["mean_pose"]["mean_error_percent"]
+    assert f"{error:.2f} %" in trained.stdout
+
+
+def test_its_model_loads_with_the_auto_classes(trained):
+    model = AutoModelForPoseEstimation.from_pretrained(trained.output / "model", trust_remote_code=False)
+    processor = AutoImageProcessor.from_pretrained(trained.output / "model", trust_remote_code=False)
+    assert tuple(model.config.hidden_sizes) == (4, 8)
+    assert processor.size["height"] == 128
+    assert model(torch.zeros(1, 3, 128, 128)).heatmaps.shape == (1, 21, 128, 128)
+    card = (trained.output / "model" / "README.md").read_text()
+    metrics = json.loads((trained.output / "metrics.json").read_text())
+    assert f"{metrics['test']['mean_error_percent']:.3g}" in card
+
+
+def test_its_newest_checkpoints_and_the_best_are_kept(trained):
+    names = sorted(path.name for path in (trained.output / "checkpoints").iterdir())
+    assert names == ["best", "step-00000006-00001-00000000", "step-00000012-00002-00000000"]
+
+
+def test_a_log_file_is_not_flooded_by_progress_bars(trained):
+    assert len(trained.stdout.splitlines()) <= 12
+    assert "\r" not in trained.stdout + trained.stderr
+    assert len(trained.stderr) < 1000, trained.stderr
+    assert sum(path.stat().st_size for path in (trained.output / "logs").rglob("*")) < 20_000
+
+
+def test_a_second_run_into_the_same_folder_is_refused(trained, tmp_path):
+    status, log = forked(tmp_path, *TINY, "--output_dir", trained.output)
+    assert status == 1 and "is not empty. To go on with the run in it, add --resume" in log
+    status, log = forked(tmp_path, *TINY, "--output_dir", trained.output / "metrics.json")
+    assert status == 1 and "metrics.json is a file: name a folder" in log
+    assert "Traceback" not in log
+
+
+def test_resuming_a_run_that_is_over_changes_nothing(trained, tmp_path):
+    before = kill_and_resume.result(trained.output)
+    status, log = forked(tmp_path, *TINY, "--output_dir", trained.output, "--resume")
+    assert status == 0, log
+    assert "Resumed from" in log and "epoch 3, step 12" in log
+    assert kill_and_resume.result(trained.output) == before
+
+
+def test_eval_only_gives_the_figures_of_the_run(trained, tmp_path):
+    status, log = forked(tmp_path, "--eval_only", "--model", trained.output / "model", *TINY)
+    assert status == 0, log
+    figures = json.loads(log[log.index("{") :])
+    metrics = json.loads((trained.output / "metrics.json").read_text())
+    assert figures == metrics["test"]
+
+
+# Stopping and going on
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number, group", [(signal.SIGTERM, False), (signal.SIGTERM, True), (signal.SIGINT, True)])
+def test_a_signal_finishes_the_step_and_resume_goes_on_bit_for_bit(tmp_path, number, group):
+    settings = [*TINY, "--checkpoint_every", "2", "--workers", "2", "--augmentation", "1"]
+    output, log = tmp_path / "stopped", tmp_path / "log"
+    process = start(*settings, "--output_dir", output, log=log)
+    wait_for(lambda: list((output / "checkpoints").glob("step-*[0-9]")), process, log)
+    (os.killpg if group else os.kill)(process.pid, number)
+    assert process.wait(60) == 128 + number, log.read_text()
+    said = log.read_text()
+    assert said.count(f"{number.name}: finishing the step and writing a checkpoint") == 1
+    step = int(re.search(r"Stopped at step (\d+)\. Go on with the same command and --resume\.", said)[1])
+    assert list((output / "checkpoints").glob(f"step-{step:08d}-*[0-9]"))
+    assert "Traceback" not in said
+    assert forked(tmp_path, *settings, "--output_dir", output, "--resume")[0] == 0
+    assert forked(tmp_path, *settings, "--output_dir", tmp_path / "untouched")[0] == 0
+    same_outcome(output, tmp_path / "untouched")
+
+
+@pytest.mark.slow
+def test_a_second_ctrl_c_stops_at_once(tmp_path):
+    output, log = tmp_path / "run", tmp_path / "log"
+    many = [*TINY, "--batch_size", "24", "--train_samples", "2400", "--streaming", "--hidden_sizes", "64", "64"]
+    process = start(*many, "--output_dir", output, log=log)
+    wait_for(lambda: "training samples of" in log.read_text(), process, log)
+    time.sleep(0.5)  # in the first steps, each of which takes seconds
+    os.killpg(process.pid, signal.SIGINT)
+    wait_for(lambda: "SIGINT: finishing the step" in log.read_text(), process, log)
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(10) == 130
+    assert "Traceback" not in log.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_killed_runs_come_out_as_if_they_had_never_been(tmp_path, processes):
+    kills = 4 if processes == 1 else 3
+    arguments = ["--kills", kills, "--processes", processes, "--seed", 11, "--folder", tmp_path]
+    counts = kill_and_resume.main([str(argument) for argument in arguments])
+    assert counts.total() == kills
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "settings",
+    ["--gradient_accumulation_steps 4 --checkpoint_every 1", "--recipe seed --batch_size 4 --epochs 3 --patience 1"],
+    ids=["accumulation", "seed recipe"],
+)
+def test_a_run_resumed_after_every_checkpoint_is_the_same(tmp_path, settings):
+    """Killed as soon as there is a new checkpoint, again and again: at epochs' ends and within them."""
+    settings = [*TINY, *settings.split(), "--output_dir"]
+    assert forked(tmp_path, *settings, tmp_path / "untouched")[0] == 0
+    output, log = tmp_path / "killed", tmp_path / "log"
+    log.touch()
+
+    def newest() -> list[str]:
+        return sorted(path.name for path in (output / "checkpoints").glob("step-*[0-9]"))[-1:]
+
+    for _ in range(20):
+        before = newest()
+        pid = fork(*settings, output, "--resume", log=log)
+        while newest() == before and os.waitpid(pid, os.WNOHANG) == (0, 0):
+            time.sleep(0.001)
+        if newest() == before:  # it ended
+            break
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    else:
+        pytest.fail(log.read_text())
+    assert (output / "metrics.json").exists(), log.read_text()
+    same_outcome(output, tmp_path / "untouched")
+
+
+# Several processes
+
+
+@pytest.mark.slow
+def test_two_processes_train_stop_and_go_on_together(tmp_path):
+    output, log = tmp_path / "run", tmp_path / "log"
+    settings = [*TINY, "--batch_size", "2", "--checkpoint_every", "2", "--output_dir", output]
+    launcher = start(*settings, log=log, processes=2)
+    wait_for(lambda: list((output / "checkpoints").glob("step-*[0-9]")), launcher, log)
+    os.kill(launcher.pid, signal.SIGTERM)  # as a batch system does; the launcher hands it on
+    assert launcher.wait(60) != 0
+    assert "Stopped at step" in log.read_text(), log.read_text()
+    result = run(*settings, "--resume", processes=2)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "Resumed from" in result.stdout and "2 process(es) on cpu" in result.stdout
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert metrics["processes"] == 2 and metrics["steps"] == 12  # 24 samples, 2 processes, batches of 2, 2 epochs
+    scores = {}
+    for processes in (1, 2):  # 5 samples in batches of 2: uneven last ones
+        scoring = ["--eval_only", "--model", output / "model", "--test_samples", "5", "--batch_size", "2"]
+        result = run(*scoring, processes=processes)
+        assert result.returncode == 0, result.stderr
+        scores[processes] = json.loads(result.stdout[result.stdout.index("{") :])
+    assert scores[1]["num_hands"] == scores[2]["num_hands"] == 5
+    assert scores[1]["mean_error_percent"] == pytest.approx(scores[2]["mean_error_percent"], rel=1e-6)
+    assert scores[1]["loss"] == pytest.approx(scores[2]["loss"], rel=1e-6)  # float32, in batches of other sizes
+
+
+@pytest.mark.slow
+def test_a_process_that_fails_ends_the_others_within_a_minute_and_its_error_is_shown(tmp_path):
+    arguments = [*TINY, "--batch_size", "2", "--output_dir", tmp_path / "run"]
+    line = ["tests/failing_process.py" if part == "train.py" else part for part in command(*arguments, processes=2)]
+    result = subprocess.run(line, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
+    assert result.returncode != 0
+    assert "ValueError: this hand has six fingers" in result.stderr
+    pids = [int(pid) for pid in re.findall(r"process \d is (\d+)", result.stdout)]
+    assert len(pids) == 2 and not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_ends_the_others_within_a_minute(tmp_path):
+    output, log = tmp_path / "run", tmp_path / "log"
+    launcher = start(*TINY, "--batch_size", "2", "--epochs", "500", "--output_dir", output, log=log, processes=2)
+    wait_for(lambda: list((output / "checkpoints").glob("step-*[0-9]")), launcher, log)
+    first, second = sorted(kill_and_resume.children(launcher.pid))
+    os.kill(second, signal.SIGKILL)
+    killed = time.monotonic()
+    assert launcher.wait(90) != 0
+    assert time.monotonic() - killed < 60
+    assert not Path(f"/proc/{first}").exists()
+    assert "SIGKILL" in log.read_text() or "exitcode: -9" in log.read_text().replace(" ", "")
+
+
+# Numbers that are not
+
+
+def splits(poison: dict[int, float], count: int = 8) -> Splits:
+    return Splits(
+        NoiseHands(count, poison=poison), NoiseHands(3, seed=1), NoiseHands(3, seed=2), "noise", research_only=False
+    )
+
+
+def everything(run) -> dict[str, torch.Tensor]:
+    """Copies of the weights, the batch statistics, their averages and the optimizer's state."""
+    values = {name: value.clone() for name, value in run.model.state_dict().items()}
+    values |= {f"average {name}": value for name, value in run.averaged_weights().items()}
+    for index, state in run.optimizer.state_dict()["state"].items():
+        values |= {f"optimizer {index} {name}": torch.as_tensor(value).clone() for name, value in state.items()}
+    return values
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_sample_that_is_not_a_number_is_skipped_counted_and_named(tmp_path, capsys, value):
+    run = make_run(tmp_path, splits=splits({3: value}), augmentation=0.0)
+    train_steps(run)
+    assert (run.step, run.skipped_steps, run.bad_steps, run.batch) in {(3, 1, 0, 4), (3, 1, 1, 4)}
+    assert all(torch.isfinite(tensor).all() for tensor in everything(run).values())
+    said = re.search(r"Skipped a step .* \(1 so far, 1 in a row\): epoch 1, samples (\d), (\d)\.", capsys.readouterr().out)
+    assert "3" in said.groups()
+
+
+def test_a_skipped_step_changes_nothing(tmp_path):
+    run = make_run(tmp_path, splits=splits(dict.fromkeys(range(8), float("nan"))), max_bad_steps=5)
+    train_steps(make_run(tmp_path / "good"))
+    before, schedule = everything(run), run.schedule.state_dict()
+    train_steps(run)
+    after = everything(run)
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    assert run.schedule.state_dict() == schedule
+    assert (run.step, run.skipped_steps, run.bad_steps) == (0, 4, 4)
+    assert run.checkpoints.steps() == []
+
+
+def test_too_many_in_a_row_stop_the_run_naming_the_samples_and_the_last_checkpoint_is_good(tmp_path):
+    good = make_run(tmp_path, splits=splits({}), checkpoint_every=4)
+    train_steps(good)
+    good.epoch, good.batch = 1, 0
+    good.save()
+    final = everything(good)
+    run = make_run(tmp_path, splits=splits({}), max_bad_steps=3)
+    run.resume()
+    run.splits.train.poison = dict.fromkeys(range(8), float("nan"))
+    with pytest.raises(ValueError, match=r"3 steps in a row had a NaN or infinite .* samples \d, \d\. They changed no weights"):
+        train_steps(run)
+    again = make_run(tmp_path, splits=splits({}))
+    assert "epoch 2, step 4" in again.resume()
+    restored = everything(again)
+    assert all(torch.equal(final[name], restored[name]) for name in final)
+
+
+def test_an_infinite_loss_is_skipped_even_where_its_gradient_is_finite(tmp_path, monkeypatch):
+    run = make_run(tmp_path)
+    forward, calls = run.model.loss.forward, []
+
+    def second_is_infinite(*args):
+        calls.append(1)
+        return forward(*args) + (float("inf") if len(calls) == 2 else 0)
+
+    monkeypatch.setattr(run.model.loss, "forward", second_is_infinite)
+    train_steps(run)
+    assert (run.step, run.skipped_steps) == (3, 1)
+    assert torch.isfinite(run.loss_sum).all()
+
+
+def test_a_bad_batch_spoils_the_whole_accumulated_step_and_all_its_samples_are_named(tmp_path, capsys):
+    run = make_run(tmp_path, splits=splits({3: float("nan")}), gradient_accumulation_steps=2, augmentation=0.0)
+    train_steps(run)
+    assert (run.step, run.skipped_steps) == (1, 1)
+    named = re.search(r"samples ([\d, ]+)\.", capsys.readouterr().out)[1].split(", ")
+    assert len(named) == 4 and "3" in named
+    assert all(torch.isfinite(tensor).all() for tensor in everything(run).values())
+
+
+def test_the_global_seed_does_not_matter(tmp_path):
+    outcomes = []
+    for seed in (1, 2):
+        run = make_run(tmp_path / str(seed))
+        set_seed(seed)
+        train_steps(run)
+        outcomes.append(everything(run))
+    assert all(torch.equal(outcomes[0][name], outcomes[1][name]) for name in outcomes[0])
+
+
+# Starting from weights
+
+
+@pytest.mark.slow
+def test_training_starts_from_the_weights_that_init_names(trained, tmp_path):
+    rate = ["--learning_rate", "1e-12", "--weight_decay", "0", "--ema_decay", "0", "--epochs", "1"]
+    arguments = [*TINY, *rate, "--init", trained.output / "model", "--output_dir", tmp_path / "run"]
+    status, log = forked(tmp_path, *arguments)
+    assert status == 0, log
+    first, second = (
+        AutoModelForPoseEstimation.from_pretrained(folder / "model", trust_remote_code=False)
+        for folder in (trained.output, tmp_path / "run")
+    )
+    for (name, mine), other in zip(first.named_parameters(), second.parameters(), strict=True):
+        torch.testing.assert_close(mine, other, atol=1e-8, rtol=0, msg=name)
+
+
