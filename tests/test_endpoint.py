@@ -22,6 +22,7 @@ from PIL import Image
 from transformers import pipeline
 
 from modeling_handunet import HandUNetConfig, HandUNetForPoseEstimation, HandUNetImageProcessor
+from modeling_handunet.crops import IMAGE_FORMATS
 from tests.hub_server import WITHOUT_THE_PACKAGE
 
 ENDPOINT = Path(__file__).resolve().parents[1] / "demo" / "endpoint"
@@ -150,6 +151,7 @@ def malformed(module) -> dict[str, tuple[int, object, str]]:
 
     return {
         "no image": (415, b"no image at all", "not an image"),
+        "a program": (415, b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n", "not an image"),
         "no bytes": (415, b"", "not an image"),
         "cut off": (400, encode(picture(120, 100), "JPEG")[:700], "truncated"),
         "too many pixels": (413, empty_png(5001, 5000), "5001x5000"),
@@ -184,6 +186,10 @@ def test_what_cannot_be_answered_is_refused_with_a_status_and_a_sentence(handler
     with pytest.raises(module.RequestError, match="33554433 bytes") as refused:
         handler(bytes(module.MAX_IMAGE_BYTES + 1))
     assert refused.value.status == 413
+
+
+def test_the_handler_reads_the_formats_that_the_model_reads(module):
+    assert module.IMAGE_FORMATS == IMAGE_FORMATS
 
 
 def test_a_photograph_of_12_megapixels_is_answered_and_one_of_10_pixels_too(handler):

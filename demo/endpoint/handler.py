@@ -22,6 +22,8 @@ from transformers import pipeline
 # Above these a request is refused; a photograph of 12 megapixels passes, as JPEG or as PNG.
 MAX_IMAGE_BYTES = 32 * 1024**2
 MAX_IMAGE_PIXELS = 25_000_000
+# Photographs' formats; some of Pillow's others start programs.
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "JPEG2000", "AVIF", "ICO")
 MAX_IMAGES = 16
 MAX_HANDS = 64
 BATCH_SIZE = 16  # hands that go through the network together
@@ -140,7 +142,7 @@ def _open_bytes(data: bytes) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is checked by the caller
-            return Image.open(io.BytesIO(data))
+            return Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
     except Image.DecompressionBombError as error:
         raise RequestError(413, f"{error} Resize the image first.") from None
     except Exception as error:  # Pillow's decoders raise many kinds for damaged headers

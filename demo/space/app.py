@@ -1,0 +1,342 @@
+"""A page on which people try the model: a photograph, a box round the hand, its keypoints.
+
+    python demo/space/app.py --model outputs/handunet/model       # on your machine, http://127.0.0.1:7860
+
+On the Hub this is a Space: `README.md` beside this file names the model in its metadata, which is the one that is shown
+where --model is not given.  Photographs stay on the machine that runs this and are deleted within the hour.
+"""
+
+import argparse
+import base64
+import dataclasses
+import io
+import json
+import secrets
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import gradio as gr
+import numpy as np
+import torch
+from gradio.utils import get_upload_folder
+from huggingface_hub import ModelCard, RepoCard, hf_hub_download
+from PIL import Image, ImageDraw
+from transformers import pipeline
+from transformers.utils import logging
+
+HERE = Path(__file__).resolve().parent
+# In a Space the package lies beside this file, in a checkout it is two folders up.
+sys.path[1:1] = [str(folder) for folder in HERE.parents[1:2]]
+
+from modeling_handunet import KEYPOINT_NAMES, draw_hand  # noqa: E402
+from modeling_handunet.crops import IMAGE_FORMATS, crop_square, load_image  # noqa: E402
+from modeling_handunet.keypoints import keypoint_color  # noqa: E402
+
+PLACEHOLDER = "USER/handunet"
+MAX_BYTES = 32 * 1024**2
+MAX_PIXELS = 50_000_000
+PREVIEW = 1280  # longest side of what the browser is sent, pixels
+SMALL = 32  # longest side below which a warning is shown, pixels
+DRAWING = 1600  # longest side of the drawing with the skeleton
+HEATMAP = 512  # side of the picture of a heatmap
+STRONGEST = "all keypoints"
+KEEP_SECONDS = 3600
+EXAMPLES = json.loads((HERE / "examples" / "examples.json").read_text())
+# On a phone the drawing stands below the photograph.
+SHOW_DRAWING = "() => document.querySelector('#drawing img')?.scrollIntoView({ block: 'nearest', behavior: 'smooth' })"
+SIDES = {"Right hand": "right", "Left hand": "left"}
+
+
+@dataclasses.dataclass
+class Session:
+    """What one visitor's page has open."""
+
+    photo: str | None = None  # path of the file that was sent
+    name: str = ""
+    folder: str | None = None  # holds the downloads
+    crop: np.ndarray | None = None  # (S, S, 3) uint8, as the model saw it but a left hand unmirrored
+    heatmaps: np.ndarray | None = None  # (21, S, S) in [0, 1], likewise
+
+    def forget(self) -> None:
+        """Delete what this session wrote."""
+        if self.folder:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class Model:
+    """A HandUNet with its terms; where it cannot be loaded, `problem` says so and the page shows it."""
+
+    def __init__(self, name: str):
+        self.name, self.problem, self.pipe, self.card = name, "", None, None
+        try:
+            if name == PLACEHOLDER:
+                raise ValueError("no model was named: give a saved folder or an id on the Hub with --model")
+            if Path(name).is_dir() and not (Path(name) / "model.safetensors").is_file():
+                raise OSError(f"the folder {name} has no model.safetensors")
+            self.pipe = pipeline("keypoint-detection", model=name)
+        except (OSError, ValueError) as error:
+            self.problem = f"The model could not be loaded, so no hand can be read here: {error}"
+            return
+        try:
+            readme = Path(name) / "README.md"
+            self.card = ModelCard.load(readme if readme.is_file() else hf_hub_download(name, "README.md"))
+        except (OSError, ValueError):
+            pass  # its terms are then unknown, and the page says so
+
+    def terms(self) -> str:
+        """A sentence on the model and what it may be used for."""
+        folder = Path(self.name).is_dir()
+        link = f"`{Path(self.name).name}`" if folder else f"[{self.name}](https://huggingface.co/{self.name})"
+        data = self.card.data if self.card else None
+        if data is None or not data.license:
+            return f"Model: {link}. It has no model card that states its terms: ask whoever made it before you use it."
+        label = data.license if data.license != "other" else data.license_name or "its own licence"
+        where = f"[{label}]({data.license_link})" if str(data.license_link or "").startswith("https://") else label
+        if data.license_name == "research-only":
+            return f"Model: {link}. Terms: {where}; the model and what it gives may be used for research only, not commercially."
+        return f"Model: {link}. Terms: {where}."
+
+    def read_hand(self, photo: Image.Image, box: list[float], handedness: str) -> tuple[dict, np.ndarray, np.ndarray]:
+        """One hand as the pipeline gives it, the crop (S, S, 3) and the heatmaps (21, S, S), a left hand's unmirrored."""
+        (item,) = self.pipe.preprocess({"image": photo, "boxes": [box], "handedness": handedness})
+        output = self.pipe.forward(item)
+        heatmaps = output["heatmaps"][0].float().clamp(0, 1)  # (21, S, S)
+        (hand,) = self.pipe.postprocess([output])
+        ((square,),) = self.pipe.image_processor.squares([photo.size], [[box]])
+        crop = np.asarray(crop_square(photo, square, heatmaps.shape[-1]))
+        return hand, crop, (heatmaps.flip(-1) if handedness == "left" else heatmaps).cpu().numpy()
+
+
+def shrink(image: Image.Image, side: int) -> Image.Image:
+    """`image`, reduced where its longer side is above `side` pixels."""
+    scale = side / max(image.size)
+    if scale >= 1:
+        return image
+    return image.resize([max(1, round(length * scale)) for length in image.size], Image.Resampling.LANCZOS)
+
+
+def data_url(image: Image.Image) -> str:
+    """A JPEG that a page can show without another request."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=88)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def read_photo(path: str) -> Image.Image:
+    """The photograph in a file; `ValueError` with a sentence for one that cannot be used."""
+    if Path(path).stat().st_size > MAX_BYTES:
+        raise ValueError(f"The file is larger than {MAX_BYTES // 2**20} MB: choose a smaller one.")
+    try:
+        with Image.open(path, formats=IMAGE_FORMATS) as opened:
+            width, height = opened.size
+    except Exception:  # Pillow's decoders raise many kinds for what is no image
+        raise ValueError("This file is not a picture that can be read: choose a JPEG, PNG, WebP, GIF, BMP or TIFF.") from None
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"The picture has {width} x {height} pixels, which is too many: resize it first.")
+    try:
+        return load_image(path)
+    except (OSError, ValueError):
+        raise ValueError("The picture is damaged or cut off: choose another one.") from None
+
+
+def draw_heatmap(crop: np.ndarray, heatmap: np.ndarray, color: tuple[int, int, int]) -> Image.Image:
+    """The crop (S, S, 3), darkened, with a heatmap (S, S) in [0, 1] laid over it in a colour."""
+    alpha = heatmap[..., None]
+    mixed = crop * (0.45 * (1 - alpha)) + np.array(color) * alpha
+    picture = Image.fromarray(np.uint8(np.clip(mixed, 0, 255)))
+    return picture.resize((HEATMAP, HEATMAP), Image.Resampling.BICUBIC)
+
+
+def build_app(model: Model) -> gr.Blocks:
+    """The page."""
+    fill = 0.45 if model.pipe is None else model.pipe.image_processor.box_fill
+    clear = [None, "", None, gr.skip(), None, gr.DownloadButton(interactive=False), gr.DownloadButton(interactive=False)]
+
+    def reply(number: int | None, message: str, **more):
+        """What crop.js shows; the token makes two equal replies two."""
+        return gr.HTML(answer={"number": number, "message": message, "token": secrets.token_hex(4), **more})
+
+    def refuse(session: Session, sentence: str, number: int | None, keep: bool = False):
+        """A sentence in the place of an answer; the photograph stays where `keep`."""
+        if keep:
+            return [reply(number, sentence, bad=True), session, gr.skip(), *clear]
+        session.forget()
+        return [reply(number, sentence, bad=True, preview=""), Session(), gr.skip(), *clear]
+
+    def open_photo(value, session: Session):
+        """Take the photograph or the example that the page names, and forget what was open before."""
+        value = value if isinstance(value, dict) else {}
+        number, box, side = value.get("number"), None, gr.skip()
+        if model.problem:
+            return refuse(session, model.problem, number)
+        try:
+            if "example" in value:
+                example = EXAMPLES[int(value["example"])]
+                path, name, box = str(HERE / "examples" / example["file"]), example["file"], example["box"]
+                side = next(label for label, handedness in SIDES.items() if handedness == example["handedness"])
+            else:
+                path, name = str(value.get("path")), Path(str(value.get("name"))).name
+                if not Path(path).resolve().is_relative_to(Path(get_upload_folder()).resolve()) or not Path(path).is_file():
+                    raise ValueError("The photograph did not arrive: choose it again.")
+            photo = read_photo(path)
+        except (ValueError, TypeError, IndexError, OSError) as error:
+            return refuse(session, str(error), number)
+        session.forget()
+        width, height = photo.size
+        if box is None:  # as if the whole picture were the crop
+            length = min(max(width, height) * fill, width, height)
+            box = [(width - length) / 2, (height - length) / 2, length, length]
+        message = "Draw a box close round one hand, then press the button."
+        if small := max(width, height) < SMALL:
+            message = f"The picture has only {width} x {height} pixels: expect little of the answer."
+        preview = data_url(shrink(photo, PREVIEW))
+        answer = reply(number, message, bad=small, preview=preview, width=width, height=height, box=box)
+        return [answer, Session(photo=path, name=name), side, *clear]
+
+    def find_keypoints(value, label: str, shown: str, session: Session):
+        """Read the hand in the box, draw it and write the downloads."""
+        value = value if isinstance(value, dict) else {}
+        number = value.get("number")
+        if model.problem:
+            return refuse(session, model.problem, number)
+        if "path" in value or "example" in value:  # what the page has asked for and not got yet
+            return refuse(session, "The photograph is still being opened: press again in a moment.", number, True)
+        if session.photo is None or "box" not in value:
+            return refuse(session, "There is no photograph yet: choose one, use the camera, or take an example.", number, True)
+        handedness = SIDES.get(label, "right")
+        try:
+            photo = read_photo(session.photo)
+            hand, crop, heatmaps = model.read_hand(photo, value["box"], handedness)
+        except (ValueError, TypeError, OSError) as error:
+            return refuse(session, str(error), number, True)
+        session.forget()
+        folder = Path(tempfile.mkdtemp(prefix="handunet-"))
+        session = Session(session.photo, session.name, str(folder), crop, heatmaps)
+        drawing = shrink(photo, DRAWING)
+        scale = drawing.width / photo.width
+        points = [(point["x"] * scale, point["y"] * scale) for point in hand["keypoints"]]
+        drawing = draw_hand(drawing, points, [point["score"] for point in hand["keypoints"]])
+        stem = Path(session.name).stem[:60] or "photo"
+        picture, text = folder / f"{stem}-hand.png", folder / f"{stem}-hand.json"
+        drawing.save(picture)
+        answer = {"photo": session.name, "width": photo.width, "height": photo.height, "model": model.name, "hands": [hand]}
+        text.write_text(json.dumps(answer, indent=2) + "\n")
+        rows = [
+            [point["name"].replace("_", " "), round(point["x"], 1), round(point["y"], 1), round(point["score"], 2)]
+            for point in hand["keypoints"]
+        ]
+        return [
+            reply(number, f"Read: {hand['label']}, mean confidence {hand['score']:.2f}."),
+            session,
+            gr.skip(),
+            str(picture),
+            f"**{hand['label'].capitalize()}**, mean confidence {hand['score']:.2f}. Faint joints are the unsure ones.",
+            rows,
+            gr.skip(),
+            show_heatmap(shown, session),
+            gr.DownloadButton(value=str(text), interactive=True),
+            gr.DownloadButton(value=str(picture), interactive=True),
+        ]
+
+    def show_heatmap(name: str | None, session: Session) -> Image.Image | None:
+        """The heatmap of one keypoint, or the strongest of all of them, over the crop."""
+        if session.heatmaps is None or not name:
+            return None
+        if name == STRONGEST:
+            return draw_heatmap(session.crop, session.heatmaps.max(0), (255, 255, 255))
+        index = KEYPOINT_NAMES.index(name.replace(" ", "_"))
+        picture = draw_heatmap(session.crop, session.heatmaps[index], keypoint_color(index))
+        caption = f"{name}, highest {session.heatmaps[index].max():.2f}"
+        ImageDraw.Draw(picture).text((10, HEATMAP - 30), caption, fill="white", font_size=18, stroke_width=2, stroke_fill="black")
+        return picture
+
+    examples = []
+    for example in EXAMPLES:
+        with Image.open(HERE / "examples" / example["file"]) as image:
+            examples.append({"title": example["title"], "thumbnail": data_url(shrink(image, 128))})
+    with gr.Blocks(title="Hand keypoints", analytics_enabled=False, delete_cache=(600, KEEP_SECONDS)) as app:
+        gr.Markdown("# Hand keypoints\n21 keypoints of one hand, each with its confidence, from a small U-Net.")
+        gr.Markdown(model.terms() if not model.problem else f"**{model.problem}**", elem_id="terms")
+        session = gr.State(Session(), time_to_live=KEEP_SECONDS, delete_callback=Session.forget)
+        with gr.Row():
+            with gr.Column(min_width=300):
+                stage = gr.HTML(
+                    value={},
+                    html_template=(HERE / "crop.html").read_text(),
+                    css_template=(HERE / "crop.css").read_text(),
+                    js_on_load=(HERE / "crop.js").read_text(),
+                    elem_id="stage",
+                    apply_default_css=False,
+                    answer={"message": model.problem, "bad": bool(model.problem)},
+                    examples=examples,
+                    box_fill=fill,
+                    most_bytes=MAX_BYTES,
+                )
+                side = gr.Radio(list(SIDES), value="Right hand", label="Which hand is it?", elem_id="side")
+                button = gr.Button("Find the keypoints", variant="primary", elem_id="find")
+            with gr.Column(min_width=300):
+                drawing = gr.Image(
+                    label="Skeleton", interactive=False, format="png", buttons=["fullscreen"], elem_id="drawing", height=420
+                )
+                summary = gr.Markdown(elem_id="summary")
+                with gr.Row():
+                    as_json = gr.DownloadButton("Download JSON", interactive=False, elem_id="json", min_width=120)
+                    as_png = gr.DownloadButton("Download PNG", interactive=False, elem_id="png", min_width=120)
+                with gr.Accordion("Heatmaps", open=False, elem_id="heatmaps"):
+                    names = [STRONGEST, *(name.replace("_", " ") for name in KEYPOINT_NAMES)]
+                    chosen = gr.Dropdown(names, value=STRONGEST, label="Keypoint", elem_id="keypoint")
+                    heatmap = gr.Image(label="Heatmap", interactive=False, buttons=["fullscreen"], elem_id="heatmap")
+                table = gr.Dataframe(
+                    headers=["Keypoint", "x, px", "y, px", "Score"],
+                    datatype=["str", "number", "number", "number"],
+                    label="Keypoints, in pixels of the photograph",
+                    interactive=False,
+                    column_widths=["32%", "21%", "21%", "26%"],
+                    max_height=900,
+                    elem_id="table",
+                )
+        gr.Markdown(
+            "The model does not search for hands and always answers: a box without a hand gets keypoints too, with low "
+            "confidence. Photographs are read on the machine that serves this page, are not passed on, and are deleted within the hour."
+        )
+        outputs = [stage, session, side, drawing, summary, table, chosen, heatmap, as_json, as_png]
+        stage.photo(open_photo, [stage, session], outputs, show_progress="hidden", trigger_mode="always_last", api_name=False)
+        found = button.click(
+            find_keypoints, [stage, side, chosen, session], outputs, show_progress_on=[drawing], api_name=False
+        )
+        found.then(None, js=SHOW_DRAWING)
+        chosen.change(show_heatmap, [chosen, session], heatmap, show_progress="hidden", api_name=False)
+    return app
+
+
+def named_model() -> str:
+    """The model that the Space's own metadata names."""
+    models = RepoCard.load(HERE / "README.md", ignore_metadata_errors=True).data.get("models") or [PLACEHOLDER]
+    return models[0]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="a saved folder or an id on the Hub (default: the one that README.md names)")
+    parser.add_argument("--port", type=int, help="default: the first free one from 7860 on")
+    args = parser.parse_args()
+    logging.disable_progress_bar()
+    torch.set_num_threads(max(1, min(2, torch.get_num_threads())))
+    model = Model(args.model or named_model())
+    if model.problem:
+        print(f"app.py: {model.problem}", file=sys.stderr)
+    fonts = ["system-ui", "sans-serif"]  # the theme's own ones would be fetched from another server
+    build_app(model).launch(
+        theme=gr.themes.Soft(font=fonts, font_mono=["ui-monospace", "monospace"]),
+        server_port=args.port,
+        max_file_size=MAX_BYTES,
+        share=False,
+        ssr_mode=False,
+        footer_links=[],
+    )
+
+
+if __name__ == "__main__":
+    main()
