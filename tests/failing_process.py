@@ -5,6 +5,7 @@
 
 import os
 import sys
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -14,6 +15,7 @@ import train  # noqa: E402
 
 def take_step(run) -> None:
     if run.accelerator.process_index == 1 and run.step == 2:
+        print(f"failing at {time.time()}", flush=True)
         raise ValueError("this hand has six fingers")
     original(run)
 

@@ -222,6 +222,7 @@ def test_a_process_that_fails_ends_the_others_within_a_minute_and_its_error_is_s
     result = subprocess.run(line, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
     assert result.returncode != 0
     assert "ValueError: this hand has six fingers" in result.stderr
+    assert time.time() - float(re.search(r"failing at ([\d.]+)", result.stdout)[1]) < 60
     pids = [int(pid) for pid in re.findall(r"process \d is (\d+)", result.stdout)]
     assert len(pids) == 2 and not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
