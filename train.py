@@ -32,7 +32,7 @@ from modeling_handunet import render_heatmaps
 from training.arguments import Arguments, parse_arguments
 from training.augmentation import augmentation_keys
 from training.data import load_splits
-from training.evaluation import load_metric, mean_pose_arrays, normalize, predict, score
+from training.evaluation import load_metric, mean_pose_arrays, normalize, predict, score, score_by_background
 from training.figures import draw_figures
 from training.memory import keep_freed_memory
 from training.publishing import load_any_model, push_model, save_model
@@ -274,6 +274,8 @@ def finish(run: Run, metric, output: Path) -> None:
             "error_over_mean_pose": ratio,
             "history": run.history,
         }
+        if run.splits.test_backgrounds:
+            metrics["test_by_background"] = score_by_background(metric, arrays, run.splits.test_backgrounds)
         unfinished = output / "metrics.json.incomplete"
         unfinished.write_text(json.dumps(metrics, indent=2) + "\n")
         unfinished.replace(output / "metrics.json")
@@ -289,7 +291,7 @@ def finish(run: Run, metric, output: Path) -> None:
             f"Try it: python predict.py PHOTO --model {output / 'model'}",
         )
         if args.push_to_hub:
-            say(accelerator, f"Pushed to {push_model(output / 'model', args.push_to_hub)}")
+            push_model(output / "model", args.push_to_hub, say=lambda text: say(accelerator, text))
     accelerator.wait_for_everyone()
 
 

@@ -7,7 +7,8 @@ import datasets
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from dataset_script import CocoHands, FreiHAND, HandCrops, SyntheticHands
+from dataset_script import CocoHands, FreiHAND, HandCrops, SyntheticHands, counter_rng
+from dataset_script.synthetic.backgrounds import KINDS, backgrounds
 from training.arguments import Arguments
 
 # Streams of the synthetic validation and test hands: the same for every run, and no training seed that one would choose.
@@ -23,6 +24,7 @@ class Splits:
     test: Dataset
     source: str
     research_only: bool
+    test_backgrounds: list[str] | None = None  # of each test sample, where they are known and differ
 
 
 class EpochShuffle(Sampler[int]):
@@ -74,15 +76,27 @@ def _synthetic(args: Arguments, cache: Path) -> Splits:
         else:
             train = HandCrops(hands(args.train_samples, args.seed), cache_dir=cache)
         validation = HandCrops(hands(args.validation_samples, VALIDATION_STREAM), cache_dir=cache)
-    test = HandCrops(hands(args.test_samples, TEST_STREAM), cache_dir=cache)
-    return Splits(train, validation, test, f"synthetic hands ({args.difficulty})", research_only=False)
+    drawn = hands(args.test_samples, TEST_STREAM)
+    test = HandCrops(drawn, cache_dir=cache)
+    source = f"synthetic hands ({args.difficulty})"
+    return Splits(train, validation, test, source, research_only=False, test_backgrounds=_drawn_backgrounds(drawn))
+
+
+def _drawn_backgrounds(drawn: SyntheticHands, batch_size: int = 512) -> list[str]:
+    """What lies behind each hand; its kind does not depend on the size of the picture, so a small one is drawn."""
+    kinds = []
+    for first in range(0, len(drawn), batch_size):
+        indices = torch.arange(first, min(first + batch_size, len(drawn)))
+        keys = counter_rng.sample_keys(drawn.seed, indices)
+        kinds += backgrounds(keys, 16, drawn.ranges.backgrounds, torch.zeros(len(indices), 3))[1].tolist()
+    return [KINDS[kind] for kind in kinds]
 
 
 def _freihand(args: Arguments, cache: Path) -> Splits:
     builder = FreiHAND(data_dir=args.data_dir, name=args.backgrounds, cache_dir=args.cache_dir)
     splits = builder.build()
 
-    def crops(name: str, count: int | None) -> HandCrops:
+    def part(name: str, count: int | None) -> datasets.Dataset:
         if name not in splits:
             raise ValueError(
                 f"{args.data_dir} has no frame of the {name} split (it has {', '.join(splits)}): training needs "
@@ -90,14 +104,19 @@ def _freihand(args: Arguments, cache: Path) -> Splits:
                 "those of its --split."
             )
         split = splits[name]
-        return HandCrops(split if count is None else split.select(range(min(count, len(split)))), cache_dir=cache)
+        return split if count is None else split.select(range(min(count, len(split))))
 
-    test = crops(args.split if args.eval_only else "test", args.test_samples)
-    source = f"FreiHAND ({args.backgrounds})"
+    def crops(name: str, count: int | None) -> HandCrops:
+        return HandCrops(part(name, count), cache_dir=cache)
+
+    tested = part(args.split if args.eval_only else "test", args.test_samples)
+    test = HandCrops(tested, cache_dir=cache)
+    about = {"source": f"FreiHAND ({args.backgrounds})", "research_only": True}
+    about["test_backgrounds"] = tested["background"][:] if args.backgrounds == "all" else None
     if args.eval_only:
-        return Splits(None, None, test, source, research_only=True)
+        return Splits(None, None, test, **about)
     train, validation = crops("train", args.train_samples), crops("validation", args.validation_samples)
-    return Splits(train, validation, test, source, research_only=True)
+    return Splits(train, validation, test, **about)
 
 
 def _coco(args: Arguments, cache: Path) -> Splits:

@@ -1,5 +1,6 @@
 """Scoring: a model over a split on all processes, and the same numbers whatever their count."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import evaluate
@@ -68,6 +69,17 @@ def score(metric: evaluate.Metric, arrays: dict[str, np.ndarray], image_size: in
     references = [dict(zip(columns, row)) for row in zip(*(arrays[name] for name in columns))]
     figures = metric.compute(predictions=arrays["predictions"], references=references, image_size=image_size)
     return {"loss": float(arrays["loss"][seen].astype(np.float64).mean()), **figures}
+
+
+def score_by_background(metric: evaluate.Metric, arrays: dict[str, np.ndarray], backgrounds: Sequence[str]) -> dict:
+    """[`score`]'s figures for each background; `backgrounds` has that of every sample of the split, by its index."""
+    names = np.asarray(backgrounds)[arrays["index"]]
+    results = {}
+    for name in sorted(set(names.tolist())):
+        chosen = {key: values[names == name] for key, values in arrays.items()}
+        if chosen["visibility"].any():
+            results[name] = score(metric, chosen)
+    return results
 
 
 def mean_pose_arrays(train: Dataset, arrays: dict[str, np.ndarray], most: int = 2000) -> dict[str, np.ndarray]:

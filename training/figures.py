@@ -20,12 +20,16 @@ GRID = "#dddddd"
 def draw_figures(folder: Path, metrics: dict, arrays: dict[str, np.ndarray], test: Dataset) -> list[Path]:
     """Draw all figures of a run into `folder`; returns their files."""
     folder.mkdir(parents=True, exist_ok=True)
-    return [
+    figures = [
         draw_losses(folder / "losses.png", metrics["history"]),
         draw_joint_errors(folder / "joint_errors.png", metrics["test"]),
         draw_success_rate(folder / "success_rate.png", metrics["test"], metrics["mean_pose"]),
         draw_predictions(folder / "predictions.png", arrays, test),
+        draw_failures(folder / "failures.png", arrays, test),
     ]
+    if "test_by_background" in metrics:
+        figures.append(draw_background_errors(folder / "background_errors.png", metrics["test_by_background"]))
+    return figures
 
 
 def _axes(title: str, x: str, y: str):
@@ -81,16 +85,45 @@ def draw_success_rate(path: Path, figures: dict, baseline: dict) -> Path:
     return _save(figure, path)
 
 
+def draw_background_errors(path: Path, by_background: dict[str, dict]) -> Path:
+    """Mean error on each background of the test split, the best first, with the number of hands."""
+    figure, axes = _axes("Mean error by background, test split", "% of the image side", "")
+    ranked = sorted(by_background.items(), key=lambda item: item[1]["mean_error_percent"])
+    names = [f"{name.replace('_', ' ')} ({figures['num_hands']})" for name, figures in ranked]
+    axes.barh(names, [figures["mean_error_percent"] for _, figures in ranked], color="#3c78d8")
+    axes.invert_yaxis()
+    axes.grid(visible=False, axis="y")
+    return _save(figure, path)
+
+
+def rank_hands(arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the hands with a visible keypoint from the smallest mean error to the largest, and all errors (N,) in px."""
+    distance = np.linalg.norm(arrays["predictions"] - arrays["keypoints"], axis=2)  # (N, 21)
+    seen = arrays["visibility"]
+    error = np.where(seen, distance, 0).sum(1) / np.where(seen.any(1), seen.sum(1), np.nan)
+    ranked = np.argsort(error)
+    return ranked[np.isfinite(error[ranked])], error
+
+
 def draw_predictions(path: Path, arrays: dict[str, np.ndarray], test: Dataset, count: int = 6) -> Path:
     """Test images from the best to the worst tenth: the truth above, the prediction below."""
-    distance = np.linalg.norm(arrays["predictions"] - arrays["keypoints"], axis=2)  # (N, 21)
-    error = np.nanmean(np.where(arrays["visibility"], distance, np.nan), axis=1)
-    ranked = np.argsort(error)
-    ranked = ranked[np.isfinite(error[ranked])]
+    ranked, _ = rank_hands(arrays)
     places = np.linspace(0.05, 0.95, min(count, len(ranked))) * (len(ranked) - 1)
+    return _draw_pairs(path, arrays, test, [round(place) for place in places])
+
+
+def draw_failures(path: Path, arrays: dict[str, np.ndarray], test: Dataset, count: int = 6) -> Path:
+    """The worst test images, the very worst last: the truth above, the prediction below."""
+    ranked, _ = rank_hands(arrays)
+    return _draw_pairs(path, arrays, test, list(range(len(ranked)))[-count:])
+
+
+def _draw_pairs(path: Path, arrays: dict[str, np.ndarray], test: Dataset, places: list[int]) -> Path:
+    """The hands at these places of the ranking beside each other, truth over prediction."""
+    ranked, error = rank_hands(arrays)
     columns = []
     for place in places:
-        row = int(ranked[round(place)])
+        row = int(ranked[place])
         item = test[int(arrays["index"][row])]
         image = Image.fromarray(item["image"].permute(1, 2, 0).contiguous().numpy())
         image = image.resize((image.width * ZOOM, image.height * ZOOM), Image.Resampling.BICUBIC)

@@ -1,34 +1,82 @@
-"""The finished model as a folder that is a Hub repository: weights, configuration, processor, code, card, figures."""
+"""The finished model as a folder that is a Hub repository, and that folder on the Hub.
+
+[`save_model`] writes weights, configuration, processor, code, card, figures, examples and the endpoint's handler;
+[`push_model`] sends such a folder, with an ONNX file, in one commit, and the Space in a repository of its own.  A commit
+happens whole or not at all, so a push that breaks leaves a repository as it was.
+"""
 
 import json
 import os
+import re
 import shutil
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
+import httpx2
+import yaml
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationDelete,
+    EvalResult,
+    HfApi,
+    ModelCard,
+    ModelCardData,
+    RepoCard,
+    hf_hub_download,
+)
+from huggingface_hub.utils import validate_repo_id
 from transformers import AutoModelForPoseEstimation, pipeline
 
 from modeling_handunet import KEYPOINT_NAMES, HandUNetForPoseEstimation, HandUNetImageProcessor
 from modeling_handunet.registration import TASK
 from training.arguments import Arguments
 
-TEMPLATE = Path(__file__).resolve().parent.parent / "model_card.md"
+ROOT = Path(__file__).resolve().parent.parent
+TEMPLATE = ROOT / "model_card.md"
+ENDPOINT, SPACE = ROOT / "demo" / "endpoint", ROOT / "demo" / "space"
+SCREENSHOT = ROOT / "docs" / "space.jpg"
+# Whose repository it will be is not known before it is pushed.
+OWNER = "USER"
+ONNX_FILE = "onnx/model.onnx"
+# What a saved folder must have to be a model's repository.
+REQUIRED = ("README.md", "config.json", "model.safetensors", "preprocessor_config.json", "modeling_handunet.py")
+REQUIRED += ("image_processing_handunet.py", "pipeline_handunet.py")
+# Folders on the Hub that belong to the weights: what an earlier push left there goes with the next one.
+OF_THE_WEIGHTS = ("figures/", "examples/", "onnx/")
 # The figures that the card lists, with their definitions.
 REPORTED = {
     "mean_error_percent": ("mean error, %", "mean distance of a keypoint from the truth, % of the image side"),
     "mean_error_px_128": ("mean error, px at 128", "the same in pixels of a 128 px crop"),
     "mean_error_px_224": ("mean error, px at 224", "the same in pixels of a 224 px crop"),
     "pck@0.05": ("PCK@0.05", "share of keypoints within 0.05 of the longer side of the hand's box"),
-    "pck@0.1": ("PCK@0.1", "share within 0.1"),
-    "pck@0.2": ("PCK@0.2", "share within 0.2"),
+    "pck@0.1": ("PCK@0.1", "share of keypoints within 0.1 of the longer side of the hand's box"),
+    "pck@0.2": ("PCK@0.2", "share of keypoints within 0.2 of the longer side of the hand's box"),
     "auc": ("AUC", "area under the share of keypoints within 0 to 30 px at 224; 1 is perfect"),
+    "success_rate@2_percent": ("success rate, 2 %", "share of hands whose mean error is below 2 % of the image side"),
+    "success_rate@5_percent": ("success rate, 5 %", "share of hands whose mean error is below 5 % of the image side"),
+    "success_rate@10_percent": ("success rate, 10 %", "share of hands whose mean error is below 10 % of the image side"),
     "score_auroc": ("score AUROC", "chance that a keypoint more than 0.1 of the box off has a lower score than another"),
 }
+# Those of them that the card gives for each background, too.
+REPORTED_BY_BACKGROUND = ("mean_error_percent", "pck@0.1", "auc")
+FREIHAND = "freihand"
+FREIHAND_PAGE = "https://lmb.informatik.uni-freiburg.de/projects/freihand/"
+RESEARCH_ONLY = "research-only"
 FREIHAND_TERMS = (
-    "Trained on FreiHAND (Zimmermann et al., ICCV 2019), whose terms allow research only and prohibit commercial use: "
-    "that holds for these weights too."
+    f"Trained on [FreiHAND]({FREIHAND_PAGE}) (Zimmermann et al., ICCV 2019), whose terms allow research only and prohibit "
+    "commercial use: that holds for these weights too."
 )
+FREIHAND_CITATION = """@inproceedings{freihand,
+  title = {FreiHAND: A Dataset for Markerless Capture of Hand Pose and Shape from Single RGB Images},
+  author = {Zimmermann, Christian and Ceylan, Duygu and Yang, Jimei and Russell, Bryan and Argus, Max and Brox, Thomas},
+  booktitle = {ICCV},
+  year = {2019}
+}
+"""
+# Licences under which fine-tuned weights may be given on under the project's own.
+PERMISSIVE = ("apache-2.0", "mit", "bsd", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "unlicense", "isc")
 
 
 def load_any_model(name: str):
@@ -39,6 +87,9 @@ def load_any_model(name: str):
         if "do not fit" in str(error):
             raise
         raise ValueError(f"{name} is not a HandUNet that this version can load: {error}") from error
+
+
+# Saving.
 
 
 def save_model(
@@ -55,35 +106,94 @@ def save_model(
     args.save(unfinished / "training_arguments.json")
     (unfinished / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     make_card(model, args, metrics, splits, repo_id=args.push_to_hub).save(unfinished / "README.md")
+    add_companions(unfinished)
     shutil.rmtree(folder, ignore_errors=True)
     unfinished.rename(folder)
 
 
+def add_companions(folder: Path) -> None:
+    """Put what goes with any model into its folder: the endpoint's handler and the example pictures."""
+    for name in ("handler.py", "requirements.txt"):
+        shutil.copy(ENDPOINT / name, folder / name)
+    shutil.copytree(SPACE / "examples", folder / "examples", dirs_exist_ok=True)
+
+
+# The card.
+
+
+@dataclass
+class Terms:
+    """Under which terms weights may be used, and the words for it."""
+
+    license: str = "apache-2.0"
+    license_name: str | None = None
+    license_link: str | None = None
+    datasets: list[str] = field(default_factory=list)
+    base_model: str | None = None
+    text: str = ""
+
+
+def find_terms(args: Arguments, research_only: bool) -> Terms:
+    """The terms of a run's weights: those of its data, and of the weights that it started from where they are stricter."""
+    terms = Terms(datasets=[FREIHAND] if args.dataset == "freihand" else [])
+    inherited = ""
+    if args.init:
+        base = read_card_data(args.init)
+        terms.base_model = args.init if not os.path.isdir(args.init) else getattr(base, "base_model", None)
+        known = list(getattr(base, "datasets", None) or [])
+        terms.datasets = list(dict.fromkeys([*known, *terms.datasets]))
+        if FREIHAND in known or getattr(base, "license_name", None) == RESEARCH_ONLY:
+            research_only = True
+            inherited = f"Training started from `{args.init}`, which was trained on data for research only."
+        elif base is None or not base.license:
+            terms.license = "unknown"
+            inherited = f"Training started from `{args.init}`, which states no terms: ask whoever made it before you use this."
+        elif base.license in PERMISSIVE:
+            inherited = f"Training started from `{args.init}` ({base.license})."
+        else:
+            terms.license, terms.license_name, terms.license_link = base.license, base.license_name, base.license_link
+            inherited = f"Training started from `{args.init}`, whose terms hold on: {base.license_name or base.license}."
+    if research_only:
+        terms.license, terms.license_name, terms.license_link = "other", RESEARCH_ONLY, FREIHAND_PAGE
+    terms.text = inherited
+    return terms
+
+
+def read_card_data(name: str) -> ModelCardData | None:
+    """The metadata of a model's card, a folder's or a Hub repository's; None without a card that can be read."""
+    try:
+        path = Path(name) / "README.md" if os.path.isdir(name) else hf_hub_download(name, "README.md")
+        return ModelCard.load(path, ignore_metadata_errors=True).data
+    except (OSError, ValueError, httpx2.HTTPError, yaml.YAMLError):
+        return None
+
+
 def make_card(model, args: Arguments, metrics: dict, splits, repo_id: str | None = None) -> ModelCard:
-    """The model card, filled in with this run's figures."""
-    test = metrics["test"]
-    name = repo_id or Path(args.output_dir).name
-    research_only = splits.research_only
+    """The model card, filled in with this run's figures; [`assemble`] names the repository where `repo_id` is not known."""
+    test, by_background = metrics["test"], metrics.get("test_by_background", {})
+    own_name = re.sub(r"[^A-Za-z0-9_.-]+|--+", "-", Path(args.output_dir).name).strip("-.") or "handunet"
+    repo_id = repo_id or f"{OWNER}/{own_name}"
+    terms = find_terms(args, splits.research_only)
+    examples = json.loads((SPACE / "examples" / "examples.json").read_text())
     data = ModelCardData(
-        license="other" if research_only else "apache-2.0",
-        license_name="research-only" if research_only else None,
+        license=terms.license,
+        license_name=terms.license_name,
+        license_link=terms.license_link,
         library_name="transformers",
         pipeline_tag=TASK,
         tags=["custom_code", "hand-pose-estimation", "pose-estimation", "keypoint-detection", "u-net"],
-        base_model=args.init if args.init and not os.path.isdir(args.init) else None,
-        model_name=name.split("/")[-1],
+        datasets=terms.datasets or None,
+        base_model=terms.base_model,
+        base_model_relation="finetune" if terms.base_model else None,
+        widget=[
+            {"src": f"https://huggingface.co/{repo_id}/resolve/main/examples/{example['file']}", "example_title": example["title"]}
+            for example in examples
+        ],
+        model_name=repo_id.split("/")[-1],
         eval_results=[
-            EvalResult(
-                task_type=TASK,
-                dataset_type=args.dataset,
-                dataset_name=splits.source,
-                dataset_split="test",
-                metric_type=metric,
-                metric_name=title,
-                metric_value=round(test[metric], 5),
-            )
-            for metric, (title, _) in REPORTED.items()
-            if test[metric] is not None
+            result
+            for name, figures in [(None, test), *by_background.items()]
+            for result in evaluation_results(args, splits, figures, name)
         ],
     )
     parameters = model.num_parameters()
@@ -92,21 +202,49 @@ def make_card(model, args: Arguments, metrics: dict, splits, repo_id: str | None
     for base in range(1, len(KEYPOINT_NAMES), 4):
         finger = KEYPOINT_NAMES[base].split("_")[0]
         rows.append(f"| {finger} | " + " | ".join(number(error) for error in joints[base : base + 4]) + " |")
+    example = next(example for example in examples if example["handedness"] == "left")
     return ModelCard.from_template(
         data,
         template_path=str(TEMPLATE),
-        model_name=name.split("/")[-1],
-        repo_id=name if repo_id else str(Path(args.output_dir) / "model"),
+        model_name=repo_id.split("/")[-1],
+        repo_id=repo_id,
+        example=example,
         parameters=f"{parameters:,}",
         size=f"{parameters * 4 / 1e6:.1f} MB",
-        has_figures=True,
         test_hands=test["num_hands"],
-        training_data=describe_data(args, splits),
+        test_source=splits.source,
+        training_data=describe_data(args, splits, terms),
         results="\n".join(f"| {title} | {number(test[key])} | {text} |" for key, (title, text) in REPORTED.items()),
         joints="\n".join(rows),
+        by_background="\n".join(
+            f"| {name.replace('_', ' ')} | {figures['num_hands']} | "
+            + " | ".join(number(figures[key]) for key in REPORTED_BY_BACKGROUND)
+            + " |"
+            for name, figures in by_background.items()
+        ),
         training=describe_training(args, metrics, len(splits.train)),
         limits=describe_limits(args),
+        whose_pictures=describe_pictures(args),
+        citations=FREIHAND_CITATION if FREIHAND in terms.datasets else "",
     )
+
+
+def evaluation_results(args: Arguments, splits, figures: dict, background: str | None) -> list[EvalResult]:
+    """The figures of the whole test split, or of one background of it, as the Hub's model-index holds them."""
+    return [
+        EvalResult(
+            task_type=TASK,
+            dataset_type=args.dataset,
+            dataset_name=splits.source,
+            dataset_config=f"background {background}" if background else None,
+            dataset_split="test",
+            metric_type=metric,
+            metric_name=f"{title}: {definition}",
+            metric_value=round(figures[metric], 5),
+        )
+        for metric, (title, definition) in REPORTED.items()
+        if figures[metric] is not None and (background is None or metric in REPORTED_BY_BACKGROUND)
+    ]
 
 
 def number(value: float | None) -> str:
@@ -114,17 +252,22 @@ def number(value: float | None) -> str:
     return "not defined" if value is None else f"{value:.3g}"
 
 
-def describe_data(args: Arguments, splits) -> str:
+def describe_data(args: Arguments, splits, terms: Terms) -> str:
     """Where the training data comes from, and under which terms."""
     if args.dataset == "freihand":
-        return FREIHAND_TERMS
-    start = f" Training started from the weights `{args.init}`, whose terms hold on." if args.init else ""
-    if args.dataset == "coco":
-        return f"{len(splits.train)} annotated hands of the trainer's own photographs.{start}"
-    return (
-        f"{splits.source[0].upper()}{splits.source[1:]}: modelled, posed and drawn by the project itself. No photograph "
-        f"and no third party's data is in it, so the weights are free under the Apache License 2.0.{start}"
-    )
+        own = FREIHAND_TERMS
+    elif args.dataset == "coco":
+        own = f"{len(splits.train)} annotated hands of the trainer's own photographs."
+    else:
+        own = (
+            f"{splits.source[0].upper()}{splits.source[1:]}: modelled, posed and drawn by the project itself. No photograph "
+            "and no third party's data is in it."
+        )
+        if terms.license == "apache-2.0":
+            own += " The weights are free under the Apache License 2.0."
+    if terms.license_name == RESEARCH_ONLY and args.dataset != "freihand":
+        own += " **These weights may be used for research only, not commercially.**"
+    return f"{own} {terms.text}".strip()
 
 
 def describe_training(args: Arguments, metrics: dict, samples: int) -> str:
@@ -148,11 +291,168 @@ def describe_limits(args: Arguments) -> str:
     }[args.dataset]
 
 
-def push_model(folder: Path, repo_id: str) -> str:
-    """Send a saved folder to the Hub in one commit; returns its address.  A push that breaks leaves it as it was."""
+def describe_pictures(args: Arguments) -> str:
+    """Whose hands the figures show."""
+    return {
+        "synthetic": "The hands are drawn by the project.",
+        "freihand": "The photographs are FreiHAND's, for research only.",
+        "coco": "The photographs are the trainer's own.",
+    }[args.dataset]
+
+
+# Sending.
+
+
+def assemble(folder: Path, repo_id: str, target: Path, space: str | None = None) -> str | None:
+    """Copy a saved folder to `target` as it is to stand in `repo_id`, with the ONNX file, the card naming both.
+
+    Returns why there is no ONNX file, or None where there is one.  Raises `ValueError` for a folder that is not whole and
+    for names that the Hub does not allow.
+    """
+    for name in filter(None, (repo_id, space)):
+        check_repo_id(name)
+    missing = [name for name in REQUIRED if not (folder / name).is_file()]
+    if missing:
+        raise ValueError(
+            f"{folder} is not a finished model, it has no {', '.join(missing)}. Give the folder model/ that train.py wrote; a "
+            "model without a card (README.md) is not published, since nobody would know its terms."
+        )
+    shutil.copytree(folder, target, ignore=shutil.ignore_patterns("__pycache__", ".*", "*.incomplete", "onnx"))
+    add_companions(target)
+    problem = export_onnx(target)
+    card = name_repository((target / "README.md").read_text(), repo_id)
+    onnx = f"`{ONNX_FILE}` is the same network with its decoder for onnxruntime; its metadata say how to prepare an image."
+    card = fill_block(card, "onnx", "" if problem else onnx)
+    link = f"https://huggingface.co/spaces/{space}"
+    if space and SCREENSHOT.is_file():
+        shutil.copy(SCREENSHOT, target / "figures" / "space.jpg")
+        picture = "![The Space: a photograph, a box, the skeleton, a table](figures/space.jpg)"
+        text = f"Try it in the [Space]({link}):\n\n[{picture}]({link})"
+    else:
+        text = f"Try it in the [Space]({link})." if space else ""
+    (target / "README.md").write_text(fill_block(card, "space", text))
+    return problem
+
+
+def check_repo_id(name: str) -> None:
+    """Raise `ValueError` unless `name` is USER/NAME as the Hub allows it."""
+    validate_repo_id(name)
+    if "/" not in name:
+        raise ValueError(f"The repository {name!r} names no owner: give USER/NAME.")
+
+
+def export_onnx(target: Path) -> str | None:
+    """Write the ONNX file into the folder of a model; why not, where the packages for it are not installed."""
+    from scripts.export_onnx import export
+
+    try:
+        export(
+            HandUNetForPoseEstimation.from_pretrained(target),
+            HandUNetImageProcessor.from_pretrained(target),
+            target / ONNX_FILE,
+        )
+    except ImportError as error:
+        return str(error)
+    return None
+
+
+def name_repository(card: str, repo_id: str) -> str:
+    """A card's text with `repo_id` in the place of the name under which it was written."""
+    written = re.search(r'model="([^"/\s]+/[^"/\s]+)"', card)
+    if written is None or written[1] == repo_id:
+        return card
+    old, (_, name) = written[1], repo_id.split("/")
+    card = card.replace(f'"{old}"', f'"{repo_id}"').replace(f"huggingface.co/{old}/", f"huggingface.co/{repo_id}/")
+    own = re.escape(old.split("/")[1])
+    card = re.sub(rf"^# {own}$", f"# {name}", card, count=1, flags=re.MULTILINE)
+    return re.sub(rf"^- name: ['\"]?{own}['\"]?$", f'- name: "{name}"', card, count=1, flags=re.MULTILINE)
+
+
+def fill_block(card: str, name: str, text: str) -> str:
+    """A card's text with `text` between the invisible marks `name`; a card without them stays as it is."""
+    marks = f"<!-- {name} -->", f"<!-- /{name} -->"
+    block = "\n".join([marks[0], *([text] if text else []), marks[1]])
+    return re.sub(re.escape(marks[0]) + ".*?" + re.escape(marks[1]), lambda _: block, card, flags=re.DOTALL)
+
+
+def assemble_space(target: Path, repo_id: str, terms: ModelCardData) -> None:
+    """Write the Space for the model `repo_id` to the folder `target`: the app, the package, metadata that name the model."""
+    shutil.copytree(SPACE, target, ignore=shutil.ignore_patterns("__pycache__", "draw_examples.py", ".*"))
+    package = ROOT / "modeling_handunet"
+    shutil.copytree(package, target / package.name, ignore=shutil.ignore_patterns("__pycache__"))
+    card = RepoCard.load(target / "README.md", ignore_metadata_errors=True)
+    card.data.models = [repo_id]
+    card.data.title = f"Hand keypoints: {repo_id.split('/')[-1]}"
+    if terms.license_name == RESEARCH_ONLY:
+        card.data.short_description = "21 keypoints of a hand; research only"
+    link = f"https://huggingface.co/{repo_id}"
+    card.text = f"\n# Hand keypoints\n\nA page to try [{repo_id}]({link}) on. The model's terms stand on its own page.\n"
+    card.save(target / "README.md")
+
+
+def push_model(
+    folder: Path,
+    repo_id: str,
+    *,
+    space: str | None = None,
+    private: bool = False,
+    dry_run: bool = False,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Send a saved folder to the Hub in one commit and, if `space` names one, the Space in one to its own repository.
+
+    `dry_run` lists what would go, with sizes, and sends nothing.  `private` holds for repositories that are made.
+
+    Raises `ValueError` for a folder or a name that cannot be pushed and `OSError` when a push breaks or is refused, after
+    which that repository is as it was.
+    """
+    with tempfile.TemporaryDirectory(prefix="handunet-push-") as temporary:
+        model, page = Path(temporary) / "model", Path(temporary) / "space"
+        problem = assemble(Path(folder), repo_id, model, space)
+        if problem:
+            say(f"Without an ONNX file: {problem}")
+        parts = [(model, repo_id, "model")]
+        if space:
+            assemble_space(page, repo_id, ModelCard.load(model / "README.md", ignore_metadata_errors=True).data)
+            parts.append((page, space, "space"))
+        for part, name, kind in parts:
+            if dry_run:
+                say(describe_files(part, f"Would go to the {kind} {name}"))
+            else:
+                say(f"Pushed to {send(part, name, kind, private)}")
+
+
+def describe_files(folder: Path, heading: str) -> str:
+    """The files of a folder with their sizes, as text."""
+    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in list_files(folder)}
+    lines = [f"{size:>12,}  {name}" for name, size in sizes.items()]
+    return "\n".join([f"{heading}, {len(sizes)} files, {sum(sizes.values()):,} bytes:", *lines])
+
+
+def list_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def send(folder: Path, repo_id: str, repo_type: str, private: bool) -> str:
+    """All files of a folder in one commit; what an earlier push left of other weights goes in the same one."""
     api = HfApi()
-    api.create_repo(repo_id, exist_ok=True)
-    return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload HandUNet").commit_url)
+    try:
+        sdk = "gradio" if repo_type == "space" else None
+        url = api.create_repo(repo_id, repo_type=repo_type, private=private, space_sdk=sdk, exist_ok=True)
+        repo_id = url.repo_id
+        files = {path.relative_to(folder).as_posix(): path for path in list_files(folder)}
+        # Not upload_folder, which may cut a push into several commits.
+        operations = [CommitOperationAdd(name, path) for name, path in files.items()]
+        for name in api.list_repo_files(repo_id, repo_type=repo_type):
+            if name not in files and name.startswith(OF_THE_WEIGHTS):
+                operations.append(CommitOperationDelete(name))
+        title = "Upload HandUNet" if repo_type == "model" else "Upload the page to try HandUNet on"
+        return str(api.create_commit(repo_id, operations, commit_message=title, repo_type=repo_type).commit_url)
+    except (httpx2.HTTPError, OSError, RuntimeError) as error:  # RuntimeError: of the threads that upload
+        raise OSError(
+            f"The push to the {repo_type} {repo_id} did not come to its end: {error.__cause__ or error}\nThe repository is as it was before, and "
+            "the folder on this machine is whole: `python -m scripts.publish FOLDER USER/NAME` sends it again."
+        ) from error
 
 
-__all__ = ["load_any_model", "make_card", "push_model", "save_model"]
+__all__ = ["assemble", "assemble_space", "load_any_model", "make_card", "push_model", "save_model"]

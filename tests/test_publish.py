@@ -1,0 +1,218 @@
+"""Publishing over real HTTP: one commit each for the model and its Space, and the card's snippets run as printed."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.hub_server import HubServer, run_program
+from tests.small_model import save_small_model
+from training import publishing
+from training.publishing import assemble, assemble_space, push_model, read_card_data
+
+CODE = {
+    "configuration_handunet.py",
+    "crops.py",
+    "heatmaps.py",
+    "image_processing_handunet.py",
+    "keypoints.py",
+    "losses.py",
+    "modeling_handunet.py",
+    "pipeline_handunet.py",
+    "versions.py",
+}
+DATA = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json", "metrics.json"}
+DATA |= {"training_arguments.json", "handler.py", "requirements.txt", "examples/examples.json"}
+EXAMPLES = {f"examples/{name}.jpg" for name in ("left", "open", "pointing", "three")}
+FIGURES = {"losses", "joint_errors", "success_rate", "predictions", "failures", "background_errors"}
+FIGURES = {f"figures/{name}.png" for name in FIGURES}
+SPACE = {"app.py", "crop.html", "crop.css", "crop.js", "requirements.txt", "README.md", "examples/examples.json"}
+ONNX = {"onnx/model.onnx"}
+SCREENSHOT = {"figures/space.jpg"} if publishing.SCREENSHOT.is_file() else set()
+
+PUBLISH = """
+import json, sys
+from scripts.publish import main
+try:
+    main()
+except SystemExit as end:
+    print(json.dumps(str(end.code)))
+else:
+    print(json.dumps("done"))
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return save_small_model(tmp_path_factory.mktemp("publish") / "hands")
+
+
+@pytest.fixture
+def without_onnx(monkeypatch):
+    monkeypatch.setattr(publishing, "export_onnx", lambda target: "onnx is not installed")
+
+
+def publish(hub: HubServer, folder: Path, *arguments: str, cwd: Path) -> str:
+    """Run `scripts.publish`; "done", or the words with which it ended."""
+    return run_program(hub, PUBLISH, folder, *arguments, cwd=cwd, with_package=True, timeout=600)
+
+
+def names(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_dry_run_lists_every_file_with_its_size_and_sends_nothing(folder, without_onnx):
+    said = []
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    push_model(folder, "someone/hands", space="someone/page", dry_run=True, say=said.append)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert said[0] == "Without an ONNX file: onnx is not installed"
+    listed = [{name: size for size, name in re.findall(r"^ +([\d,]+)  (\S+)$", text, re.MULTILINE)} for text in said[1:]]
+    assert listed[0].keys() == CODE | DATA | EXAMPLES | FIGURES | SCREENSHOT
+    assert int(listed[0]["model.safetensors"].replace(",", "")) == (folder / "model.safetensors").stat().st_size
+    assert SPACE | EXAMPLES | {"modeling_handunet/drawing.py"} <= listed[1].keys()
+    assert said[1].startswith("Would go to the model someone/hands") and "space someone/page" in said[2]
+
+
+def test_the_page_is_put_together_with_its_own_name_and_the_spaces(folder, tmp_path, without_onnx, monkeypatch):
+    screenshot = tmp_path / "space.jpg"
+    screenshot.write_bytes((folder / "figures" / "losses.png").read_bytes())
+    monkeypatch.setattr(publishing, "SCREENSHOT", screenshot)
+    target = tmp_path / "model"
+    assert assemble(folder, "someone/my-hands", target, "someone/page") == "onnx is not installed"
+    assert names(target) == CODE | DATA | EXAMPLES | FIGURES | {"figures/space.jpg"}
+    card = (target / "README.md").read_text()
+    assert 'model="someone/my-hands"' in card and "USER" not in card and "onnx/model.onnx" not in card
+    assert "](figures/space.jpg)](https://huggingface.co/spaces/someone/page)" in card
+    assert read_card_data(str(target)).model_name == "my-hands"
+    again = tmp_path / "again"  # what was pulled is published elsewhere, without a Space
+    assemble(target, "other/hands", again)
+    card = (again / "README.md").read_text()
+    assert "someone" not in card and "other/hands" in card and "huggingface.co/spaces" not in card
+
+
+def test_the_space_names_its_model_and_carries_the_package(folder, tmp_path):
+    target = tmp_path / "space"
+    assemble_space(target, "someone/hands", read_card_data(str(folder)))
+    package = {f"modeling_handunet/{path.name}" for path in publishing.ROOT.glob("modeling_handunet/*.py")}
+    assert names(target) == SPACE | EXAMPLES | package
+    metadata = yaml.safe_load((target / "README.md").read_text().split("---\n")[1])
+    assert (metadata["models"], metadata["sdk"], metadata["app_file"]) == (["someone/hands"], "gradio", "app.py")
+    assert "gradio==" + metadata["sdk_version"] in (target / "requirements.txt").read_text()
+
+
+def test_what_is_not_a_finished_model_or_not_a_name_is_refused(folder, tmp_path, without_onnx):
+    bare = tmp_path / "bare"
+    shutil.copytree(folder, bare)
+    (bare / "README.md").unlink()
+    with pytest.raises(ValueError, match="has no README.md.*nobody would know its terms"):
+        assemble(bare, "someone/hands", tmp_path / "a")
+    with pytest.raises(ValueError, match="is not a finished model"):
+        assemble(tmp_path / "nowhere", "someone/hands", tmp_path / "b")
+    with pytest.raises(ValueError, match="names no owner"):
+        assemble(folder, "hands", tmp_path / "c")
+    for name in ("some one/hands", "a/b/c", "someone/--hands"):
+        with pytest.raises(ValueError):
+            assemble(folder, name, tmp_path / "d")
+    with pytest.raises(ValueError):
+        assemble(folder, "someone/hands", tmp_path / "e", "someone/bad space")
+
+
+@pytest.fixture(scope="module")
+def published(folder, tmp_path_factory):
+    """A Hub that holds the model and its Space, pushed by the command."""
+    here = tmp_path_factory.mktemp("published")
+    with HubServer(here / "hub") as hub:
+        assert publish(hub, folder, "tester/hands", "--space", "tester/page", cwd=here) == "done"
+        yield hub
+
+
+@pytest.mark.slow
+def test_the_model_and_its_space_arrive_whole_in_one_commit_each(published, folder):
+    hub = published
+    files, space = hub.files("tester/hands"), hub.files("tester/page", "space")
+    assert len(hub.commits("tester/hands")) == len(hub.commits("tester/page", "space")) == 2  # one, and the creation
+    assert files.keys() - {".gitattributes"} - ONNX == CODE | DATA | EXAMPLES | FIGURES | SCREENSHOT
+    for name in ("model.safetensors", "config.json", "figures/failures.png"):
+        assert files[name] == (folder / name).read_bytes()
+    pytest.importorskip("onnxscript")
+    assert "onnx/model.onnx" in files and b"`onnx/model.onnx` is the same network" in files["README.md"]
+    metadata = yaml.safe_load(space["README.md"].decode().split("---\n")[1])
+    assert metadata["models"] == ["tester/hands"] and "modeling_handunet/drawing.py" in space
+
+
+@pytest.mark.slow
+def test_the_cards_snippets_run_as_printed_where_the_package_is_not(published, tmp_path):
+    card = published.files("tester/hands")["README.md"].decode()
+    first, second = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    assert len([line for line in first.splitlines() if line]) <= 10
+    check = """
+import json
+assert type(detect).__module__.startswith("transformers_modules.")
+print(json.dumps([hands, poses[0][0]["keypoints"].tolist()]))
+"""
+    hands, keypoints = run_program(published, first + second + check, cwd=tmp_path)
+    (hand,) = hands
+    assert hand["label"] == "left hand" and [point["name"] for point in hand["keypoints"]][:2] == ["wrist", "thumb_1"]
+    assert hand["box"] == {"xmin": 124.0, "ymin": 79.0, "xmax": 349.0, "ymax": 336.0}
+    # The second snippet reads the same hand as a right one.
+    assert len(keypoints) == 21 and [hand["keypoints"][0][key] for key in "xy"] != keypoints[0]
+
+
+@pytest.mark.slow
+def test_the_handler_answers_in_a_folder_that_holds_only_the_pushed_repository(published, tmp_path):
+    program = """
+import json, os, sys
+from huggingface_hub import snapshot_download
+folder = snapshot_download("tester/hands", local_dir="repository")
+os.environ["HF_HUB_OFFLINE"] = "1"
+sys.path.insert(0, folder)
+from handler import EndpointHandler
+handler = EndpointHandler(folder)
+print(json.dumps(handler(open(f"{folder}/examples/open.jpg", "rb").read())))
+"""
+    (hand,) = run_program(published, program, cwd=tmp_path)
+    assert hand["label"] == "right hand" and len(hand["keypoints"]) == 21
+
+
+@pytest.mark.slow
+def test_a_push_that_breaks_leaves_the_repositories_as_they_were(tmp_path):
+    first, second = (save_small_model(tmp_path / name, seed) for seed, name in enumerate(("first", "second")))
+    (first / "figures" / "old.png").write_bytes((first / "figures" / "losses.png").read_bytes())
+    with HubServer(tmp_path / "hub") as hub:
+        assert publish(hub, first, "tester/hands", "--space", "tester/page", cwd=tmp_path) == "done"
+        before = hub.files("tester/hands"), hub.commits("tester/hands"), hub.commits("tester/page", "space")
+        assert "figures/old.png" in before[0]
+        for method, pattern in (("PUT", "^/lfs/"), ("POST", "/models/tester/hands/commit/")):
+            with hub.breaking(method, pattern, after_bytes=500, times=100) as broken:
+                said = publish(hub, second, "tester/hands", "--space", "tester/page", cwd=tmp_path)
+            assert broken.hits > 0 and said.startswith("publish.py: The push to the model tester/hands did not come to its")
+            assert (hub.files("tester/hands"), hub.commits("tester/hands"), hub.commits("tester/page", "space")) == before
+        with hub.breaking("POST", "/models/tester/new/commit/", after_bytes=500, times=100):
+            assert "did not come to its end" in publish(hub, second, "tester/new", cwd=tmp_path)
+        assert set(hub.files("tester/new")) == {".gitattributes"}
+        assert publish(hub, second, "tester/hands", cwd=tmp_path) == "done"
+        files = hub.files("tester/hands")
+        assert files["model.safetensors"] == (second / "model.safetensors").read_bytes() != before[0]["model.safetensors"]
+        assert "figures/old.png" not in files and len(hub.commits("tester/hands")) == len(before[1]) + 1
+
+
+@pytest.mark.slow
+def test_a_training_pushes_what_the_command_pushes(tmp_path):
+    program = """
+import json, runpy, sys
+sys.argv = ["train.py", "--train_samples", "16", "--validation_samples", "6", "--test_samples", "6", "--epochs", "1",
+            "--hidden_sizes", "4", "8", "--output_dir", "run", "--cache_dir", "cache", "--push_to_hub", "tester/trained"]
+runpy.run_module("train", run_name="__main__")
+print(json.dumps(None))
+"""
+    with HubServer(tmp_path / "hub") as hub:
+        run_program(hub, program, cwd=tmp_path, with_package=True, timeout=900)
+        files = hub.files("tester/trained")
+        assert len(hub.commits("tester/trained")) == 2
+    assert files.keys() - {".gitattributes"} - ONNX == CODE | DATA | EXAMPLES | FIGURES
+    assert b'model="tester/trained"' in files["README.md"]
+    assert json.loads(files["metrics.json"])["test_by_background"]
