@@ -157,7 +157,9 @@ DAMAGE = {
     "file it does not list": (
         lambda folder: (folder / "pytorch_model.bin").write_bytes(b""), "does not list pytorch_model.bin"
     ),
-    "folder as file": (lambda folder: ((folder / "weights").unlink(), (folder / "weights").mkdir()), "weights is missing"),
+    "folder as file": (
+        lambda folder: ((folder / "weights").unlink(), (folder / "weights").mkdir()), "weights is missing"
+    ),
     "empty folder": (lambda folder: [path.unlink() for path in folder.iterdir()], "manifest.json is missing"),
 }  # fmt: skip
 
@@ -237,10 +239,26 @@ def test_a_damaged_best_is_written_anew_from_the_checkpoint(tmp_path):
     assert_same({name: value.cpu() for name, value in again.load_best().state_dict().items()}, best)
 
 
+def test_a_run_stopped_after_the_last_step_of_an_epoch_goes_on_with_its_validation(tmp_path):
+    run = make_run(tmp_path, checkpoint_every=100)
+    train_steps(run)
+    run.save()
+    again = make_run(tmp_path, checkpoint_every=100)
+    assert "epoch 1, step 4" in again.resume()
+    train_steps(again)  # has nothing left to do
+    assert (again.epoch, again.batch, again.step) == (0, 4, 4)
+    assert torch.equal(again.loss_sum, run.loss_sum)
+    for each in (run, again):
+        each.epoch, each.batch = 1, 0
+        train_steps(each)
+    assert_same(weights(again), weights(run))
+
+
 def test_a_checkpoint_of_another_model_is_passed_over(tmp_path):
     run = make_run(tmp_path)
     train_steps(run, 1)
-    with pytest.raises(ValueError, match=r"passed over .*: holds another model, with hidden_sizes \[4, 8\] instead of \[4, 16\]"):
+    other = r"passed over .*: holds another model, with hidden_sizes \[4, 8\] instead of \[4, 16\]"
+    with pytest.raises(ValueError, match=other):
         make_run(tmp_path, hidden_sizes=(4, 16)).resume()
 
 
@@ -327,7 +345,8 @@ def test_code_in_a_pickle_is_not_run_even_under_a_manifest_that_vouches_for_it(t
 
 def test_a_full_disk_ends_in_a_sentence_and_spares_every_earlier_checkpoint(small_disk):
     run = make_run(small_disk(200) / "run")
-    with pytest.raises(OSError, match=r"The checkpoint step-.* could not be written: .* MB are free.* Earlier checkpoints are"):
+    told = r"The checkpoint step-.* could not be written: .* MB are free.* Earlier checkpoints are"
+    with pytest.raises(OSError, match=told):
         train_steps(run)
     saved = run.checkpoints.steps()
     assert saved and all(verify(folder) for folder in saved)

@@ -1,4 +1,4 @@
-"""Runs of train.py that are small enough for tests: the real command, or forked from this process to spare the imports."""
+"""Runs of train.py that are small enough for tests: the real command, or forked from here to spare the imports."""
 
 import contextlib
 import math
@@ -42,9 +42,8 @@ def command(*arguments: object, processes: int = 1) -> list[str]:
 
 def run(*arguments: object, processes: int = 1, timeout: float = 300) -> subprocess.CompletedProcess:
     """Run it to its end; `stdout` is its text, `stderr` is in `stderr`."""
-    return subprocess.run(
-        command(*arguments, processes=processes), cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=timeout
-    )
+    line = command(*arguments, processes=processes)
+    return subprocess.run(line, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=timeout)
 
 
 def start(*arguments: object, log: Path, processes: int = 1) -> subprocess.Popen:
