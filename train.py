@@ -21,6 +21,7 @@ from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 
+import datasets
 import torch
 from accelerate import Accelerator, skip_first_batches
 from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, gather_object
@@ -46,6 +47,8 @@ def main() -> None:
     args = parse_arguments(description=__doc__)
     keep_freed_memory()
     transformers_logging.disable_progress_bar()
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()  # they would flood a log file
     accelerator = Accelerator(
         mixed_precision=args.mixed_precision,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))],  # the others wait while one prepares data

@@ -4,12 +4,12 @@
     python -m tests.kill_and_resume --kills 10 --processes 2    # the processes of a distributed run die together
     python -m tests.kill_and_resume --kills 20 --seed 4         # other moments
 
-Each kill is a SIGKILL.  The moments are of four kinds: before the first checkpoint, inside the write of a checkpoint (or
-of the best weights), in a validation, and any time.  They come from the printed seed, and are hit by construction: the
-process is stopped, looked at from outside (its files, its dataloader's workers), and then killed or let go on.  A training
-that has been killed a few times is then left to end, and its weights, averaged weights, optimizer, state, best weights,
-metrics and finished model are compared with the untouched run's, byte by byte.  Half of the trainings read prepared
-samples and half an endless stream; dataloader workers and augmentation are on in all.
+Each kill is a SIGKILL.  The moments are of four kinds: before the first checkpoint, inside the write of a checkpoint
+(or of the best weights), in a validation, and any time.  They come from the printed seed, and are hit by construction:
+the process is stopped, looked at from outside (its files, its dataloader's workers), and then killed or let go on.  A
+training that has been killed a few times is then left to end, and its weights, averaged weights, optimizer, state, best
+weights, metrics and finished model are compared with the untouched run's, byte by byte.  Half of the trainings read
+prepared samples and half an endless stream; dataloader workers and augmentation are on in all.
 """
 
 import argparse

@@ -3,9 +3,10 @@
     python -m tests.long_run                                  # 1,000 steps and 200,000 predictions
     python -m tests.long_run --steps 200 --predictions 0      # a short training alone
 
-The training is train.py as a user starts it, seen from outside: its memory is read when a checkpoint appears, and the size
-of its logs and of what it printed at the end.  The predictions go through one pipeline object, in calls of images of many
-sizes, of two kinds and with different numbers of hands.  Ends with an error when memory grew by 50 MB or more after the first tenth.
+The training is train.py as a user starts it, seen from outside: its memory is read when a checkpoint appears, and the
+size of its logs and of what it printed at the end.  The predictions go through one pipeline object, in calls of images
+of many sizes, of two kinds and with different numbers of hands.  Ends with an error when memory grew by 50 MB or more
+after the first tenth.
 """
 
 import argparse
@@ -31,7 +32,7 @@ def memory(pid: int | str = "self") -> float:
 
 
 def growth(readings: dict[int, float]) -> float:
-    """Print the readings, by steps or predictions, and return by how much the largest after the first tenth exceeds it."""
+    """Print the readings, by steps or predictions; returns by how much the largest after the first tenth exceeds it."""
     last = max(readings)
     base = next(count for count in sorted(readings) if count >= last / 10)
     for count, value in sorted(readings.items()):
@@ -106,7 +107,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.long_run", description=__doc__.split("\n")[0])
     parser.add_argument("--steps", type=int, default=1000, help="training steps; 0: none")
     parser.add_argument("--predictions", type=int, default=200_000, help="0: none")
-    parser.add_argument("--hidden_sizes", nargs="+", default=["4", "8"], help="of the model; the default's are 16 32 64 128")
+    parser.add_argument("--hidden_sizes", nargs="+", default=["4", "8"], help="of the model")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # in the process of its own
     options = parser.parse_args()
     grown = {}

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.utils import set_seed
+from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForPoseEstimation
 
 from tests import kill_and_resume
@@ -330,6 +331,28 @@ def test_the_global_seed_does_not_matter(tmp_path):
         train_steps(run)
         outcomes.append(everything(run))
     assert all(torch.equal(outcomes[0][name], outcomes[1][name]) for name in outcomes[0])
+
+
+@pytest.mark.slow
+def test_unreadable_photographs_are_named_and_end_the_run_above_a_share(tmp_path):
+    images, annotations = [], []
+    (tmp_path / "images").mkdir()
+    for number in range(20):
+        path = tmp_path / "images" / f"{number}.jpg"
+        Image.new("RGB", (120, 100), (10 * number, 100, 50)).save(path)
+        images.append({"id": number, "file_name": path.name})
+        points = [value for joint in range(21) for value in (20 + joint, 30 + 2 * joint, 2)]
+        annotations.append({"id": number, "image_id": number, "keypoints": points})
+    path.write_bytes(path.read_bytes()[:300])
+    (tmp_path / "hands.json").write_text(json.dumps({"images": images, "annotations": annotations}))
+    settings = [*TINY, "--annotations", tmp_path / "hands.json", "--cache_dir", tmp_path / "cache"]
+    status, log = forked(tmp_path, *settings, "--output_dir", tmp_path / "refused")
+    assert status == 1
+    assert re.search(r"train\.py: 1 of 20 images cannot be read, 0 may be .*19\.jpg", log)
+    status, log = forked(tmp_path, *settings, "--output_dir", tmp_path / "run", "--max_unreadable_share", "0.1")
+    assert status == 0, log
+    assert re.search(r"left out .*19\.jpg, which cannot be read", log)
+    assert "\r" not in log  # no progress bars in a file
 
 
 # Starting from weights

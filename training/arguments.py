@@ -80,6 +80,7 @@ class Arguments:
     difficulty: str = _option("data", "easy", "synthetic hands: the stated easy set, or everything", choices=("easy", "full"))
     streaming: bool = _option("data", False, "synthetic hands: new ones in every epoch, rendered as they are needed")
     hand_mesh: str | None = _option("data", None, "synthetic hands: a rigged glTF hand with WebXR joint names instead")
+    max_unreadable_share: float = _option("data", 0.001, "photographs: share that may be unreadable and is left out")
     train_samples: int | None = _option("data", None, f"training samples an epoch ({_by_dataset('train_samples')})")
     validation_samples: int | None = _option("data", None, f"validation samples ({_by_dataset('validation_samples')})")
     test_samples: int | None = _option("data", None, f"test samples ({_by_dataset('test_samples')})")
@@ -173,7 +174,7 @@ class Arguments:
         for name in ("weight_decay", "max_grad_norm", "augmentation", "max_rotation", "workers"):
             if not getattr(self, name) >= 0:
                 refuse(f"--{name} {getattr(self, name)}", "give 0 or more")
-        for name in ("ema_decay", "warmup_share", "validation_share"):
+        for name in ("ema_decay", "warmup_share", "validation_share", "max_unreadable_share"):
             if not 0 <= getattr(self, name) < 1:
                 refuse(f"--{name} {getattr(self, name)}", "give a share in [0, 1)")
 

@@ -93,7 +93,8 @@ def _drawn_backgrounds(drawn: SyntheticHands, batch_size: int = 512) -> list[str
 
 
 def _freihand(args: Arguments, cache: Path) -> Splits:
-    builder = FreiHAND(data_dir=args.data_dir, name=args.backgrounds, cache_dir=args.cache_dir)
+    share = args.max_unreadable_share
+    builder = FreiHAND(args.data_dir, args.backgrounds, max_unreadable_share=share, cache_dir=args.cache_dir)
     splits = builder.build()
 
     def part(name: str, count: int | None) -> datasets.Dataset:
@@ -121,13 +122,10 @@ def _freihand(args: Arguments, cache: Path) -> Splits:
 
 def _coco(args: Arguments, cache: Path) -> Splits:
     images = args.images or Path(args.annotations).parent / "images"
+    options = {"max_unreadable_share": args.max_unreadable_share, "cache_dir": args.cache_dir}
     if args.eval_only:
-        splits = CocoHands(annotations=args.annotations, images=images, cache_dir=args.cache_dir).build()
-        (everything,) = splits.values()
+        (everything,) = CocoHands(args.annotations, images, **options).build().values()
         return Splits(None, None, HandCrops(everything, cache_dir=cache), str(args.annotations), research_only=False)
-    builder = CocoHands(
-        annotations=args.annotations, images=images, validation_share=args.validation_share, cache_dir=args.cache_dir
-    )
-    splits = builder.build()
+    splits = CocoHands(args.annotations, images, validation_share=args.validation_share, **options).build()
     train, validation = (HandCrops(splits[name], cache_dir=cache) for name in ("train", "validation"))
     return Splits(train, validation, validation, str(args.annotations), research_only=False)
