@@ -10,6 +10,7 @@ import base64
 import io
 import math
 import os
+import re
 import struct
 import urllib.error
 import urllib.parse
@@ -19,10 +20,17 @@ import warnings
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-# Above this, an image is refused: it is where Pillow itself suspects a decompression bomb.
-MAX_IMAGE_PIXELS = 178_956_970
-# What is read; Pillow knows more, but some of those start other programs (EPS) or are for documents.
-IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "JPEG2000", "AVIF", "ICO")  # JPEG: MPO too
+# Above these, an image is refused, so that reading one takes less than 2 GB: WebP's decoder alone takes 20 bytes a pixel.
+MAX_IMAGE_PIXELS = 64_000_000
+MAX_TIFF_STRIPS = 100_000
+# Every scan of a progressive JPEG visits every pixel, however little it says: photographs have some 10 scans.
+MAX_SCANNED_PIXELS = 100 * MAX_IMAGE_PIXELS
+JPEG_MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])")
+# Pixels that are converted at a time, to bound memory.
+STRIP_PIXELS = 1 << 20
+# What is read; Pillow knows more, but some of those start other programs (EPS), are for documents, or hold images of
+# another size than they say (ICO).
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "JPEG2000", "AVIF")  # JPEG: MPO too
 MAX_DOWNLOAD_BYTES = 256 * 1024**2
 # A square of more pixels a side than this is reduced by a whole factor before it is cut out, to bound memory.
 MAX_CROP_SIDE = 4096
@@ -78,7 +86,34 @@ def load_image(image) -> Image.Image:
         except UNREADABLE_IMAGE_ERRORS as error:
             raise OSError(f"{name} is not a readable image: {error}") from error
         with opened:
+            check_work(opened, name)
             return to_rgb(opened, name)
+
+
+def check_work(image: Image.Image, name: str) -> None:
+    """Raise `ValueError` for an opened, not yet decoded file with more pieces than its pixels explain, which would take
+    minutes to decode."""
+    if image.format == "TIFF" and len(image.tile) > MAX_TIFF_STRIPS:
+        raise ValueError(f"{name} has {len(image.tile)} strips or tiles, expected at most {MAX_TIFF_STRIPS}: save it anew.")
+    if image.format in ("JPEG", "MPO") and image.info.get("progressive"):
+        position = image.fp.tell()
+        image.fp.seek(0)
+        scans = _count_scans(image.fp.read())
+        image.fp.seek(position)
+        if scans * image.width * image.height > MAX_SCANNED_PIXELS:
+            raise ValueError(
+                f"{name} is a progressive JPEG of {scans} scans of {image.width}x{image.height} pixels, expected about "
+                "10 scans: save it anew."
+            )
+
+
+def _count_scans(data: bytes) -> int:
+    """Scans (SOS markers) of a JPEG's first picture; https://www.w3.org/Graphics/JPEG/itu-t81.pdf, annex B."""
+    scans, position = 0, 2
+    while (marker := JPEG_MARKER.search(data, position)) and marker[1] != b"\xd9":  # the end of the picture
+        scans += marker[1] == b"\xda"
+        position = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
+    return scans
 
 
 def _download(url: str) -> bytes:
@@ -102,33 +137,47 @@ def to_rgb(image, name: str = "") -> Image.Image:
     name = name or getattr(image, "filename", "") or "The image"
     if not isinstance(image, Image.Image):
         image = _from_array(image, name)
-    width, height = image.size
-    if not 0 < width * height <= MAX_IMAGE_PIXELS:
-        raise ValueError(
-            f"{name} has {width}x{height} pixels: expected at least 1 and at most {MAX_IMAGE_PIXELS} of them."
-        )
+    _check_size(*image.size, name)
     try:
         image.load()
         turn = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
-        return _convert(image.copy() if turn is None else image.transpose(turn))
+        return _convert(image if turn is None else image.transpose(turn))
     except Image.DecompressionBombError as error:
         raise ValueError(f"{name}: {error} Resize it first.") from None
     except UNREADABLE_IMAGE_ERRORS as error:
         raise OSError(f"{name} cannot be decoded, it may be damaged or truncated: {error}") from error
 
 
+def _check_size(width: int, height: int, name: str) -> None:
+    if not 0 < width * height <= MAX_IMAGE_PIXELS:
+        raise ValueError(
+            f"{name} has {width}x{height} pixels: expected at least 1 and at most {MAX_IMAGE_PIXELS} of them."
+        )
+
+
 def _convert(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image, dtype=np.float64)
-        scale = 1 / 257 if image.mode.startswith("I") and values.max() > 255 else 255 if values.max() <= 1 else 1
+    """An 8-bit RGB copy, made in strips where that takes several steps."""
+    deep = image.mode.startswith("I") or image.mode == "F"
+    if not deep and not image.has_transparency_data:
+        return image.convert("RGB") if image.mode != "RGB" else image.copy()
+    rows = max(1, STRIP_PIXELS // image.width)
+    boxes = [(0, top, image.width, min(top + rows, image.height)) for top in range(0, image.height, rows)]
+    scale = 1.0
+    if deep:
+        highest = np.max([np.asarray(image.crop(box)).max() for box in boxes])
+        scale = 1 / 257 if image.mode.startswith("I") and highest > 255 else 255 if highest <= 1 else 1
         if image.mode.startswith("I;16"):
             scale = 1 / 257
-        values = np.nan_to_num(values * scale, posinf=255.0, neginf=0.0)
-        image = Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")
+    result = Image.new("RGB", image.size)
+    for box in boxes:
+        strip = image.crop(box)
+        if deep:
+            values = np.nan_to_num(np.asarray(strip, dtype=np.float64) * scale, posinf=255.0, neginf=0.0)
+            strip = Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
+        if strip.has_transparency_data:
+            strip = Image.alpha_composite(Image.new("RGBA", strip.size, (0, 0, 0, 255)), strip.convert("RGBA"))
+        result.paste(strip.convert("RGB"), box)
+    return result
 
 
 def _from_array(array, name: str) -> Image.Image:
@@ -145,6 +194,7 @@ def _from_array(array, name: str) -> Image.Image:
         )
     if 0 in values.shape:
         raise ValueError(f"{name} has shape {values.shape}: it holds no pixel.")
+    _check_size(values.shape[1], values.shape[0], name)
     if np.issubdtype(values.dtype, np.floating):
         if not np.isfinite(values).all() or values.min() < 0 or values.max() > 1:
             raise ValueError(f"{name} holds floats from {values.min()} to {values.max()}: expected values in [0, 1].")
