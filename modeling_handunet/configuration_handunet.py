@@ -9,6 +9,26 @@ from transformers import PreTrainedConfig
 
 from .keypoints import KEYPOINT_NAMES, SKELETON
 
+# Far beyond any network of this kind, so that a hostile file is refused before it takes memory or time.
+MAX_IMAGE_SIZE = 1024
+MAX_LEVELS = 11
+MAX_KEYPOINTS = 1024
+MAX_PARAMETERS = 100_000_000
+MAX_FEATURES = 2**25  # values that a block reads for one image: 128 MiB
+MAX_NESTING = 50
+
+
+def check_settings(settings: object, where: object) -> None:
+    """Raise `OSError` unless what was read from a JSON file is an object that is not nested deeper than any setting."""
+    if not isinstance(settings, dict):
+        raise OSError(f"The settings in {where} are no JSON object: save or download them again.")
+    level: list = [settings]
+    for _ in range(MAX_NESTING):
+        containers = [value.values() if isinstance(value, dict) else value for value in level]
+        level = [item for items in containers for item in items if isinstance(item, (dict, list))]
+    if level:
+        raise OSError(f"The settings in {where} are nested more than {MAX_NESTING} deep: save or download them again.")
+
 
 @strict
 class HandUNetConfig(PreTrainedConfig):
@@ -16,19 +36,23 @@ class HandUNetConfig(PreTrainedConfig):
 
     Args:
         image_size (`int`, defaults to 128):
-            Side of the square input and of the heatmaps, in pixels; a multiple of `2 ** (len(hidden_sizes) - 1)`.
+            Side of the square input and of the heatmaps, in pixels; a multiple of `2 ** (len(hidden_sizes) - 1)`, at
+            most 1024.
         num_channels (`int`, defaults to 3):
             Channels of the input image.
         hidden_sizes (`tuple[int]`, defaults to `(16, 32, 64, 128)`):
-            Channels of each level of the U-Net, from the full resolution down; each further level halves it.
+            Channels of each level of the U-Net, from the full resolution down; each further level halves it.  At most
+            11 levels, 100 million parameters, and 2**25 features for one image at any resolution.
         sigma (`float`, defaults to 3.0):
             Standard deviation of the target heatmaps' Gaussians, in pixels of the input.
         skeleton (`tuple[tuple[int, int]]`):
             Bones as pairs of keypoint indices; for drawing only.
         id2label (`dict[int, str]`):
-            Keypoint names by index; their number is the number of heatmaps.  Defaults to the 21 of a hand.
+            Keypoint names by index; their number is the number of heatmaps, at most 1024.  Defaults to the 21 of a
+            hand.
 
-    Raises `huggingface_hub.errors.StrictDataclassError` when a field has the wrong type or two fields do not fit.
+    Raises `huggingface_hub.errors.StrictDataclassError` or `ValueError` when a field has the wrong type, exceeds its
+    bound or does not fit another one, and `OSError` for a file that is missing or no JSON object.
     """
 
     model_type = "handunet"
@@ -52,13 +76,27 @@ class HandUNetConfig(PreTrainedConfig):
                 self.id2label = {int(index): str(name) for index, name in self.id2label.items()}
             except (AttributeError, TypeError, ValueError):
                 raise ValueError(f"id2label={self.id2label!r}: give a dict from keypoint indices to names.") from None
-        elif kwargs.get("num_labels") is None:
+        elif (count := kwargs.get("num_labels")) is not None:
+            if type(count) is not int or not 0 < count <= MAX_KEYPOINTS:
+                raise ValueError(f"num_labels={count!r}: give a number of keypoints from 1 to {MAX_KEYPOINTS}.")
+        else:
             self.id2label = dict(enumerate(KEYPOINT_NAMES))
+        if not isinstance(kwargs.get("auto_map", {}), dict):
+            raise ValueError(f"auto_map={kwargs['auto_map']!r}: give a dict from auto classes to classes, or leave it out.")
         if self.id2label is not None:
             self.label2id = {name: index for index, name in self.id2label.items()}
         self.hidden_sizes = tuple(self.hidden_sizes)
         self.skeleton = tuple((int(parent), int(child)) for parent, child in self.skeleton)
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file):
+        try:
+            settings = super()._dict_from_json_file(json_file)
+        except RecursionError:
+            raise OSError(f"The settings in {json_file} are nested too deeply: save or download them again.") from None
+        check_settings(settings, json_file)
+        return settings
 
     @property
     def num_keypoints(self) -> int:
@@ -69,6 +107,10 @@ class HandUNetConfig(PreTrainedConfig):
         """Check the rules between fields; each message says what to change."""
         if not self.hidden_sizes or min(self.hidden_sizes) < 1:
             raise ValueError(f"hidden_sizes={self.hidden_sizes}: give at least one level, each of 1 channel or more.")
+        if len(self.hidden_sizes) > MAX_LEVELS:
+            raise ValueError(f"hidden_sizes has {len(self.hidden_sizes)} levels: give at most {MAX_LEVELS}.")
+        if self.image_size > MAX_IMAGE_SIZE:
+            raise ValueError(f"image_size={self.image_size}: give at most {MAX_IMAGE_SIZE} pixels.")
         stride = 2 ** (len(self.hidden_sizes) - 1)
         if self.image_size < 1 or self.image_size % stride:
             raise ValueError(
@@ -81,6 +123,8 @@ class HandUNetConfig(PreTrainedConfig):
             raise ValueError(f"sigma={self.sigma}: give a number of pixels above 0 and at most the image_size.")
         if sorted(self.id2label) != list(range(len(self.id2label))) or not self.id2label:
             raise ValueError(f"id2label has the indices {sorted(self.id2label)}: number the keypoints from 0 on.")
+        if self.num_keypoints > MAX_KEYPOINTS:
+            raise ValueError(f"id2label names {self.num_keypoints} keypoints: give at most {MAX_KEYPOINTS}.")
         names = list(self.id2label.values())
         if len(set(names)) != len(names):
             repeated = sorted({name for name in names if names.count(name) > 1})
@@ -91,6 +135,24 @@ class HandUNetConfig(PreTrainedConfig):
                     f"skeleton has the bone {tuple(bone)}: name two keypoints between 0 and {len(names) - 1}, or give "
                     "an empty skeleton."
                 )
+        self._validate_costs()
+
+    def _validate_costs(self):
+        sizes = self.hidden_sizes
+        blocks = [*zip((self.num_channels, *sizes), sizes), *((size + deep, size) for size, deep in zip(sizes, sizes[1:]))]
+        parameters = sum(9 * (a + b) * b + 2 * (a + b) for a, b in blocks) + 9 * sizes[0] * self.num_keypoints
+        if parameters > MAX_PARAMETERS:
+            raise ValueError(f"hidden_sizes={sizes} make {parameters} parameters: give at most {MAX_PARAMETERS}.")
+        pixels = [(self.image_size >> level) ** 2 for level in range(len(sizes))]
+        channels = [size + deep for size, deep in zip(sizes, (*sizes[1:], 0))]
+        channels[0] = max(channels[0], self.num_channels, self.num_keypoints)
+        features = max(count * area for count, area in zip(channels, pixels))
+        if features > MAX_FEATURES:
+            raise ValueError(
+                f"hidden_sizes={sizes} at image_size={self.image_size} make {features} features for one image: give "
+                f"fewer channels or a smaller image, for at most {MAX_FEATURES}."
+            )
+
 
 
 __all__ = ["HandUNetConfig"]

@@ -12,10 +12,14 @@ from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import PILImageResampling, SizeDict
 
+from .configuration_handunet import MAX_IMAGE_SIZE, check_settings
 from .crops import box_to_square, check_box, crop_square, from_crop, image_to_square, load_image, parse_box
 from .heatmaps import decode_heatmaps
 
 HANDEDNESS = ("right", "left")
+# Beyond these, a factor or a statistic of pixels has no finite result as float32.
+MAX_FACTOR, MIN_STD = 1e6, 1e-6
+MIN_BOX_FILL = 0.01
 
 
 class HandUNetImageProcessorKwargs(TypedDict, total=False):
@@ -114,6 +118,19 @@ class HandUNetImageProcessor(PilBackend):
         super().__init__(**kwargs)
         self._check_options({name: getattr(self, name) for name in self.valid_kwargs.__annotations__})
 
+    @classmethod
+    def get_image_processor_dict(cls, pretrained_model_name_or_path, **kwargs):
+        """As transformers' own; raises `OSError` also for a file that is nested too deeply or no JSON object."""
+        try:
+            settings, kwargs = super().get_image_processor_dict(pretrained_model_name_or_path, **kwargs)
+        except RecursionError:
+            raise OSError(
+                f"The processor's settings in {pretrained_model_name_or_path} are nested too deeply: save or download "
+                "them again."
+            ) from None
+        check_settings(settings, pretrained_model_name_or_path)
+        return settings, kwargs
+
     def preprocess(self, images, boxes=None, handedness=None, *, return_tensors="pt", **kwargs) -> BatchFeature:
         """Cut out, resize and normalise every hand.
 
@@ -178,20 +195,24 @@ class HandUNetImageProcessor(PilBackend):
         size, fill, factor = options["size"], options["box_fill"], options["rescale_factor"]
         if not isinstance(size.height, int) or size.height < 1 or size.height != size.width:
             raise ValueError(f"size={dict(size)}: the network reads squares, give one height and width.")
-        if not isinstance(fill, Real) or not 0 < fill <= 1:
-            raise ValueError(f"box_fill={fill!r}: give the share of the square that a box takes, in (0, 1].")
+        if size.height > MAX_IMAGE_SIZE:
+            raise ValueError(f"size={dict(size)}: give at most {MAX_IMAGE_SIZE} pixels a side.")
+        if not isinstance(fill, Real) or not MIN_BOX_FILL <= fill <= 1:
+            raise ValueError(f"box_fill={fill!r}: give the share of the square that a box takes, in [{MIN_BOX_FILL}, 1].")
         if not options["do_convert_rgb"] or not options["do_resize"]:
             raise ValueError("do_convert_rgb and do_resize cannot be switched off: the network reads one size, in RGB.")
         if options["resample"] != PILImageResampling.BILINEAR:
             raise ValueError(f"resample={options['resample']!r}: images are resized with PIL's bilinear filter, 2.")
-        if not isinstance(factor, Real):
+        if not isinstance(factor, Real) or not abs(factor) <= MAX_FACTOR:
             raise ValueError(f"rescale_factor={factor!r}: give the number that pixels are multiplied with.")
         for name in ("image_mean", "image_std"):
             values = options[name]
             if not isinstance(values, (list, tuple)) or [isinstance(value, Real) for value in values] != [True] * 3:
                 raise ValueError(f"{name}={values!r}: give three numbers, one for each of red, green and blue.")
-        if min(options["image_std"]) <= 0:
-            raise ValueError(f"image_std={options['image_std']!r}: give numbers above 0.")
+            if not all(abs(value) <= MAX_FACTOR for value in values):
+                raise ValueError(f"{name}={values!r}: give finite numbers, at most {MAX_FACTOR:g}.")
+        if min(options["image_std"]) < MIN_STD:
+            raise ValueError(f"image_std={options['image_std']!r}: give numbers above 0, at least {MIN_STD:g}.")
 
     def squares(self, sizes: Sequence[tuple[int, int]], boxes=None) -> list[list[tuple[float, float, float]]]:
         """The squares (left, top, side) that are cut out of images of `sizes` (width, height): per image, per hand."""
