@@ -4,6 +4,7 @@ The shape is that of U-Net (Ronneberger et al., https://arxiv.org/abs/1505.04597
 before each convolution, bilinear upsampling and no biases.
 """
 
+import json
 import os
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput, logging
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, ModelOutput, logging
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_handunet import HandUNetConfig
@@ -54,6 +55,26 @@ class ConvBlock(nn.Sequential):
         )
 
 
+def check_shards(folder: str) -> None:
+    """Raise `OSError` unless the index of weights in several files, if `folder` has one, names safetensors files there."""
+    path = os.path.join(folder, SAFE_WEIGHTS_INDEX_NAME)
+    if not os.path.isfile(path):
+        return
+    try:
+        with open(path, encoding="utf-8") as file:
+            index = json.load(file)
+    except (ValueError, RecursionError) as error:
+        raise OSError(f"{path} is not valid JSON, save or download it again: {error}") from error
+    files = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(files, dict) or not isinstance(index.get("metadata"), dict) or not files:
+        raise OSError(f"{path} does not say which file holds which weights: save or download it again.")
+    for name in files.values():
+        if not isinstance(name, str) or name != os.path.basename(name) or not name.endswith(".safetensors"):
+            raise OSError(f"{path} names {name!r}, which is no safetensors file of this folder: save or download it again.")
+        if "\0" in name or not os.path.isfile(os.path.join(folder, name)):
+            raise OSError(f"{path} names {name!r}, which is missing: save or download it again.")
+
+
 class HandUNetPreTrainedModel(PreTrainedModel):
     config_class = HandUNetConfig
     base_model_prefix = "handunet"
@@ -74,7 +95,12 @@ class HandUNetPreTrainedModel(PreTrainedModel):
     ):
         """As transformers' own, but strict: weights that lack a tensor, or hold another one or one of another shape,
         raise a `ValueError` that names it.  `ignore_mismatched_sizes=True` starts from them all the same and logs what
-        it initialised anew.  A damaged file of weights raises an `OSError`."""
+        it initialised anew.  A damaged file of weights raises an `OSError`, and so do pickled weights, which are not
+        read unless `use_safetensors=False` asks for them."""
+        if kwargs.get("use_safetensors") is None:
+            kwargs["use_safetensors"] = True
+        if isinstance(pretrained_model_name_or_path, (str, os.PathLike)):
+            check_shards(os.path.join(pretrained_model_name_or_path, kwargs.get("subfolder") or ""))
         try:
             model, info = super().from_pretrained(
                 pretrained_model_name_or_path, *args, ignore_mismatched_sizes=True, output_loading_info=True, **kwargs
