@@ -10,6 +10,10 @@ const headers = {
   "Cross-Origin-Resource-Policy": "cross-origin",
 };
 
+// Some servers do not know the ending .mjs and would send it as plain text.
+const assetFileNames = ({ names }) =>
+  names[0].endsWith(".mjs") ? "assets/[name]-[hash].js" : "assets/[name]-[hash][extname]";
+
 export default defineConfig({
   base: "./",
   // Several pages, though there is one: a missing file is then a 404 and not this page again.
@@ -19,17 +23,12 @@ export default defineConfig({
   // The runtime's WebAssembly stands in files of its own, which are bundled as such (src/runtime_*.js).
   resolve: { conditions: ["onnxruntime-web-use-extern-wasm", "module", "browser", "development|production"] },
   optimizeDeps: { exclude: ["onnxruntime-web"] },
+  worker: { format: "es", rolldownOptions: { output: { assetFileNames } } },
   build: {
     target: "es2022",
     assetsInlineLimit: 0,
     chunkSizeWarningLimit: 2000,
-    rolldownOptions: {
-      output: {
-        // Some servers do not know the ending .mjs and would send it as plain text.
-        assetFileNames: ({ names }) =>
-          names[0].endsWith(".mjs") ? "assets/[name]-[hash].js" : "assets/[name]-[hash][extname]",
-      },
-    },
+    rolldownOptions: { output: { assetFileNames } },
   },
   plugins: [
     {

@@ -4,10 +4,8 @@ import { cropSquare, fromCrop } from "./crops.js";
 import { readMetadata } from "./onnx_metadata.js";
 
 const METADATA_KEY = "handunet";
-const MAX_THREADS = 4; // more do not pay for a network of this size
 // A graphics driver that has not answered by then never may; WebAssembly takes over.
 const WEBGPU_SECONDS = 20;
-const ERRORS_ONLY = 3;
 export const RUNTIMES = ["webgpu", "threads", "single"];
 
 /** What a person can read; every other error is a defect of the page. */
@@ -47,34 +45,19 @@ async function hasWebGpu() {
   }
 }
 
-async function createSession(runtime, bytes) {
-  if (runtime === "webgpu") {
-    const { ort } = await import("./runtime_webgpu.js");
-    ort.env.wasm.numThreads = 1;
-    const session = await ort.InferenceSession.create(bytes, {
-      executionProviders: ["webgpu"],
-      logSeverityLevel: ERRORS_ONLY,
-    });
-    return { ort, session, name: "WebGPU" };
+async function startModel(runtime, bytes, settings, seconds) {
+  const worker = new ModelWorker();
+  try {
+    const name = await within(seconds, worker.ask("start", { runtime, bytes, settings }));
+    return new HandModel(worker, name, settings);
+  } catch (error) {
+    worker.terminate();
+    throw error;
   }
-  const { ort } = await import("./runtime_wasm.js");
-  const threads = runtime === "threads" ? Math.min(navigator.hardwareConcurrency || 1, MAX_THREADS) : 1;
-  ort.env.wasm.numThreads = threads;
-  const session = await ort.InferenceSession.create(bytes, {
-    executionProviders: ["wasm"],
-    logSeverityLevel: ERRORS_ONLY,
-  });
-  return { ort, session, name: `WebAssembly, ${threads} ${threads === 1 ? "thread" : "threads"}` };
-}
-
-async function startModel(runtime, bytes, settings) {
-  const model = new HandModel(await createSession(runtime, bytes), settings);
-  const { scores } = await model.run(new Uint8Array(settings.image_size ** 2 * 3), false); // the first run compiles
-  if (!scores.every(Number.isFinite)) throw new Error("it computes no numbers");
-  return model;
 }
 
 function within(seconds, promise) {
+  if (seconds === Infinity) return promise;
   let timer;
   const late = new Promise((_, reject) => {
     timer = setTimeout(() => reject(new Error(`it did not answer within ${seconds} seconds`)), seconds * 1000);
@@ -98,8 +81,7 @@ export async function loadHandModel(url, only) {
   if (!only) possible.push(self.crossOriginIsolated ? "threads" : "single");
   for (const runtime of possible) {
     try {
-      const started = startModel(runtime, bytes, settings);
-      return await (runtime === "webgpu" && !only ? within(WEBGPU_SECONDS, started) : started);
+      return await startModel(runtime, bytes, settings, runtime === "webgpu" && !only ? WEBGPU_SECONDS : Infinity);
     } catch (error) {
       console.warn(`HandUNet does not run with ${runtime}:`, error);
     }
@@ -107,20 +89,50 @@ export async function loadHandModel(url, only) {
   throw new Sentence("The model does not run in this browser: a current Chrome, Edge, Firefox or Safari is needed.");
 }
 
-class HandModel {
-  #ort;
-  #session;
-  #last = Promise.resolve();
+/** The worker in which the network runs, so that the page answers its person meanwhile. */
+class ModelWorker {
+  #worker = new Worker(new URL("./model_worker.js", import.meta.url), { type: "module", name: "handunet" });
+  #waiting = new Map();
+  #count = 0;
 
-  constructor({ ort, session, name }, settings) {
-    this.#ort = ort;
-    this.#session = session;
-    this.runtime = name;
+  constructor() {
+    this.#worker.addEventListener("message", ({ data: { id, answer, error } }) => {
+      const { resolve, reject } = this.#waiting.get(id);
+      this.#waiting.delete(id);
+      if (error === undefined) resolve(answer);
+      else reject(new Error(error));
+    });
+    this.#worker.addEventListener("error", ({ message }) => {
+      for (const { reject } of this.#waiting.values()) reject(new Error(message ?? "the worker could not be loaded"));
+      this.#waiting.clear();
+    });
+  }
+
+  /** Call the function `call` of model_worker.js. */
+  ask(call, parameters) {
+    return new Promise((resolve, reject) => {
+      this.#count += 1;
+      this.#waiting.set(this.#count, { resolve, reject });
+      this.#worker.postMessage({ id: this.#count, call, parameters });
+    });
+  }
+
+  terminate() {
+    this.#worker.terminate();
+  }
+}
+
+class HandModel {
+  #worker;
+
+  constructor(worker, runtime, settings) {
+    this.#worker = worker;
+    this.runtime = runtime;
     this.settings = settings;
   }
 
   /**
-   * Keypoints of the hand in `square` of a picture.
+   * Keypoints of the hand in `square` of a picture, which is read before this returns.
    *
    * @param {string} handedness "right" or "left"; a left hand is mirrored on the way in and back on the way out.
    * @returns {Promise<{keypoints: number[][], scores: number[], score: number}>} keypoints (21, 2) in pixels of the
@@ -129,39 +141,12 @@ class HandModel {
   async detect(picture, square, handedness) {
     const size = this.settings.image_size;
     const mirrored = handedness === "left";
-    const { keypoints, scores } = await this.run(cropSquare(picture, square, size), mirrored);
+    const crop = cropSquare(picture, square, size);
+    const { keypoints, scores } = await this.#worker.ask("run", { crop, mirrored });
     const points = scores.map((_, index) => {
       const [x, y] = keypoints.slice(index * 2, index * 2 + 2);
       return fromCrop([mirrored ? size - x : x, y], square, size);
     });
     return { keypoints: points, scores, score: scores.reduce((sum, score) => sum + score, 0) / scores.length };
-  }
-
-  /** Keypoints, as one flat list in pixels of the crop as the network saw it, and scores of a (size, size, 3) crop. */
-  run(crop, mirrored) {
-    // A session takes one call at a time.
-    const answer = this.#last.then(async () => {
-      const size = this.settings.image_size;
-      const input = new this.#ort.Tensor("float32", this.#normalize(crop, mirrored), [1, 3, size, size]);
-      const { keypoints, scores } = await this.#session.run({ pixel_values: input }, ["keypoints", "scores"]);
-      return { keypoints: Array.from(keypoints.data), scores: Array.from(scores.data) };
-    });
-    this.#last = answer.catch(() => {});
-    return answer;
-  }
-
-  /** (size, size, 3) 8-bit to (3, size, size) as the model's image processor has it. */
-  #normalize(crop, mirrored) {
-    const { image_size: size, image_mean: mean, image_std: std, rescale_factor: factor } = this.settings;
-    const values = new Float32Array(3 * size * size);
-    for (let channel = 0, at = 0; channel < 3; channel++) {
-      for (let y = 0; y < size; y++) {
-        for (let x = 0; x < size; x++, at++) {
-          const column = mirrored ? size - 1 - x : x;
-          values[at] = (crop[(y * size + column) * 3 + channel] * factor - mean[channel]) / std[channel];
-        }
-      }
-    }
-    return values;
   }
 }

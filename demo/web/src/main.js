@@ -13,9 +13,10 @@ import { Speed } from "./speed.js";
 import { HandTracker } from "./tracker.js";
 
 // A picture's hand of less confidence is called unclear.
-const CLEAR_SCORE = 0.3;
+const CLEAR_SCORE = 0.25;
 // Longer side of the canvas for a picture, in pixels: small ones are enlarged, large ones reduced.
 const [MIN_CANVAS, MAX_CANVAS] = [720, 1280];
+const EMPTY_CANVAS = [640, 480];
 const PANEL_MS = 250; // between two updates of the numbers beside a live picture
 const KEY_STEP = 0.05; // of the square's side, by which a key moves or resizes it
 const MIN_DRAG = 6; // pixels of the page, below which a drag is a click
@@ -102,7 +103,7 @@ function takeTurn(next) {
   tracker?.reset();
   speed.reset();
   results?.show(null);
-  context.clearRect(0, 0, page.canvas.width, page.canvas.height);
+  [page.canvas.width, page.canvas.height] = EMPTY_CANVAS; // which also clears it
   page.canvas.setAttribute("aria-label", "No picture yet.");
   page.canvas.tabIndex = next === "picture" ? 0 : -1;
   page.stage.classList.toggle("camera", next === "camera");

@@ -1,6 +1,6 @@
-// Frames per second over the last second or so.
+// Frames per second over the last two seconds.
 
-const WINDOW_MS = 1500;
+const WINDOW_MS = 2000;
 
 export class Speed {
   #times = [];
@@ -18,6 +18,6 @@ export class Speed {
   /** Null until there are enough frames. */
   get framesPerSecond() {
     const span = this.#times.at(-1) - this.#times[0];
-    return this.#times.length < 4 ? null : ((this.#times.length - 1) * 1000) / span;
+    return this.#times.length < 3 ? null : ((this.#times.length - 1) * 1000) / span;
   }
 }

@@ -5,18 +5,29 @@ import { boxToSquare } from "./crops.js";
 // Of the frame's shorter side: the guide inside which a person holds the hand.
 const GUIDE_SHARE = 0.42;
 // Mean confidence from which a hand in the guide is followed, and below which it is lost.
-const FOUND_SCORE = 0.45;
-const LOST_SCORE = 0.3;
+const FOUND_SCORE = 0.35;
+const LOST_SCORE = 0.22;
 const LOST_MS = 350; // for so long, and in two frames at least: one blurred frame loses no hand
 // Keypoints of less confidence do not move the square, unless few have more.
 const RELIABLE_SCORE = 0.2;
 const MIN_RELIABLE = 8;
+// Keypoints of more than so many times the median distance from the hand's middle are mistakes.
+const OUTLIER = 3;
 // How far the square goes towards the last keypoints in one frame: position, size.
 const FOLLOW_POSITION = 0.7;
 const FOLLOW_SIZE = 0.3;
 // Sides of the hand's box, of the frame's shorter side, beyond which something else was followed.
 const MIN_BOX_SHARE = 0.06;
 const MAX_BOX_SHARE = 1.2;
+
+const median = (values) => values.toSorted((one, other) => one - other)[Math.floor(values.length / 2)];
+
+function withoutOutliers(points) {
+  const [x, y] = [median(points.map((point) => point[0])), median(points.map((point) => point[1]))];
+  const distances = points.map((point) => Math.hypot(point[0] - x, point[1] - y));
+  const limit = OUTLIER * median(distances);
+  return points.filter((_, index) => distances[index] <= limit);
+}
 
 export class HandTracker {
   #boxFill;
@@ -57,7 +68,7 @@ export class HandTracker {
     }
     this.#doubtfulSince = null;
     const reliable = keypoints.filter((_, index) => scores[index] >= RELIABLE_SCORE);
-    const points = reliable.length >= MIN_RELIABLE ? reliable : keypoints;
+    const points = withoutOutliers(reliable.length >= MIN_RELIABLE ? reliable : keypoints);
     const xs = points.map(([x]) => x);
     const ys = points.map(([, y]) => y);
     const [left, right, top, bottom] = [Math.min(...xs), Math.max(...xs), Math.min(...ys), Math.max(...ys)];

@@ -1,0 +1,660 @@
+"""The page in demo/web: the same answers as Python, live and on pictures, and a sentence for whatever goes wrong."""
+
+import base64
+import contextlib
+import functools
+import http.server
+import io
+import json
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+WEB = ROOT / "demo" / "web"
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+).split()
+PATIENCE = 120  # seconds, on a busy machine
+NETWORK_ERRORS = ("ENOTFOUND", "ECONNREFUSED", "ECONNRESET", "ETIMEDOUT", "EAI_AGAIN", "ENETUNREACH")
+CAMERA = (640, 480)
+
+
+def need(program: str) -> str:
+    path = shutil.which(program)
+    if path is None:
+        pytest.skip(f"{program} is not installed")
+    return path
+
+
+def run(command, cwd=ROOT, **options) -> str:
+    result = subprocess.run([str(part) for part in command], cwd=cwd, capture_output=True, text=True, timeout=600, **options)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+# --- Without a browser ---
+
+
+def test_the_resize_is_pillows_to_the_bit(tmp_path):
+    node = need("node")
+    rng = np.random.default_rng(0)
+    cases, expected = [], []
+    for width, height, left, top, side, size in (
+        (450, 450, 0.3, 0.7, 449.1, 128),  # smaller
+        (449, 450, 0, 0.25, 448.5, 128),
+        (224, 224, 0, 0, 224, 128),
+        (60, 61, 0.5, 0.5, 59.5, 128),  # larger
+        (128, 128, 0, 0, 128, 128),  # the same
+        (1, 1, 0, 0, 0.5, 64),
+    ):
+        pixels = rng.integers(0, 256, (height, width, 4), dtype=np.uint8)
+        box = (left, top, left + side, top + side)
+        rgb = Image.fromarray(np.ascontiguousarray(pixels[:, :, :3]))
+        expected.append(np.asarray(rgb.resize((size, size), Image.Resampling.BILINEAR, box=box)))
+        cases.append({"call": "resizeBilinear", "rest": [width, height, box, size]})
+        pixels.tofile(tmp_path / f"{len(cases) - 1}.bin")
+    for factor in (2, 3, 5):
+        pixels = rng.integers(0, 256, (64, 101, 4), dtype=np.uint8)
+        pixels[:, :, 3] = 255
+        expected.append(np.asarray(Image.fromarray(pixels).reduce(factor)))
+        cases.append({"call": "reduce", "rest": [101, 64, factor]})
+        pixels.tofile(tmp_path / f"{len(cases) - 1}.bin")
+    (tmp_path / "run.mjs").write_text(
+        f"import * as resample from {(WEB / 'src' / 'resample.js').as_uri()!r};\n"
+        "import { readFileSync } from 'node:fs';\n"
+        f"const answers = {json.dumps(cases)}.map(({{ call, rest }}, index) =>\n"
+        "  Buffer.from(resample[call](new Uint8Array(readFileSync(`${index}.bin`)), ...rest)).toString('base64'));\n"
+        "console.log(JSON.stringify(answers));\n"
+    )
+    answers = json.loads(run([node, "run.mjs"], cwd=tmp_path))
+    assert len(answers) == len(expected) == 9
+    for case, answer, pixels in zip(cases, answers, expected):
+        found = np.frombuffer(base64.b64decode(answer), np.uint8).reshape(pixels.shape)
+        np.testing.assert_array_equal(found, pixels, err_msg=str(case))
+
+
+# --- The page, built once, and its browser ---
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def playwright():
+    if CHROMIUM is None:
+        pytest.skip("Chromium is not installed (Debian: apt-get install chromium)")
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install handunet[browser]")
+    with api.sync_playwright() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory) -> list[Path]:
+    """Square pictures of one right hand each, PNG: real ones where there are any, else synthetic ones."""
+    folder = tmp_path_factory.mktemp("photographs")
+    real = sorted((ROOT.parent / "shared" / "data" / "freihand_real" / "training" / "rgb").glob("*.jpg"))
+    if real:
+        images = [Image.open(path).convert("RGB") for path in real]
+    else:
+        import torch
+
+        from dataset_script.synthetic import SyntheticHands
+
+        rendered = SyntheticHands(5, seed=1, difficulty="easy").render(torch.arange(5))["images"]
+        images = [Image.fromarray(image.permute(1, 2, 0).numpy()).resize((224, 224)) for image in rendered]
+    for index, image in enumerate(images):
+        image.save(folder / f"hand-{index}.png")
+    return sorted(folder.iterdir())
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory) -> Path:
+    """Trained weights: those made on real photographs where they are at hand, else the project's own."""
+    peer = ROOT.parent / "shared" / "data" / "peer" / "model_final"
+    if peer.exists():
+        folder = tmp_path_factory.mktemp("converted") / "model"
+        run([sys.executable, "-m", "scripts.convert_shallow_unet", peer, folder])
+        return folder
+    if (ROOT / "weights" / "handunet" / "model.safetensors").exists():
+        return ROOT / "weights" / "handunet"
+    return pytest.skip(f"there are no trained weights: neither {peer} nor weights/handunet")
+
+
+@pytest.fixture(scope="module")
+def dist(playwright, model_folder, tmp_path_factory) -> Path:
+    """The page built from a clean copy, the exported model in it."""
+    npm = need("npm")
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed: pip install handunet[onnx]")
+    folder = tmp_path_factory.mktemp("web") / "web"
+    shutil.copytree(WEB, folder, ignore=shutil.ignore_patterns("node_modules", "dist", "model.onnx"))
+    install = [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
+    result = subprocess.run(install, cwd=folder, capture_output=True, text=True, timeout=600)
+    if result.returncode and any(error in result.stderr for error in NETWORK_ERRORS):
+        pytest.skip(f"npm cannot reach its registry: {result.stderr[-300:]}")
+    assert result.returncode == 0, result.stderr
+    run([sys.executable, "-m", "scripts.export_onnx", model_folder, folder / "public" / "model.onnx"])
+    run([npm, "run", "build"], cwd=folder)
+    return folder / "dist"
+
+
+@pytest.fixture(scope="module")
+def url(dist):
+    """The page under its own local server, on 127.0.0.1."""
+    port = free_port()
+    command = [need("node"), "node_modules/vite/bin/vite.js", "preview", "--port", str(port), "--strictPort"]
+    server = subprocess.Popen(command, cwd=dist.parent, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    address = f"http://127.0.0.1:{port}/"
+    try:
+        for _ in range(PATIENCE * 2):
+            with contextlib.suppress(urllib.error.URLError), urllib.request.urlopen(address):
+                break
+            assert server.poll() is None, "the local server ended"
+            time.sleep(0.5)
+        yield address
+    finally:
+        server.terminate()
+        server.wait()
+
+
+@pytest.fixture(scope="module")
+def browser(playwright):
+    """Chromium without any camera, whose page is allowed to use one."""
+    with playwright.chromium.launch(executable_path=CHROMIUM, args=[*FLAGS, "--use-fake-ui-for-media-stream"]) as browser:
+        yield browser
+
+
+class Page:
+    """The page as a person meets it: what it says, and what can be clicked."""
+
+    def __init__(self, browser, url: str, ready: str | None = "Ready", **options):
+        self.context = browser.new_context(permissions=["clipboard-read", "clipboard-write"], **options)
+        self.page = self.context.new_page()
+        self.requests, self.errors = [], []
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.goto(url)
+        if ready:
+            self.says(ready)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        errors = self.errors
+        self.context.close()
+        assert not errors, errors
+
+    @property
+    def sentence(self) -> str:
+        return self.page.inner_text("#status")
+
+    def says(self, *parts: str) -> str:
+        """Wait until the page says all of `parts` in one sentence; returns all that it says then."""
+        check = "parts => parts.every(part => document.getElementById('status').textContent.includes(part))"
+        try:
+            self.page.wait_for_function(check, arg=list(parts), timeout=PATIENCE * 1000)
+        except Exception:
+            pytest.fail(f"the page says {self.sentence!r}, not {parts}")
+        return self.sentence
+
+    def open(self, path: Path, *parts: str) -> str:
+        self.page.set_input_files("#file", path)
+        return self.says(path.name, "sure", *parts)
+
+    def hand(self) -> dict:
+        """What 'Copy as JSON' copies."""
+        if not self.page.is_visible("#copy"):
+            self.page.click("summary")
+        self.page.click("#copy")
+        (hand,) = json.loads(self.page.evaluate("navigator.clipboard.readText()"))
+        return hand
+
+
+def points_of(hand: dict) -> np.ndarray:
+    return np.array([[point["x"], point["y"]] for point in hand["keypoints"]])
+
+
+@pytest.fixture(scope="module")
+def python(model_folder):
+    """Keypoints (21, 2) and scores (21,) of one hand by the Python pipeline."""
+    from transformers import pipeline
+
+    import modeling_handunet  # noqa: F401  registers the pipeline
+
+    pipe = pipeline("keypoint-detection", model=str(model_folder))
+
+    def detect(image, box=None, handedness="right"):
+        (hand,) = pipe(image if isinstance(image, Image.Image) else str(image), None if box is None else [box], handedness)
+        return points_of(hand), np.array([point["score"] for point in hand["keypoints"]])
+
+    return detect
+
+
+def box_of(hand: dict) -> list[float]:
+    left, top, right, bottom = (hand["box"][side] for side in ("xmin", "ymin", "xmax", "ymax"))
+    return [left, top, right - left, bottom - top]
+
+
+def hold_to_python(python, hand: dict, image, whole=False, handedness="right", tolerance=0.5) -> None:
+    """Keypoints within `tolerance` px of Python's where the crop is 224 px wide."""
+    expected, scores = python(image, None if whole else box_of(hand), handedness)
+    side = max(box_of(hand)[2:]) / (1 if whole else 0.45)
+    apart = np.linalg.norm(points_of(hand) - expected, axis=1) * (224 / side)
+    assert apart.max() <= tolerance, apart.round(2)
+    np.testing.assert_allclose([point["score"] for point in hand["keypoints"]], scores, atol=0.04 * tolerance)
+    assert hand["label"] == f"{handedness} hand"
+
+
+# --- Pictures ---
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["png", "jpg"])
+def test_pictures_get_the_keypoints_that_python_gives(browser, url, photographs, python, tmp_path, kind):
+    with Page(browser, url) as page:
+        for path in photographs:
+            if kind == "jpg":
+                Image.open(path).save(tmp_path / f"{path.stem}.jpg", quality=90)
+                path = tmp_path / f"{path.stem}.jpg"
+            page.open(path, "224 × 224 pixels", "Right hand" if path.stem == "hand-1" else "hand")
+            hold_to_python(python, page.hand(), path, whole=True)
+
+
+@pytest.mark.slow
+def test_left_hands_are_mirrored_as_in_python(browser, url, photographs, python, tmp_path):
+    left = tmp_path / "left.png"
+    Image.open(photographs[1]).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(left)
+    with Page(browser, url) as page:
+        page.page.check("input[value=left]", force=True)
+        page.open(left, "Left hand")
+        hand = page.hand()
+        hold_to_python(python, hand, left, whole=True, handedness="left")
+        mirrored = points_of(hand) * (-1, 1) + (224, 0)
+        assert np.abs(mirrored - python(photographs[1])[0]).max() < 0.5
+        page.page.check("input[value=right]", force=True)
+        page.says("left.png", "ight hand")
+        hold_to_python(python, page.hand(), left, whole=True)
+
+
+@pytest.mark.slow
+def test_a_square_is_drawn_with_the_mouse_or_moved_with_keys(browser, url, photographs, python, tmp_path):
+    wide = tmp_path / "wide.png"
+    picture = Image.new("RGB", (640, 400), (70, 90, 80))
+    picture.paste(Image.open(photographs[1]), (380, 30))
+    picture.save(wide)
+    with Page(browser, url, viewport={"width": 900, "height": 900}) as page:
+        page.open(wide, "640 × 400")
+        place = page.page.locator("#canvas").bounding_box()
+        scale = place["width"] / 640
+        page.page.mouse.move(place["x"] + 430 * scale, place["y"] + 90 * scale)
+        page.page.mouse.down()
+        page.page.mouse.move(place["x"] + 480 * scale, place["y"] + 150 * scale)
+        page.page.mouse.move(place["x"] + 560 * scale, place["y"] + 190 * scale)
+        page.page.mouse.up()
+        page.page.wait_for_timeout(1000)
+        drawn = page.hand()
+        assert box_of(drawn) == pytest.approx([430, 90, 130, 100], abs=2)
+        hold_to_python(python, drawn, wide)
+        page.page.focus("#canvas")
+        for key in ("ArrowLeft", "ArrowDown", "+"):
+            page.page.keyboard.press(key)
+        page.page.wait_for_timeout(1000)
+        moved = page.hand()
+        left, top, width, height = box_of(drawn)
+        expected = [left - 6.5 - width * 0.05, top + 6.5 - height * 0.05, width * 1.1, height * 1.1]
+        assert box_of(moved) == pytest.approx(expected, abs=0.1)
+        hold_to_python(python, moved, wide)
+        page.page.focus("#canvas")
+        page.page.keyboard.press("Escape")
+        page.page.wait_for_timeout(1000)
+        assert box_of(page.hand()) == [0, 0, 640, 400]
+        hold_to_python(python, page.hand(), wide, whole=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [(4000, 3000), (5000, 5000)])  # the second is reduced before it is cut
+def test_large_pictures_are_answered_as_in_python(browser, url, photographs, python, tmp_path, size):
+    path = tmp_path / "large.jpg"
+    Image.open(photographs[1]).resize(size, Image.Resampling.BICUBIC).save(path, quality=92)
+    with Page(browser, url) as page:
+        page.open(path, f"{size[0]} × {size[1]} pixels")
+        hold_to_python(python, page.hand(), path, whole=True)
+
+
+@pytest.mark.slow
+def test_pictures_stand_upright_by_their_orientation_and_on_black(browser, url, photographs, python, tmp_path):
+    turned = Image.open(photographs[1]).transpose(Image.Transpose.ROTATE_90)
+    exif = turned.getexif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    turned.save(tmp_path / "turned.jpg", quality=95, exif=exif)
+    clear = Image.open(photographs[1]).convert("RGBA")
+    clear.putalpha(Image.linear_gradient("L").resize(clear.size))
+    clear.save(tmp_path / "clear.png")
+    with Page(browser, url) as page:
+        for name in ("turned.jpg", "clear.png"):
+            page.open(tmp_path / name)
+            hold_to_python(python, page.hand(), tmp_path / name, whole=True)
+
+
+@pytest.mark.slow
+def test_one_thread_gives_the_same_answers_without_the_headers(browser, dist, url, photographs, python):
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *arguments):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=dist)) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            with Page(browser, f"http://127.0.0.1:{server.server_port}/") as page:
+                assert "1 thread." in page.page.inner_text("#runtime")
+                page.open(photographs[0])
+                hold_to_python(python, page.hand(), photographs[0], whole=True)
+        finally:
+            server.shutdown()
+            thread.join()
+    with Page(browser, url) as page:
+        assert page.page.evaluate("crossOriginIsolated")
+        cores = page.page.evaluate("navigator.hardwareConcurrency")
+        assert f"WebAssembly, {min(cores, 4)} thread" in page.page.inner_text("#runtime")
+
+
+# --- Camera ---
+
+
+def camera_frame(photograph: Path, shift: int = 0) -> Image.Image:
+    """A photograph of a hand where the guide expects one, moved by `shift` pixels to the right."""
+    frame = Image.new("RGB", CAMERA, (96, 120, 96))
+    frame.paste(Image.open(photograph).resize((448, 448), Image.Resampling.BICUBIC), (96 + shift, 16))
+    return frame
+
+
+@contextlib.contextmanager
+def filmed(playwright, frames, path: Path):
+    """Chromium whose camera shows `frames`, over and over, at 30 a second."""
+    with path.open("wb") as film:
+        for frame in frames:
+            data = io.BytesIO()
+            frame.save(data, "JPEG", quality=95)
+            film.write(data.getvalue())
+    flags = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+    flags.append(f"--use-file-for-fake-video-capture={path}")
+    with playwright.chromium.launch(executable_path=CHROMIUM, args=[*FLAGS, *flags]) as browser:
+        yield browser
+
+
+@pytest.mark.slow
+def test_the_cameras_hand_gets_the_keypoints_that_python_gives(playwright, url, photographs, python, tmp_path):
+    frame = camera_frame(photographs[1])
+    with filmed(playwright, [frame], tmp_path / "still.mjpeg") as browser, Page(browser, url) as page:
+        page.page.click("#camera")
+        page.says("Following a right hand")
+        page.page.wait_for_selector("#speed:visible")
+        page.page.wait_for_timeout(3000)
+        hand = page.hand()
+        # A camera's frames come compressed and with halved colours, so the pixels are not quite the same.
+        hold_to_python(python, hand, frame, tolerance=4)
+        found = points_of(hand)
+        middle, extent = (found.min(0) + found.max(0)) / 2, np.ptp(found, axis=0).max()
+        left, top, side, _ = box_of(hand)
+        assert np.abs(middle - (left + side / 2, top + side / 2)).max() < 4 and side == pytest.approx(extent, rel=0.1)
+        assert re.fullmatch(r"\d+ frames/s · \d+ ms a hand", page.page.inner_text("#speed"))
+        label = page.page.get_attribute("#canvas", "aria-label")
+        assert "skeleton of a right hand" in label
+        print("live:", page.page.inner_text("#speed"), "·", page.page.inner_text("#runtime"))
+        page.page.click("#again")
+        page.says("Following a right hand")
+        page.page.click("#camera")
+        assert page.says("The camera is off") and page.page.inner_text("#camera") == "Start camera"
+        assert page.page.is_hidden("#speed") and page.page.is_visible("#welcome")
+        own = {url, f"blob:{url}"}
+        assert all(request.startswith(tuple(own)) for request in page.requests), page.requests
+
+
+@pytest.mark.slow
+def test_the_crop_follows_a_hand_and_returns_to_the_guide_when_it_is_gone(playwright, url, photographs, tmp_path):
+    still = [camera_frame(photographs[1])] * 30
+    moving = [camera_frame(photographs[1], shift) for shift in (*range(0, 120, 1), *[120] * 60)]
+    empty = [Image.new("RGB", CAMERA, (96, 120, 96))] * 120
+    with filmed(playwright, [*still, *moving, *empty], tmp_path / "moving.mjpeg") as browser, Page(browser, url) as page:
+        page.page.evaluate(
+            "() => { window.said = [];"
+            " new MutationObserver(() => window.said.push(document.getElementById('status').textContent))"
+            ".observe(document.getElementById('status'), { childList: true, characterData: true, subtree: true }); }"
+        )
+        page.page.click("#camera")
+        page.says("Following")
+        page.page.click("summary")
+        wrists = []
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            said = page.page.evaluate("window.said")
+            lost = [i for i, text in enumerate(said) if i and text.startswith("Hold") and said[i - 1].startswith("Following")]
+            if lost and any(text.startswith("Following") for text in said[lost[0] :]) and max(wrists, default=0) - min(wrists, default=0) > 80:
+                break
+            if page.page.is_visible("#keypoints"):
+                wrists.append(float(page.page.inner_text("#keypoints tr:first-child td:nth-child(2)") or "nan"))
+                wrists = [x for x in wrists if x == x]
+            time.sleep(0.1)
+        else:
+            pytest.fail(f"said {said}, the wrist at {wrists}")
+
+
+def hide_and_show(port: int) -> None:
+    """Put another tab before the page for three seconds, then the page again, through Chromium's own addresses."""
+    tabs = json.load(urllib.request.urlopen(f"http://127.0.0.1:{port}/json"))
+    page = next(tab["id"] for tab in tabs if tab["type"] == "page")
+    new = urllib.request.Request(f"http://127.0.0.1:{port}/json/new?about:blank", method="PUT")
+    urllib.request.urlopen(new).read()
+    time.sleep(3)
+    urllib.request.urlopen(f"http://127.0.0.1:{port}/json/activate/{page}").read()
+    time.sleep(3)
+
+
+@pytest.mark.slow
+def test_a_hidden_page_pauses_and_goes_on_when_shown(playwright, url, photographs, tmp_path):
+    camera_frame(photographs[1]).save(tmp_path / "still.mjpeg", "JPEG", quality=95)
+    port = free_port()
+    flags = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+    flags += [f"--use-file-for-fake-video-capture={tmp_path / 'still.mjpeg'}", f"--remote-debugging-port={port}"]
+    command = [CHROMIUM, *FLAGS, *flags, f"--user-data-dir={tmp_path / 'profile'}", url]
+    chromium = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    address = f"http://127.0.0.1:{port}"
+    status = "document.getElementById('status').textContent"
+    try:
+        for _ in range(PATIENCE * 2):
+            with contextlib.suppress(urllib.error.URLError), urllib.request.urlopen(f"{address}/json/version"):
+                break
+            time.sleep(0.5)
+        attached = playwright.chromium.connect_over_cdp(address)
+        (page,) = [page for page in attached.contexts[0].pages if page.url == url]
+        page.wait_for_function(f"() => {status}.includes('Ready')", timeout=PATIENCE * 1000)
+        page.evaluate(
+            f"() => {{ window.said = []; setInterval(() => {{ const now = document.visibilityState + ': ' + {status};"
+            " if (now !== window.said.at(-1)) window.said.push(now); }, 20);"
+            f" document.addEventListener('visibilitychange', () => setTimeout(() => window.said.push("
+            f"document.visibilityState + ': ' + {status}), 0)); }}"
+        )
+        page.click("#camera")
+        page.wait_for_function(f"() => {status}.includes('Following')", timeout=PATIENCE * 1000)
+        attached.close()  # while Playwright looks on, every tab counts as visible
+        hide_and_show(port)
+        attached = playwright.chromium.connect_over_cdp(address)
+        (page,) = [page for page in attached.contexts[0].pages if page.url == url]
+        page.wait_for_function(f"() => {status}.includes('Following')", timeout=PATIENCE * 1000)
+        said = page.evaluate("window.said")
+        attached.close()
+    finally:
+        chromium.terminate()
+        chromium.wait()
+    hidden = said.index("hidden: Paused while this page is hidden.")
+    assert any(text == "visible: Following a right hand." for text in said[:hidden]), said
+    assert not any("Following" in text for text in said if text.startswith("hidden")), said
+    assert any(text == "visible: Following a right hand." for text in said[hidden:]), said
+
+
+# --- Whatever goes wrong ---
+
+
+@pytest.mark.slow
+def test_without_a_camera_the_page_says_so_and_pictures_still_open(browser, url, photographs):
+    with Page(browser, url) as page:
+        page.page.click("#camera")
+        page.says("There is no camera on this device")
+        assert "error" in page.page.get_attribute("#status", "class")
+        page.open(photographs[0])
+        assert "error" not in page.page.get_attribute("#status", "class")
+
+
+@pytest.mark.slow
+def test_a_camera_that_is_refused_is_said_to_be(playwright, url, photographs):
+    flags = [*FLAGS, "--use-fake-device-for-media-stream"]
+    with playwright.chromium.launch(executable_path=CHROMIUM, args=flags) as browser, Page(browser, url) as page:
+        page.page.click("#camera")
+        page.says("The camera was not allowed")
+        page.open(photographs[0])
+
+
+@pytest.mark.slow
+def test_a_question_for_the_camera_that_nobody_answers_holds_up_nothing(browser, url, photographs):
+    with Page(browser, url) as page:
+        page.page.evaluate("() => { navigator.mediaDevices.getUserMedia = () => new Promise(() => {}); }")
+        page.page.click("#camera")
+        page.says("Waiting for the camera: allow it")
+        page.open(photographs[0])
+        page.page.click("#camera")
+        page.says("Waiting for the camera")
+        page.page.click("#camera")
+        page.says("The camera is off")
+
+
+@pytest.mark.slow
+def test_files_that_are_no_pictures_get_a_sentence_each(browser, url, photographs, tmp_path):
+    photograph = Image.open(photographs[0])
+    data = photographs[0].read_bytes()
+    (tmp_path / "broken.png").write_bytes(data[:40] + bytes(len(data) - 40))
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    (tmp_path / "notes.txt").write_text("a hand")
+    photograph.save(tmp_path / "scan.tiff")
+    photograph.resize((10, 10)).save(tmp_path / "tiny.png")
+    with Page(browser, url) as page:
+        for name, *parts in (
+            ("broken.png", "“broken.png” cannot be decoded", "damaged"),
+            ("empty.jpg", "“empty.jpg” is empty"),
+            ("notes.txt", "“notes.txt” is not a picture that this browser reads", "JPEG, PNG or WebP"),
+            ("scan.tiff", "“scan.tiff” is not a picture that this browser reads"),
+        ):
+            page.page.set_input_files("#file", tmp_path / name)
+            page.says(*parts)
+            assert page.page.is_visible("#welcome") and page.page.is_hidden("#confidence")
+        page.open(tmp_path / "tiny.png", "10 × 10 pixels it is too small for an answer to trust")
+        assert len(page.hand()["keypoints"]) == 21
+
+
+DROP = """([one, two]) => {
+  const transfer = new DataTransfer();
+  for (const [name, text] of [one, two]) {
+    const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+    transfer.items.add(new File([bytes], name, { type: "image/png" }));
+  }
+  document.body.dispatchEvent(new DragEvent("drop", { dataTransfer: transfer, bubbles: true, cancelable: true }));
+}"""
+
+
+@pytest.mark.slow
+def test_of_two_pictures_at_once_one_is_answered_and_the_other_named(browser, url, photographs, python):
+    first, second = photographs[:2]
+    with Page(browser, url) as page:
+        files = [[path.name, base64.b64encode(path.read_bytes()).decode()] for path in (first, second)]
+        page.page.evaluate(DROP, files)
+        page.says("You gave 2 files: this is the first.", first.name, "sure")
+        hold_to_python(python, page.hand(), first, whole=True)
+        # And two in a row, the second before the first is answered.
+        page.page.evaluate(
+            f"files => {{ const drop = {DROP}; drop([files[0], files[0]]); drop([files[1], files[1]]); }}", files
+        )
+        page.says(f"“{first.name}” was set aside for it.", f"“{second.name}”", "sure")
+        page.page.wait_for_timeout(1000)
+        page.says(second.name)
+        hold_to_python(python, page.hand(), second, whole=True)
+        page.page.evaluate(
+            "document.body.dispatchEvent(new DragEvent('drop', { dataTransfer: new DataTransfer(), bubbles: true }))"
+        )
+        page.says("That was not a file")
+
+
+@pytest.mark.slow
+def test_a_missing_model_is_named_and_can_be_tried_again(browser, url, photographs):
+    with Page(browser, url + "?model=absent.onnx", ready=None) as page:
+        page.says("The model file absent.onnx is missing")
+        assert page.page.is_visible("#retry")
+        page.page.set_input_files("#file", photographs[0])
+        page.says("The model file absent.onnx is missing")
+        model = urllib.request.urlopen(url + "model.onnx").read()
+        page.page.route("**/absent.onnx", lambda route: route.fulfill(body=model, content_type="application/octet-stream"))
+        page.page.click("#retry")
+        page.says(photographs[0].name, "sure")
+        assert page.page.is_hidden("#retry")
+    for name, sentence in (("icon.svg", "The model file cannot be used"), ("index.html", "is missing")):
+        with Page(browser, f"{url}?model={name}", ready=None) as page:
+            page.says(sentence)
+
+
+@pytest.mark.slow
+def test_a_model_cut_short_is_refused(browser, url):
+    model = urllib.request.urlopen(url + "model.onnx").read()
+    with Page(browser, url + "?model=other.onnx&x", ready=None) as page:
+        page.page.route("**/other.onnx", lambda route: route.fulfill(body=model[:100_000], content_type="application/x"))
+        page.page.reload()
+        page.says("The model file cannot be used, it ends early")
+
+
+# --- For everyone ---
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_phone_shows_all_of_it_in_light_and_dark(browser, url, photographs, scheme):
+    phone = {"viewport": {"width": 360, "height": 740}, "color_scheme": scheme, "has_touch": True}
+    with Page(browser, url, **phone) as page:
+        assert page.page.evaluate("document.documentElement.scrollWidth") <= 360
+        page.open(photographs[0])
+        page.hand()
+        assert page.page.evaluate("document.documentElement.scrollWidth") <= 360
+        for control in page.page.locator("button:visible").all():
+            assert control.bounding_box()["height"] >= 44, control.inner_text()
+        back = page.page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert (sum(map(int, re.findall(r"\d+", back))) > 384) == (scheme == "light")
+
+
+@pytest.mark.slow
+def test_every_control_is_reached_by_the_keyboard_and_has_a_name(browser, url, photographs):
+    with Page(browser, url) as page:
+        page.open(photographs[0])
+        reached = []
+        for _ in range(12):
+            page.page.keyboard.press("Tab")
+            reached.append(page.page.evaluate("document.activeElement.id || document.activeElement.tagName"))
+        for name in ("canvas", "camera", "open", "again", "INPUT", "SUMMARY"):
+            assert name in reached, reached
+        assert "skeleton of a right hand" in page.page.get_attribute("#canvas", "aria-label")
+        assert page.page.get_attribute("#status", "aria-live") == "polite"
+        assert "Nothing leaves this device" in page.page.inner_text("header")
+        assert page.page.locator("button:visible").evaluate_all("nodes => nodes.every(node => node.innerText.trim())")
