@@ -264,7 +264,7 @@ def finish(run: Run, metric, output: Path) -> None:
     arrays = predict(accelerator, model, run.test_loader, sigma=args.sigma, quantize=False, decoding=args.decoding)
     if accelerator.is_main_process:
         test, baseline = score(metric, arrays), score(metric, mean_pose_arrays(run.splits.train, arrays))
-        ratio = test[SELECTED_BY] / baseline[SELECTED_BY]
+        ratio = test[SELECTED_BY] / max(baseline[SELECTED_BY], 1e-9)  # 0 where all hands are the same
         metrics = {
             "dataset": run.splits.source,
             "processes": accelerator.num_processes,

@@ -348,8 +348,8 @@ def test_unreadable_photographs_are_named_and_end_the_run_above_a_share(tmp_path
     settings = [*TINY, "--annotations", tmp_path / "hands.json", "--cache_dir", tmp_path / "cache"]
     status, log = forked(tmp_path, *settings, "--output_dir", tmp_path / "refused")
     assert status == 1
-    assert re.search(r"train\.py: 1 of 20 images cannot be read, 0 may be .*19\.jpg", log)
-    status, log = forked(tmp_path, *settings, "--output_dir", tmp_path / "run", "--max_unreadable_share", "0.1")
+    assert re.search(r"train\.py: 1 of \d+ images cannot be read, 0 may be .*19\.jpg", log)
+    status, log = forked(tmp_path, *settings, "--output_dir", tmp_path / "run", "--max_unreadable_share", "0.5")
     assert status == 0, log
     assert re.search(r"left out .*19\.jpg, which cannot be read", log)
     assert "\r" not in log  # no progress bars in a file
