@@ -240,9 +240,9 @@ def download(page, button: str) -> bytes:
 
 
 def rows_of(page) -> list[list[str]]:
-    cells = page.locator("#table tbody tr")
-    page.wait_for_function("document.querySelectorAll('#table tbody tr').length > 20")
-    return [[cell.strip() for cell in row.locator("td").all_inner_texts()] for row in cells.all()]
+    page.wait_for_function("document.querySelectorAll('#table [role=row][data-index]').length > 20")
+    rows = page.locator("#table [role=row][data-index]").all()
+    return [[cell.strip() for cell in row.locator("[role=gridcell]").all_inner_texts()] for row in rows]
 
 
 @pytest.mark.slow

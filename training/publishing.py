@@ -48,8 +48,8 @@ OF_THE_WEIGHTS = ("figures/", "examples/", "onnx/")
 # The figures that the card lists, with their definitions.
 REPORTED = {
     "mean_error_percent": ("mean error, %", "mean distance of a keypoint from the truth, % of the image side"),
-    "mean_error_px_128": ("mean error, px at 128", "the same in pixels of a 128 px crop"),
-    "mean_error_px_224": ("mean error, px at 224", "the same in pixels of a 224 px crop"),
+    "mean_error_px_128": ("mean error, px at 128", "mean distance of a keypoint from the truth, in pixels of a 128 px crop"),
+    "mean_error_px_224": ("mean error, px at 224", "mean distance of a keypoint from the truth, in pixels of a 224 px crop"),
     "pck@0.05": ("PCK@0.05", "share of keypoints within 0.05 of the longer side of the hand's box"),
     "pck@0.1": ("PCK@0.1", "share of keypoints within 0.1 of the longer side of the hand's box"),
     "pck@0.2": ("PCK@0.2", "share of keypoints within 0.2 of the longer side of the hand's box"),

@@ -23,7 +23,7 @@ from transformers import pipeline
 MAX_IMAGE_BYTES = 32 * 1024**2
 MAX_IMAGE_PIXELS = 25_000_000
 # Photographs' formats; some of Pillow's others start programs.
-IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "JPEG2000", "AVIF", "ICO")
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "JPEG2000", "AVIF")
 MAX_IMAGES = 16
 MAX_HANDS = 64
 BATCH_SIZE = 16  # hands that go through the network together
@@ -79,7 +79,7 @@ class EndpointHandler:
         hands = sum(1 if image_boxes is None else len(image_boxes) for image_boxes in boxes)
         if hands > MAX_HANDS:
             raise RequestError(413, f"Got {hands} boxes: send at most {MAX_HANDS} in a request.")
-        images = [open_image(image) for image in inputs]
+        images = [check_image(image) for image in inputs]
         try:
             answer = self.pipe(
                 images, boxes=boxes, handedness=handedness, threshold=parameters.get("threshold"), batch_size=BATCH_SIZE
@@ -111,18 +111,18 @@ def read_request(data) -> tuple[object, dict]:
     return data["inputs"], parameters
 
 
-def open_image(image) -> Image.Image:
-    """One image of a request, checked before it is decoded; raises `RequestError`."""
+def check_image(image) -> Image.Image | bytes:
+    """One image of a request as the pipeline takes it, not decoded yet; raises `RequestError` for one beyond the limits."""
     if isinstance(image, Image.Image):  # what Hugging Face's toolkit makes of an image sent as such
-        opened = image
+        data, (width, height) = image, image.size
     else:
-        opened = _open_bytes(image if isinstance(image, bytes) else _decode_base64(image))
-    width, height = opened.size
+        data = image if isinstance(image, bytes) else _decode_base64(image)
+        width, height = _size(data)
     if width * height > MAX_IMAGE_PIXELS:
         raise RequestError(
             413, f"The image has {width}x{height} pixels: send at most {MAX_IMAGE_PIXELS} of them, resize it first."
         )
-    return opened
+    return data
 
 
 def _decode_base64(text) -> bytes:
@@ -136,14 +136,16 @@ def _decode_base64(text) -> bytes:
         raise RequestError(400, "An image is not valid base64. Paths and web addresses are not read: send its bytes.") from None
 
 
-def _open_bytes(data: bytes) -> Image.Image:
+def _size(data: bytes) -> tuple[int, int]:
+    """Width and height of an image in a file's bytes."""
     if len(data) > MAX_IMAGE_BYTES:
         raise RequestError(413, f"The image has {len(data)} bytes: send at most {MAX_IMAGE_BYTES}, resize it first.")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is checked by the caller
-            return Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+            with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
+                return image.size
     except Image.DecompressionBombError as error:
         raise RequestError(413, f"{error} Resize the image first.") from None
     except Exception as error:  # Pillow's decoders raise many kinds for damaged headers
-        raise RequestError(415, f"{len(data)} bytes are not an image that Pillow can read: {error}") from None
+        raise RequestError(415, f"{len(data)} bytes are not an image that can be read: {error}") from None

@@ -20,7 +20,7 @@ SEED = 20260
 # Name, title, difficulty, sample, whether it is mirrored into a left hand.
 EXAMPLES = (
     ("open", "an open right hand", "easy", 7, False),
-    ("pointing", "a pointing right hand", "full", 19, False),
+    ("pointing", "a pointing right hand", "easy", 17, False),
     ("left", "an open left hand", "easy", 18, True),
     ("three", "thumb and two fingers of a right hand", "easy", 12, False),
 )
