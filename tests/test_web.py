@@ -227,6 +227,16 @@ class Page:
         return hand
 
 
+def hand_with_box(page: Page, box, tolerance: float) -> dict:
+    """The page's answer as soon as it is one about `box`."""
+    for _ in range(PATIENCE):
+        hand = page.hand()
+        if box_of(hand) == pytest.approx(box, abs=tolerance):
+            return hand
+        page.page.wait_for_timeout(500)
+    return pytest.fail(f"the box is {box_of(hand)}, not {box}")
+
+
 def points_of(hand: dict) -> np.ndarray:
     return np.array([[point["x"], point["y"]] for point in hand["keypoints"]])
 
@@ -308,24 +318,19 @@ def test_a_square_is_drawn_with_the_mouse_or_moved_with_keys(browser, url, photo
         page.page.mouse.move(place["x"] + 480 * scale, place["y"] + 150 * scale)
         page.page.mouse.move(place["x"] + 560 * scale, place["y"] + 190 * scale)
         page.page.mouse.up()
-        page.page.wait_for_timeout(1000)
-        drawn = page.hand()
-        assert box_of(drawn) == pytest.approx([430, 90, 130, 100], abs=2)
+        drawn = hand_with_box(page, [430, 90, 130, 100], 2)
         hold_to_python(python, drawn, wide)
         page.page.focus("#canvas")
         for key in ("ArrowLeft", "ArrowDown", "+"):
             page.page.keyboard.press(key)
-        page.page.wait_for_timeout(1000)
-        moved = page.hand()
         left, top, width, height = box_of(drawn)
-        expected = [left - 6.5 - width * 0.05, top + 6.5 - height * 0.05, width * 1.1, height * 1.1]
-        assert box_of(moved) == pytest.approx(expected, abs=0.1)
+        step = 0.05 * max(width, height)
+        moved_box = [left - step - width * 0.05, top + step - height * 0.05, width * 1.1, height * 1.1]
+        moved = hand_with_box(page, moved_box, 0.01)
         hold_to_python(python, moved, wide)
         page.page.focus("#canvas")
         page.page.keyboard.press("Escape")
-        page.page.wait_for_timeout(1000)
-        assert box_of(page.hand()) == [0, 0, 640, 400]
-        hold_to_python(python, page.hand(), wide, whole=True)
+        hold_to_python(python, hand_with_box(page, [0, 0, 640, 400], 0), wide, whole=True)
 
 
 @pytest.mark.slow
