@@ -71,58 +71,71 @@ def decode_heatmaps(heatmaps: Tensor, method: str = "local") -> tuple[Tensor, Te
         raise ValueError(f"method={method!r}: choose one of {', '.join(map(repr, DECODING_METHODS))}.")
     if heatmaps.ndim < 2 or 0 in heatmaps.shape[-2:]:
         raise ValueError(f"heatmaps has shape {tuple(heatmaps.shape)}: expected (..., height, width), not empty.")
-    heatmaps = heatmaps.float()
     height, width = heatmaps.shape[-2:]
-    row_peaks = heatmaps.amax(-1)  # (..., H); amax and then argmax over one row is far faster than argmax over the map
-    scores = row_peaks.amax(-1)
+    if not heatmaps.is_floating_point() or heatmaps.dtype == torch.float64:
+        heatmaps = heatmaps.float()
+    scores, peaks = _highest_pixels(heatmaps)
     if method == "mean":
-        rows, columns = heatmaps.sum(-1), heatmaps.sum(-2)  # (..., H), (..., W)
+        rows, columns = (heatmaps.sum(axis, dtype=torch.float32) for axis in (-1, -2))  # (..., H), (..., W)
         total = rows.sum(-1).clamp_min(torch.finfo(torch.float32).tiny)
-        x = columns @ _pixel_centers(width, heatmaps) / total
-        y = rows @ _pixel_centers(height, heatmaps) / total
+        x = columns @ _pixel_centers(width, columns) / total
+        y = rows @ _pixel_centers(height, rows) / total
         keypoints = torch.stack([x, y], -1)
     else:
-        row = row_peaks.argmax(-1, keepdim=True)  # (..., 1)
-        column = heatmaps.gather(-2, row[..., None].expand(*row.shape, width)).squeeze(-2).argmax(-1, keepdim=True)
-        keypoints = torch.cat([column, row], -1) + 0.5  # (..., 2)
-        if method == "local":
-            keypoints = _refine(heatmaps, keypoints)
+        keypoints = _refine(heatmaps, peaks) if method == "local" else peaks + 0.5
     center = torch.tensor([width / 2, height / 2], device=heatmaps.device)
     found = scores > 0  # False for NaN
     return torch.where(found[..., None], keypoints, center), torch.where(found, scores, 0.0)
 
 
+def _highest_pixels(heatmaps: Tensor) -> tuple[Tensor, Tensor]:
+    """The peaks (...,), float32, of `heatmaps` (..., H, W) and the pixels (..., 2), x then y, where they are.
+
+    The largest of each line and then of these is far faster than argmax over the map, if a line lies as memory does.
+    """
+    height, width = heatmaps.shape[-2:]
+    if heatmaps.ndim == 4 and heatmaps.is_contiguous(memory_format=torch.channels_last):
+        column_peaks = heatmaps.permute(0, 2, 3, 1).amax(1).permute(0, 2, 1)  # (B, N, W)
+        column = column_peaks.argmax(-1, keepdim=True)  # (B, N, 1)
+        row = heatmaps.gather(-1, column[..., None].expand(*column.shape[:-1], height, 1)).argmax(-2)
+        return column_peaks.amax(-1).float(), torch.cat([column, row], -1)
+    row_peaks = heatmaps.amax(-1)  # (..., H)
+    row = row_peaks.argmax(-1, keepdim=True)  # (..., 1)
+    column = heatmaps.gather(-2, row[..., None].expand(*row.shape, width)).argmax(-1)
+    return row_peaks.amax(-1).float(), torch.cat([column, row], -1)
+
+
 def _refine(heatmaps: Tensor, peaks: Tensor) -> Tensor:
-    """Mean shift from `peaks` (..., 2) in windows cut out of `heatmaps` (..., H, W)."""
-    shape, (height, width) = peaks.shape, heatmaps.shape[-2:]
+    """Mean shift from the pixels `peaks` (..., 2), x then y, in windows cut out of `heatmaps` (..., H, W)."""
+    height, width = heatmaps.shape[-2:]
     offsets = torch.arange(-LOCAL_RADIUS, LOCAL_RADIUS + 1, device=heatmaps.device)
-    peaks = peaks.reshape(-1, 2)
-    columns = peaks[:, :1].floor().long() + offsets  # (N, D)
-    rows = peaks[:, 1:].floor().long() + offsets
-    within = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None, :]
-    maps = torch.arange(len(peaks), device=heatmaps.device)[:, None, None] * (height * width)
-    flat = maps + rows.clamp(0, height - 1)[:, :, None] * width + columns.clamp(0, width - 1)[:, None, :]
-    window = heatmaps.reshape(-1).index_select(0, flat.flatten()).view_as(flat) * within  # (N, D, D)
+    last = torch.tensor([[width - 1], [height - 1]], device=heatmaps.device)
+    places = peaks[..., None] + offsets  # (..., 2, D): columns, rows
+    inside = places.clamp(last * 0, last)
+    within = inside == places
+    columns, rows = inside.unbind(-2)  # (..., D)
+    pixels = (rows[..., :, None] * width + columns[..., None, :]).flatten(-2)  # (..., D * D)
+    window = heatmaps.flatten(-2).gather(-1, pixels).float()
+    window = window.unflatten(-1, (len(offsets), len(offsets)))  # (..., D, D): rows, columns
+    window = window * (within[..., 1, :, None] & within[..., 0, None, :])
 
-    def weights(centers: Tensor, at: Tensor, limit: int) -> Tensor:
-        distance = centers - at[:, None]
-        mirrored = at[:, None] - distance
-        return torch.exp(-(distance**2) / (2 * LOCAL_SIGMA**2)) * ((mirrored > 0) & (mirrored < limit))
-
-    x_centers, y_centers = columns + 0.5, rows + 0.5
-    # A plain step halves the distance to the centre of a Gaussian as wide as the weights, so each step goes twice as
-    # far: exact for that width, and still converging for every other one.
-    x, y = peaks.unbind(1)
+    # From here on in pixels from the peak's centre, for both axes at once.  A plain step halves the distance to the
+    # centre of a Gaussian as wide as the weights, so each step goes twice as far: exact for that width, and still
+    # converging for every other one.
+    low, high = -(peaks + 0.5)[..., None], last - peaks[..., None] + 0.5  # (..., 2, 1), the image's borders
+    shift = torch.zeros_like(low)
     for _ in range(LOCAL_STEPS):
-        x_weights, y_weights = weights(x_centers, x, width), weights(y_centers, y, height)
-        by_column = (window * y_weights[:, :, None]).sum(1) * x_weights  # (N, D)
-        by_row = (window * x_weights[:, None, :]).sum(2) * y_weights
-        total = by_column.sum(1)
+        distance = offsets - shift  # (..., 2, D)
+        mirrored = shift - distance
+        weights = torch.exp(-(distance**2) / (2 * LOCAL_SIGMA**2)) * ((mirrored > low) & (mirrored < high))
+        by_column = (window * weights[..., 1, :, None]).sum(-2)  # (..., D)
+        by_row = (window * weights[..., 0, None, :]).sum(-1)
+        mass = torch.stack([by_column, by_row], -2) * weights  # (..., 2, D)
+        total = mass.sum(-1, keepdim=True)
         moved = total > 0
-        total = torch.where(moved, total, 1.0)
-        x = torch.where(moved, 2 * (by_column * x_centers).sum(1) / total - x, x)
-        y = torch.where(moved, 2 * (by_row * y_centers).sum(1) / total - y, y)
-    return torch.stack([x, y], 1).reshape(shape)
+        mean = (mass * offsets).sum(-1, keepdim=True) / torch.where(moved, total, 1.0)
+        shift = torch.where(moved, 2 * mean - shift, shift)
+    return peaks + 0.5 + shift.squeeze(-1)
 
 
 __all__ = ["DECODING_METHODS", "decode_heatmaps", "render_heatmaps"]

@@ -61,7 +61,7 @@ class HandUNetWithDecoder(nn.Module):
         self.model = model
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        heatmaps = self.model(pixel_values).heatmaps
+        heatmaps = self.model(pixel_values).heatmaps.contiguous()  # as ONNX has them, so that nothing is transposed
         return heatmaps, *decode_heatmaps(heatmaps)
 
 

@@ -128,3 +128,15 @@ def test_decoding_names_what_it_cannot_use():
         decode_heatmaps(torch.zeros(1, 8, 8), "median")
     with pytest.raises(ValueError, match=r"shape \(21, 0, 8\)"):
         decode_heatmaps(torch.zeros(21, 0, 8))
+
+
+@pytest.mark.parametrize("method", DECODING_METHODS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_decoding_answers_the_same_whichever_way_the_maps_lie_in_memory(method, dtype):
+    heatmaps = (render_heatmaps(torch.rand(3, 21, 2) * 24 - 2, (20, 24), 2.0) + 0.01 * torch.rand(3, 21, 20, 24)).to(dtype)
+    keypoints, scores = decode_heatmaps(heatmaps, method)
+    for other in (heatmaps.contiguous(memory_format=torch.channels_last), heatmaps.mT.contiguous().mT):
+        other_keypoints, other_scores = decode_heatmaps(other, method)
+        if dtype == torch.float32:  # low precision has equal peaks, of which any may be taken
+            torch.testing.assert_close(other_keypoints, keypoints, atol=1e-4, rtol=0)
+        assert torch.equal(other_scores, scores)
