@@ -13,7 +13,8 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from tests.test_space import CHROMIUM, FLAGS, ROOT, opened, says, served
+from tests.chromium import CHROMIUM, FLAGS
+from tests.test_space import ROOT, opened, says, served
 
 WINDOWS = {
     "space.jpg": {"viewport": {"width": 1180, "height": 900}},

@@ -1,5 +1,6 @@
 """The README's code is run as it is printed."""
 
+import configparser
 import re
 import runpy
 import subprocess
@@ -59,4 +60,14 @@ def test_every_file_and_option_that_the_readme_names_exists():
 def test_the_ci_script_finds_the_readmes_test_command():
     pattern = re.search(r"grep -m 1 -E '([^']+)'", (ROOT / ".ci/run").read_text()).group(1)
     commands = [line for line in README.splitlines() if re.search(pattern, line)]
-    assert commands == ["pip install -c constraints.txt -e '.[test]' && python -m pytest"]
+    assert commands == ["pip install -c constraints.txt -e '.[test,onnx,browser,space]' && python -m pytest"]
+
+
+def test_the_test_command_installs_what_the_pages_tests_import():
+    extras = configparser.ConfigParser()
+    extras.read(ROOT / "setup.cfg")
+    extras = dict(extras["options.extras_require"])
+    gradio = next(line for line in (ROOT / "demo/space/requirements.txt").read_text().splitlines() if "gradio" in line)
+    assert extras["space"].split() == [gradio]
+    assert {"onnx", "onnxruntime", "onnxscript"} <= set(re.findall(r"[a-z]+", extras["onnx"]))
+    assert "playwright" in extras["browser"]

@@ -21,13 +21,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.chromium import CHROMIUM, FLAGS, MISSING
+
 ROOT = Path(__file__).resolve().parents[1]
 WEB = ROOT / "demo" / "web"
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-).split()
 PATIENCE = 120  # seconds, on a busy machine
 NETWORK_ERRORS = ("ENOTFOUND", "ECONNREFUSED", "ECONNRESET", "ETIMEDOUT", "EAI_AGAIN", "ENETUNREACH")
 CAMERA = (640, 480)
@@ -99,7 +96,7 @@ def free_port() -> int:
 @pytest.fixture(scope="module")
 def playwright():
     if CHROMIUM is None:
-        pytest.skip("Chromium is not installed (Debian: apt-get install chromium)")
+        pytest.skip(MISSING)
     api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install handunet[browser]")
     with api.sync_playwright() as started:
         yield started
