@@ -1,7 +1,9 @@
 """The loss between predicted and target heatmaps: one minus their intersection over union.
 
-Change this file to train on another loss: the model calls nothing else.
+Change [`HeatmapLoss`] to train on another loss: the model calls nothing else.
 """
+
+import math
 
 import torch
 from torch import Tensor, nn
@@ -45,10 +47,31 @@ class IoULoss(nn.Module):
                 "render the targets at the model's image_size, one per keypoint."
             )
         with torch.autocast(heatmaps.device.type, enabled=False):
-            y, t = heatmaps.float().flatten(2), targets.float().flatten(2)  # (B, N, H * W)
-            intersection = torch.linalg.vecdot(y, t)
-            union = torch.linalg.vecdot(y, y) + torch.linalg.vecdot(t, t) - intersection
+            y, t = heatmaps.float().contiguous(), targets.float().contiguous()  # alike in memory: several times as fast
+            intersection = (y * t).sum((2, 3))
+            union = y.square().sum((2, 3)) + t.square().sum((2, 3)) - intersection
             return 1 - (intersection + self.eps) / (union + self.eps)
 
 
-__all__ = ["IoULoss"]
+class HeatmapLoss(IoULoss):
+    """What the model trains on: [`IoULoss`], and squared error where a heatmap counts but its target is empty.
+
+    An empty target says that the keypoint is known not to be there.  Its loss is the energy of the heatmap over that of
+    one keypoint's Gaussian, sum(y * y) / (pi * sigma**2), about 1 for one confident false keypoint.  A keypoint of which
+    nothing is known is left out by `visibility`.
+    """
+
+    def __init__(self, sigma: float, eps: float = 1e-6):
+        super().__init__(eps)
+        self.energy = math.pi * sigma**2
+
+    def per_heatmap(self, heatmaps: Tensor, targets: Tensor) -> Tensor:
+        """The loss (B, N) of each heatmap, before it is averaged."""
+        loss = super().per_heatmap(heatmaps, targets)
+        empty = targets.detach().flatten(2).amax(2) <= 0  # (B, N)
+        if not empty.any():
+            return loss
+        return torch.where(empty, heatmaps.float().square().sum((2, 3)) / self.energy, loss)
+
+
+__all__ = ["HeatmapLoss", "IoULoss"]

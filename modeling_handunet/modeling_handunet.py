@@ -18,7 +18,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, ModelOutput, logging
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_handunet import HandUNetConfig
-from .losses import IoULoss
+from .losses import HeatmapLoss
 
 logger = logging.get_logger(__name__)
 
@@ -158,7 +158,7 @@ class HandUNetForPoseEstimation(HandUNetPreTrainedModel):
         self.down = nn.ModuleList(ConvBlock(a, b) for a, b in zip((config.num_channels, *sizes), sizes))
         self.up = nn.ModuleList(ConvBlock(deep + size, size) for size, deep in zip(sizes[-2::-1], sizes[:0:-1]))
         self.head = nn.Conv2d(sizes[0], config.num_keypoints, 3, padding=1, bias=False)
-        self.loss = IoULoss()
+        self.loss = HeatmapLoss(config.sigma)
         self.post_init()
 
     @can_return_tuple

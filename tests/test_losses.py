@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from modeling_handunet.losses import IoULoss
+from modeling_handunet.losses import HeatmapLoss, IoULoss
 
 
 def test_the_loss_is_one_minus_intersection_over_union_of_each_heatmap():
@@ -46,3 +46,35 @@ def test_shapes_that_do_not_fit_are_named():
         IoULoss()(torch.zeros(1, 2, 8, 8), torch.zeros(1, 2, 4, 4))
     with pytest.raises(ValueError, match=r"visibility has shape \(2,\), expected \(1, 2\)"):
         IoULoss()(torch.zeros(1, 2, 8, 8), torch.zeros(1, 2, 8, 8), torch.ones(2, dtype=torch.bool))
+
+
+def test_an_empty_target_is_learnt_by_squared_error_and_the_others_by_iou():
+    y, t = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 8, 8)
+    t[0, 1] = 0
+    loss = HeatmapLoss(sigma=2.0).per_heatmap(y, t)
+    # The heatmap's energy over that of a Gaussian of standard deviation 2, pi * 2**2.
+    assert loss[0, 1].item() == pytest.approx(float(y[0, 1].square().sum()) / 12.566371, rel=1e-5)
+    elsewhere = torch.ones(2, 3, dtype=torch.bool).index_put((torch.tensor([0]), torch.tensor([1])), torch.tensor(False))
+    torch.testing.assert_close(loss[elsewhere], IoULoss().per_heatmap(y, t)[elsewhere])
+
+
+def test_absence_is_taught_by_a_gradient_that_an_iou_loss_does_not_have():
+    def push(loss) -> float:
+        y = torch.full((1, 1, 8, 8), 0.3, requires_grad=True)
+        loss(y, torch.zeros_like(y)).backward()
+        return y.grad.abs().max().item()
+
+    assert push(HeatmapLoss(sigma=2.0)) > 0.01 and push(IoULoss()) < 1e-6
+
+
+def test_one_confident_false_keypoint_costs_about_one():
+    pixels = torch.arange(64) + 0.5
+    bump = torch.exp(-((pixels - 32) ** 2) / (2 * 3.0**2))
+    y = (bump[:, None] * bump)[None, None]
+    assert HeatmapLoss(sigma=3.0)(y, torch.zeros_like(y)).item() == pytest.approx(1.0, abs=0.01)
+
+
+def test_what_is_unknown_stays_without_penalty():
+    y = torch.rand(1, 2, 4, 4, requires_grad=True)
+    HeatmapLoss(sigma=3.0)(y, torch.zeros(1, 2, 4, 4), torch.tensor([[True, False]])).backward()
+    assert y.grad[0, 0].abs().min() > 0 and y.grad[0, 1].abs().max() == 0
