@@ -6,17 +6,15 @@ keypoints are only ever moved together.
 """
 
 import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from dataset_script.caches import new_arrays, open_arrays, worker_count, written_once
 from dataset_script.files import digest
 from modeling_handunet.configuration_handunet import HandUNetConfig
 from modeling_handunet.crops import box_to_square, crop_square, image_to_square, to_crop, to_rgb
@@ -31,9 +29,8 @@ BOX_FILL = HandUNetImageProcessor.box_fill
 COLUMNS = ("image", "uv", "visibility", "box", "handedness")
 # Raise when HandCrops makes other crops of the same rows, so that caches on disk are made anew.
 CROPS_VERSION = 1
-# Samples that are prepared together while a cache is written, and processes that prepare them at most.
+# Samples that are prepared together while a cache is written.
 CACHE_BATCH = 32
-MAX_CACHE_WORKERS = 8
 
 
 def resize_with_keypoints(
@@ -204,25 +201,12 @@ class HandCrops(Dataset):
 
     def _open_cache(self) -> dict[str, np.ndarray]:
         if self._arrays is None:
-            names = ("image", "keypoints", "visibility", "box_size")
-            self._arrays = {name: np.load(self.cache / f"{name}.npy", mmap_mode="r") for name in names}
+            self._arrays = open_arrays(self.cache, ("image", "keypoints", "visibility", "box_size"))
         return self._arrays
 
     def _build_cache(self, cache_dir: Path, fingerprint: str) -> Path:
-        cache_dir.mkdir(parents=True, exist_ok=True)
         key = digest(CROPS_VERSION, fingerprint, len(self), self.image_size, self.box_fill)
-        folder = cache_dir / f"crops-{self.image_size}-{key}"
-        with FileLock(cache_dir / f"{folder.name}.lock"):
-            if not folder.exists():
-                for left_by_a_killed_process in cache_dir.glob(f"{folder.name}-*.incomplete"):
-                    shutil.rmtree(left_by_a_killed_process, ignore_errors=True)
-                unfinished = Path(tempfile.mkdtemp(prefix=f"{folder.name}-", suffix=".incomplete", dir=cache_dir))
-                try:
-                    self._write_cache(unfinished)
-                    unfinished.rename(folder)
-                finally:
-                    shutil.rmtree(unfinished, ignore_errors=True)
-        return folder
+        return written_once(cache_dir, f"crops-{self.image_size}-{key}", self._write_cache)
 
     def _write_cache(self, folder: Path) -> None:
         count, size = len(self), self.image_size
@@ -232,11 +216,8 @@ class HandCrops(Dataset):
             "visibility": ((count, NUM_KEYPOINTS), np.bool_),
             "box_size": ((count,), np.float64),
         }
-        arrays = {
-            name: np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, shape)
-            for name, (shape, dtype) in shapes.items()
-        }
-        workers = min(os.cpu_count() or 1, MAX_CACHE_WORKERS) if count > CACHE_BATCH else 0
+        arrays = new_arrays(folder, shapes)
+        workers = worker_count() if count > CACHE_BATCH else 0
         for crops in DataLoader(self, CACHE_BATCH, num_workers=workers, collate_fn=list):
             for crop in crops:
                 for name, array in arrays.items():
