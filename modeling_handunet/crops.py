@@ -263,6 +263,15 @@ def crop_square(image: Image.Image, square: tuple[float, float, float], size: in
     return window.resize((size, size), Image.Resampling.BILINEAR, box=box)
 
 
+def normalize_crops(pixels: np.ndarray, factor: float, mean, std) -> np.ndarray:
+    """8-bit crops (B, H, W, 3) to the network's input (B, 3, H, W): float32, times `factor`, minus `mean`, over `std`."""
+    values = pixels.transpose(0, 3, 1, 2).astype(np.float32)
+    values *= np.float32(factor)
+    values -= np.asarray(mean, np.float32).reshape(3, 1, 1)
+    values /= np.asarray(std, np.float32).reshape(3, 1, 1)
+    return values
+
+
 def to_crop(points, square: tuple[float, float, float], size: int):
     """Points (..., 2) of the photograph in pixels of the crop; an array or a tensor."""
     left, top, side = square
@@ -286,6 +295,7 @@ __all__ = [
     "from_crop",
     "image_to_square",
     "load_image",
+    "normalize_crops",
     "parse_box",
     "to_crop",
     "to_rgb",

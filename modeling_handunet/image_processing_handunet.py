@@ -13,7 +13,8 @@ from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import PILImageResampling, SizeDict
 
 from .configuration_handunet import MAX_IMAGE_SIZE, check_settings
-from .crops import box_to_square, check_box, crop_square, from_crop, image_to_square, load_image, parse_box
+from .crops import box_to_square, check_box, crop_square, from_crop, image_to_square, load_image
+from .crops import normalize_crops, parse_box
 from .heatmaps import decode_heatmaps
 
 HANDEDNESS = ("right", "left")
@@ -177,13 +178,9 @@ class HandUNetImageProcessor(PilBackend):
         """8-bit crops (B, H, W, 3) to float32 (B, 3, H, W), as the options of this processor say."""
         names = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
         option = {name: options.get(name, getattr(self, name)) for name in names}
-        values = pixels.transpose(0, 3, 1, 2).astype(np.float32)
-        if option["do_rescale"]:
-            values *= np.float32(option["rescale_factor"])
-        if option["do_normalize"]:
-            mean, std = (np.asarray(option[key], np.float32).reshape(3, 1, 1) for key in ("image_mean", "image_std"))
-            values = (values - mean) / std
-        return values
+        factor = option["rescale_factor"] if option["do_rescale"] else 1.0
+        mean, std = (option["image_mean"], option["image_std"]) if option["do_normalize"] else ([0.0] * 3, [1.0] * 3)
+        return normalize_crops(pixels, factor, mean, std)
 
     def _standardize_kwargs(self, size=None, **kwargs) -> dict[str, Any]:
         if not isinstance(size, (int, dict, SizeDict)):

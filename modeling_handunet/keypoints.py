@@ -20,3 +20,20 @@ FINGER_COLORS = ((255, 99, 72), (255, 190, 40), (80, 200, 90), (60, 160, 255), (
 def keypoint_color(index: int) -> tuple[int, int, int]:
     """RGB colour of keypoint `index`: one colour a finger, the same in every picture the project draws."""
     return WRIST_COLOR if index == 0 else FINGER_COLORS[(index - 1) // 4]
+
+
+def describe_hand(handedness: str, box, names, keypoints, scores) -> dict:
+    """One hand as the `keypoint-detection` pipeline answers it: `{"label", "score", "box", "keypoints"}`.
+
+    Args:
+        handedness: "right" or "left".
+        box: (x_min, y_min, x_max, y_max) in pixels.
+        names, keypoints, scores: of each keypoint its name, (x, y) in pixels and confidence, as lists.
+    """
+    points = zip(names, keypoints, scores)
+    return {
+        "label": f"{handedness} hand",
+        "score": sum(scores) / len(scores),
+        "box": dict(zip(("xmin", "ymin", "xmax", "ymax"), box)),
+        "keypoints": [{"name": name, "x": x, "y": y, "score": score} for name, (x, y), score in points],
+    }

@@ -7,6 +7,7 @@ from transformers.pipelines.base import ChunkPipeline
 
 from .crops import load_image
 from .image_processing_handunet import nest_boxes, split_by_image
+from .keypoints import describe_hand
 
 TASK = "keypoint-detection"
 NO_HAND = "none"
@@ -109,18 +110,15 @@ class HandKeypointDetectionPipeline(ChunkPipeline):
                 handedness=output["handedness"],
                 method=method,
             )
-            score = pose["scores"].mean().item()
-            if threshold is not None and score < threshold:
-                continue
-            points = zip(pose["labels"].tolist(), pose["keypoints"].tolist(), pose["scores"].tolist())
-            hands.append(
-                {
-                    "label": f"{output['handedness']} hand",
-                    "score": score,
-                    "box": dict(zip(("xmin", "ymin", "xmax", "ymax"), pose["bbox"].tolist())),
-                    "keypoints": [{"name": names[k], "x": x, "y": y, "score": peak} for k, (x, y), peak in points],
-                }
+            hand = describe_hand(
+                output["handedness"],
+                pose["bbox"].tolist(),
+                [names[label] for label in pose["labels"].tolist()],
+                pose["keypoints"].tolist(),
+                pose["scores"].tolist(),
             )
+            if threshold is None or hand["score"] >= threshold:
+                hands.append(hand)
         return hands
 
 
