@@ -3,6 +3,7 @@
     python predict.py photo.jpg                                    # one right hand that fills about half the picture
     python predict.py photo.jpg --boxes 120,80,200,180 --left      # a left hand in the box x,y,width,height
     python predict.py a.jpg b.jpg --output drawn --model outputs/handunet/model
+    python predict.py photo.jpg --backend onnx --model model.onnx  # written by scripts/export_onnx.py; needs no torch
 
 Each photograph is written with its skeletons to --output, and `keypoints.json` there lists, for each photograph, its
 hands as the `keypoint-detection` pipeline gives them: label, score, box, and 21 named keypoints with x, y (pixels of the
@@ -10,18 +11,13 @@ upright photograph, x right, y down) and score.
 """
 
 import argparse
+import importlib.util
 import json
 import sys
 from pathlib import Path
 
-from transformers import pipeline
-from transformers.utils import logging
-
-import modeling_handunet  # noqa: F401  registers the model, so that no trust_remote_code is needed
-from modeling_handunet import draw_hand
-from modeling_handunet.crops import load_image
-
 DEFAULT_MODEL = "outputs/handunet/model"
+BATCH_SIZE = 8  # hands that go through the network together
 
 
 def parse_box(text: str) -> list[float]:
@@ -47,29 +43,103 @@ def output_names(photos: list[str]) -> list[str]:
     return names
 
 
+def predict_with_torch(model: str, photos: list, boxes: list | None, handedness: str) -> list[list[dict]]:
+    """The hands of each photograph, as the pipeline gives them; `boxes` are the same in every photograph."""
+    from transformers import pipeline
+    from transformers.utils import logging
+
+    import modeling_handunet  # noqa: F401  registers the model, so that no trust_remote_code is needed
+
+    logging.disable_progress_bar()
+    pipe = pipeline("keypoint-detection", model=model)
+    boxes = None if boxes is None else [boxes] * len(photos)
+    return pipe(photos, boxes=boxes, handedness=handedness, batch_size=BATCH_SIZE)
+
+
+def leave_out_torch() -> None:
+    """Let the package's files be imported one by one: its `__init__` registers the model with transformers, which
+    imports torch."""
+    if "modeling_handunet" not in sys.modules:
+        spec = importlib.util.find_spec("modeling_handunet")
+        sys.modules["modeling_handunet"] = importlib.util.module_from_spec(spec)
+
+
+def predict_with_onnx(model: str, photos: list, boxes: list | None, handedness: str) -> list[list[dict]]:
+    """As `predict_with_torch`, from a file that scripts/export_onnx.py wrote."""
+    import numpy as np
+    from PIL import Image
+
+    from modeling_handunet.crops import box_to_square, check_box, crop_square, from_crop, image_to_square, normalize_crops
+    from modeling_handunet.keypoints import describe_hand
+
+    session, settings = open_onnx(model)
+    size = settings["image_size"]
+    hands = []  # of all photographs: crop, its square, the corners of the hand's box
+    for photo in photos:
+        for box in [(0, 0, *photo.size)] if boxes is None else boxes:
+            check_box(box, *photo.size)
+            square = image_to_square(*photo.size) if boxes is None else box_to_square(box, settings["box_fill"])
+            crop = crop_square(photo, square, size)
+            crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if handedness == "left" else crop
+            x, y, width, height = map(float, box)
+            hands.append((np.asarray(crop), square, (x, y, x + width, y + height)))
+    answers = []
+    for first in range(0, len(hands), BATCH_SIZE):
+        batch = hands[first : first + BATCH_SIZE]
+        pixels = np.stack([crop for crop, _, _ in batch])  # (B, size, size, 3)
+        inputs = normalize_crops(pixels, settings["rescale_factor"], settings["image_mean"], settings["image_std"])
+        keypoints, scores = session.run(["keypoints", "scores"], {"pixel_values": inputs})
+        if handedness == "left":
+            keypoints[..., 0] = size - keypoints[..., 0]
+        for points, confidences, (_, square, corners) in zip(keypoints.astype(np.float64), scores, batch):
+            points = from_crop(points, square, size).astype(np.float32).tolist()
+            answers.append(describe_hand(handedness, corners, settings["keypoint_names"], points, confidences.tolist()))
+    count = len(answers) // len(photos)
+    return [answers[index * count : (index + 1) * count] for index in range(len(photos))]
+
+
+def open_onnx(model: str):
+    """The session and settings of an exported file; raises `OSError` where it is none, `ImportError` without onnxruntime."""
+    try:
+        import onnxruntime
+        from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidGraph, InvalidProtobuf, NoSuchFile
+    except ImportError as error:
+        raise ImportError(f"--backend onnx needs onnxruntime ({error}): pip install onnxruntime") from None
+    try:
+        session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+        return session, json.loads(session.get_modelmeta().custom_metadata_map["handunet"])
+    except (Fail, InvalidGraph, InvalidProtobuf, NoSuchFile, KeyError, ValueError) as error:
+        raise OSError(f"{model} is no file that `python -m scripts.export_onnx` wrote: {error}") from None
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", nargs="+", metavar="PHOTO", help="files or URLs")
     parser.add_argument("--output", default="predictions", help="folder for the drawings and keypoints.json")
-    parser.add_argument("--model", default=DEFAULT_MODEL, help=f"a folder or an id on the Hub (default: {DEFAULT_MODEL})")
+    parser.add_argument(
+        "--model", default=DEFAULT_MODEL, help=f"a folder, an id on the Hub or an ONNX file (default: {DEFAULT_MODEL})"
+    )
+    parser.add_argument("--backend", choices=("torch", "onnx"), default="torch", help="what computes (default: torch)")
     parser.add_argument(
         "--boxes", nargs="+", type=parse_box, metavar="X,Y,W,H", help="the hands' boxes, the same in every photograph"
     )
     parser.add_argument("--left", action="store_true", help="left hands; right by default")
     args = parser.parse_args()
-    logging.disable_progress_bar()
     if args.model == DEFAULT_MODEL and not Path(args.model).exists():
         parser.error(f"there is no model in {DEFAULT_MODEL} yet: run `accelerate launch train.py`, or name one with --model")
+    predict = predict_with_torch
+    if args.backend == "onnx":
+        if not Path(args.model).is_file():
+            parser.error(f"--model {args.model} is no file: run `python -m scripts.export_onnx {args.model} model.onnx`")
+        leave_out_torch()
+        predict = predict_with_onnx
+    from modeling_handunet.crops import load_image
+    from modeling_handunet.drawing import draw_hand
+
     try:
-        pipe = pipeline("keypoint-detection", model=args.model)
         photos = [load_image(photo) for photo in args.photos]
-        results = pipe(
-            photos,
-            boxes=None if args.boxes is None else [args.boxes] * len(photos),
-            handedness="left" if args.left else "right",
-            batch_size=8,
-        )
-    except (OSError, ValueError) as error:
+        results = predict(args.model, photos, args.boxes, "left" if args.left else "right")
+    except (ImportError, OSError, ValueError) as error:
         sys.exit(f"predict.py: {error}")
     output = Path(args.output)
     output.mkdir(parents=True, exist_ok=True)

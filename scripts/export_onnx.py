@@ -1,4 +1,4 @@
-r"""Writes a HandUNet as one ONNX file that needs neither torch nor transformers.
+"""Writes a HandUNet as one ONNX file that needs neither torch nor transformers.
 
     python -m scripts.export_onnx MODEL OUTPUT.onnx
 
@@ -9,21 +9,8 @@ MODEL is a folder written by `save_pretrained`, or an id on the Hub.  The graph 
 must know of the processor and the keypoints.  Before the file gets its name it is run against torch: heatmaps within
 1e-4, keypoints within 0.01 px.
 
-Exporting needs `pip install handunet[onnx]`; using the file needs onnxruntime, an image reader and ten lines:
-
-    import json, numpy as np, onnxruntime
-    from PIL import Image
-
-    session = onnxruntime.InferenceSession("model.onnx")
-    settings = json.loads(session.get_modelmeta().custom_metadata_map["handunet"])
-    photo = Image.open("hand.jpg").convert("RGB")
-    left, top, side = 0, 0, min(photo.size)  # the square round a right hand, which takes about half of it
-    crop = photo.resize([settings["image_size"]] * 2, Image.Resampling.BILINEAR, (left, top, left + side, top + side))
-    pixels = (np.asarray(crop) * settings["rescale_factor"] - settings["image_mean"]) / settings["image_std"]
-    inputs = {"pixel_values": pixels.transpose(2, 0, 1)[None].astype(np.float32)}
-    keypoints, scores = session.run(["keypoints", "scores"], inputs)
-    keypoints = keypoints[0] * (side / settings["image_size"]) + (left, top)  # (21, 2), (x, y) in pixels of the photo
-    print(*zip(settings["keypoint_names"], keypoints.round(1).tolist(), scores[0].round(2).tolist()), sep="\n")
+Exporting needs `pip install handunet[onnx]`; using the file needs onnxruntime, an image reader and the README's ten lines,
+or `python predict.py photo.jpg --backend onnx --model OUTPUT.onnx`.
 """
 
 import argparse

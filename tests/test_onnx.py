@@ -1,10 +1,9 @@
 """The ONNX export gives what torch gives, on photographs, and runs without torch."""
 
-import inspect
 import json
+import re
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ from modeling_handunet import (
 from scripts import export_onnx
 
 ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
 
 
 def run(*command, cwd=ROOT) -> subprocess.CompletedProcess:
@@ -147,8 +147,8 @@ def test_synthetic_hands_give_the_same_as_torch(reference):
 
 
 @pytest.mark.slow
-def test_the_snippet_runs_as_printed_and_without_torch(reference, shared_data, tmp_path):
-    snippet = textwrap.dedent(inspect.cleandoc(export_onnx.__doc__).partition("ten lines:\n")[2])
+def test_the_readmes_snippet_runs_as_printed_and_without_torch(reference, shared_data, tmp_path):
+    (snippet,) = [s for s in re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL) if "onnxruntime" in s]
     assert 10 <= len(snippet.strip().splitlines()) <= 15
     photograph = shared_data / "freihand_real" / "training" / "rgb" / "00000000.jpg"
     Image.open(photograph).save(tmp_path / "hand.jpg", quality=100, subsampling=0)
@@ -167,6 +167,47 @@ def test_the_snippet_runs_as_printed_and_without_torch(reference, shared_data, t
     expected = [(keypoint["x"], keypoint["y"]) for keypoint in hand["keypoints"]]
     np.testing.assert_allclose([point for _, point, _ in printed], expected, atol=0.06)  # printed to 0.1 px
     np.testing.assert_allclose([score for *_, score in printed], [k["score"] for k in hand["keypoints"]], atol=0.006)
+
+
+PREDICT_AND_NAME_MODULES = """
+import runpy, sys
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+print(sorted({"torch", "transformers", "datasets"} & sys.modules.keys()))
+"""
+
+
+@pytest.mark.slow
+def test_predict_py_answers_the_same_by_onnxruntime_and_imports_no_torch(reference, shared_data, tmp_path):
+    photographs = [shared_data / "freihand_real" / "training" / "rgb" / f"{index:08d}.jpg" for index in range(3)]
+    common = [*photographs, "--boxes", "10,20,100,150", "50,5,60,60", "--left", "--output"]
+    by_torch = run("predict.py", *common, tmp_path / "torch", "--model", reference / "model")
+    options = ["--backend", "onnx", "--model", reference / "model.onnx"]
+    by_onnx = run("-W", "error", "-c", PREDICT_AND_NAME_MODULES, "predict.py", *common, tmp_path / "onnx", *options)
+    assert by_torch.returncode == by_onnx.returncode == 0, by_torch.stderr + by_onnx.stderr
+    assert by_onnx.stdout.splitlines()[-1] == "[]"
+    answers, expected = (json.loads((tmp_path / name / "keypoints.json").read_text()) for name in ("onnx", "torch"))
+    assert [len(answer["hands"]) for answer in answers] == [2, 2, 2]
+    for answer, right in zip(answers, expected):
+        for hand, right_hand in zip(answer["hands"], right["hands"]):
+            assert (hand["label"], hand["box"]) == (right_hand["label"], right_hand["box"])
+            assert hand["score"] == pytest.approx(right_hand["score"], abs=1e-4)
+            for keypoint, right_keypoint in zip(hand["keypoints"], right_hand["keypoints"]):
+                assert keypoint["name"] == right_keypoint["name"]
+                assert (keypoint["x"], keypoint["y"]) == pytest.approx((right_keypoint["x"], right_keypoint["y"]), abs=0.01)
+                assert keypoint["score"] == pytest.approx(right_keypoint["score"], abs=1e-4)
+
+
+def test_predict_py_refuses_what_is_no_exported_file(tmp_path):
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install handunet[onnx]")
+    Image.new("RGB", (20, 20)).save(tmp_path / "hand.png")
+    (tmp_path / "model.onnx").write_bytes(b"no graph")
+    for model, sentence in (("model.onnx", "model.onnx is no file that `python -m scripts.export_onnx` wrote"),
+                            ("missing", "missing is no file: run `python -m scripts.export_onnx")):  # fmt: skip
+        options = ["--backend", "onnx", "--model", model]
+        result = run(ROOT / "predict.py", "hand.png", *options, cwd=tmp_path)
+        assert result.returncode and sentence in result.stderr and "Traceback" not in result.stderr
+    assert not (tmp_path / "predictions").exists()
 
 
 def test_what_cannot_be_exported_is_refused_in_words(tmp_path):
