@@ -186,7 +186,7 @@ class HandUNetForPoseEstimation(HandUNetPreTrainedModel):
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         skips, hidden_states = [], []
-        features = pixel_values
+        features = pixel_values.contiguous(memory_format=torch.channels_last)  # in which convolutions are faster
         for level, block in enumerate(self.down):
             if level:
                 features = nn.functional.max_pool2d(features, 2)
