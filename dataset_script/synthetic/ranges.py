@@ -1,8 +1,8 @@
 """What may happen in a scene: the one place where the difficulties differ."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from dataset_script.synthetic.poses import TEMPLATES
+from dataset_script.synthetic.poses import GRASPS, TEMPLATES
 
 
 @dataclass(frozen=True)
@@ -40,4 +40,9 @@ FULL = SceneRanges(
     templates=tuple(TEMPLATES), blend=0.7, noise=9.0, wrist=18.0, yaw=180.0, pitch=32.0, roll=180.0, fill=(0.38, 0.58),
     shift=0.06, sleeve=0.45, band=0.12, polish=0.12, held=0.25, occluder=0.12, shadow=0.3, soften=0.5, tint=0.15,
     backgrounds=(0.12, 0.12, 0.22, 0.16, 0.2, 0.09, 0.09),
+)
+# Hands to be put into scenes later (see :mod:`dataset_script.layers`): small enough that the arm goes on outside the
+# crop that will be cut round the hand, and more often closed or holding something, where fingers are mistaken.
+LAYERS = replace(
+    FULL, templates=(*TEMPLATES, "fist", "thumb up", *GRASPS), fill=(0.34, 0.37), shift=0.0, held=0.3,
 )

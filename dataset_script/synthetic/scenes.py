@@ -28,14 +28,20 @@ FIXED_POINT = 1 << 20
 
 
 @dataclass(frozen=True)
-class Hands:
-    """Hands alone, without a background."""
+class Layer:
+    """Hands alone, without a background, drawn or cut out of photographs."""
 
     rgba: Tensor  # (B, 4, S, S) float32 in [0, 1], colour not multiplied by alpha
     keypoints: Tensor  # (B, 21, 2) float32 pixels of the image
+    skin: Tensor  # (B, 3) float32 in [0, 1], the colour of the back of the hand
+
+
+@dataclass(frozen=True)
+class Hands(Layer):
+    """Drawn hands, whose place in the camera's frame is known."""
+
     xyz: Tensor  # (B, 21, 3) float32 metres in the camera's frame
     K: Tensor  # (B, 3, 3) float32 pixels
-    skin: Tensor  # (B, 3) float32 in [0, 1], the colour of the back of the hand
 
 
 def sample_shape(keys: Tensor) -> Shape:
@@ -127,7 +133,7 @@ def draw_hands(keys: Tensor, body: HandBody, ranges: SceneRanges, size: int) -> 
     whole = small / alpha.clamp_min(0.25)
     shadow = _occlusion(1.0 / whole[:, 3:].clamp_min(0.1), alpha, light, K)
     rgba = torch.cat([whole[:, :3] * shadow, alpha], 1)
-    return Hands(rgba, project(xyz, K).float(), xyz.float(), K.float(), back.clamp(0, 1) ** (1 / GAMMA))
+    return Hands(rgba, project(xyz, K).float(), back.clamp(0, 1) ** (1 / GAMMA), xyz.float(), K.float())
 
 
 def soften(image: Tensor) -> Tensor:
@@ -187,30 +193,49 @@ def move_hands(hands: Hands, angle: Tensor, scale: Tensor, shift: Tensor) -> Han
     onto the keypoints exactly.  What leaves the image is lost, so a forearm may end where the image used to.
     """
     size = hands.rgba.shape[-1]
-    cos, sin = torch.cos(angle), torch.sin(angle)
-    turned = torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], -2)  # (B, 2, 2)
-    centre = 0.5 * size
-    keypoints = ((hands.keypoints - centre)[:, :, None, :] * turned[:, None]).sum(-1) * scale[:, None, None]
-    keypoints = keypoints + centre + shift[:, None]
+    turned = rotation(angle)
+    moved = move_layer(hands, turned * scale[:, None, None], shift, size)
     flat = (hands.xyz[:, :, None, :2] * turned[:, None]).sum(-1)
     K = hands.K.clone()
     K[:, :2, :2] *= scale[:, None, None]
     K[:, :2, 2] += shift
+    return Hands(moved.rgba, moved.keypoints, hands.skin, torch.cat([flat, hands.xyz[..., 2:]], -1), K)
+
+
+def rotation(angle: Tensor) -> Tensor:
+    """Matrices (B, 2, 2) that turn by `angle` (B,) radians clockwise, as the image is seen."""
+    cos, sin = torch.cos(angle), torch.sin(angle)
+    return torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], -2)
+
+
+def move_layer(layer: Layer, matrix: Tensor, shift: Tensor, size: int) -> Layer:
+    """`layer` under `matrix` (B, 2, 2) about its centre, which comes to lie `shift` (B, 2) pixels from the centre of the
+    new image, a square of `size` pixels."""
+    old = layer.rgba.shape[-1]
+    keypoints = ((layer.keypoints - 0.5 * old)[:, :, None, :] * matrix[:, None]).sum(-1)
+    keypoints = keypoints + 0.5 * size + shift[:, None]
     # Each new pixel looks up the old one: the inverse motion, in grid_sample's units of half an image.
-    inverse = turned.transpose(1, 2) / scale[:, None, None]
-    offset = -(inverse * (shift * (2.0 / size))[:, None, :]).sum(-1, keepdim=True)
-    grid = F.affine_grid(torch.cat([inverse, offset], 2), list(hands.rgba.shape), align_corners=False)
-    solid = torch.cat([hands.rgba[:, :3] * hands.rgba[:, 3:], hands.rgba[:, 3:]], 1)
+    (a, b), (c, d) = (row.unbind(-1) for row in matrix.unbind(-2))
+    inverse = torch.stack([torch.stack([d, -b], -1), torch.stack([-c, a], -1)], -2) / (a * d - b * c)[:, None, None]
+    offset = -(inverse * (shift * (2.0 / old))[:, None, :]).sum(-1, keepdim=True)
+    theta = torch.cat([inverse * (size / old), offset], 2)
+    grid = F.affine_grid(theta, [len(theta), 4, size, size], align_corners=False)
+    solid = torch.cat([layer.rgba[:, :3] * layer.rgba[:, 3:], layer.rgba[:, 3:]], 1)
     solid = F.grid_sample(solid, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     alpha = solid[:, 3:]
-    rgba = torch.cat([solid[:, :3] / alpha.clamp_min(1e-3), alpha], 1)
-    return Hands(rgba, keypoints, torch.cat([flat, hands.xyz[..., 2:]], -1), K, hands.skin)
+    return Layer(torch.cat([solid[:, :3] / alpha.clamp_min(1e-3), alpha], 1), keypoints, layer.skin)
 
 
-def composite(keys: Tensor, hands: Hands, ranges: SceneRanges) -> tuple[Tensor, Tensor]:
-    """Images (B, 3, S, S) uint8 of `hands` over backgrounds drawn from `keys`, and the backgrounds' kinds (B,)."""
+def composite(
+    keys: Tensor, hands: Layer, ranges: SceneRanges, behind: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Images (B, 3, S, S) uint8 of `hands` over backgrounds, and the backgrounds' kinds (B,).
+
+    The backgrounds are drawn from `keys`; those that `behind` gives, (B, 3, S, S) where (B,) is true, take their place.
+    """
     size = hands.rgba.shape[-1]
-    behind, kind = backgrounds(keys, size, ranges.backgrounds, hands.skin)
+    drawn, kind = backgrounds(keys, size, ranges.backgrounds, hands.skin)
+    behind = drawn if behind is None else torch.where(behind[1][:, None, None, None], behind[0], drawn)
     u = counter_rng.uniform(keys, "composite", (16,))[:, :, None, None, None]
     color, alpha = hands.rgba[:, :3], hands.rgba[:, 3:]
     if ranges.shadow > 0:  # a soft shadow on what lies behind

@@ -22,10 +22,10 @@ from dataset_script import counter_rng
 from dataset_script.synthetic.backgrounds import KINDS
 from dataset_script.synthetic.body import HandBody, procedural_hand
 from dataset_script.synthetic.gltf import load_gltf_hand
-from dataset_script.synthetic.ranges import EASY, FULL, SceneRanges
-from dataset_script.synthetic.scenes import Hands, composite, draw_hands
+from dataset_script.synthetic.ranges import EASY, FULL, LAYERS, SceneRanges
+from dataset_script.synthetic.scenes import Hands, Layer, composite, draw_hands
 
-DIFFICULTIES: dict[str, SceneRanges] = {"easy": EASY, "full": FULL}
+DIFFICULTIES: dict[str, SceneRanges] = {"easy": EASY, "full": FULL, "layers": LAYERS}
 VERSION_STEP = 0x3C6EF372  # between the keys of a frame's background versions
 
 
@@ -33,7 +33,8 @@ class SyntheticHands(Dataset):
     """A dataset of `length` drawn right hands.
 
     `seed` selects the stream of samples, `image_size` the square images' side in pixels, `difficulty` is "easy"
-    (upright open hands, large and centred) or "full" (all poses, views and surroundings), `hand_mesh` the path of a
+    (upright open hands, large and centred), "full" (all poses, views and surroundings) or "layers" (the same, small in
+    the image, to be moved into scenes), `hand_mesh` the path of a
     rigged GLB hand with WebXR's joint names to draw instead of the modelled one.  Raises ValueError for an unknown
     difficulty, a length below 1, a size below 16 or a file that is not such a hand, and OSError if it cannot be opened.
     """
@@ -99,6 +100,10 @@ class SyntheticHands(Dataset):
             raise ValueError(f"indices has shape {tuple(indices.shape)}; give a list of at least one sample, (B,)")
         keys = counter_rng.sample_keys(self.seed, indices.to(device))
         return draw_hands(keys, self.body, self.ranges, self.image_size), keys
+
+    def layers(self, indices: Tensor) -> Layer:
+        """The hands of samples `indices` (B,) without backgrounds, for :class:`dataset_script.layers.HandLayers`."""
+        return self.render_hands(indices)[0]
 
     @torch.no_grad()
     def write_freihand(self, folder: str | Path, *, split: str = "training", versions: int = 1, image_size: int = 224,

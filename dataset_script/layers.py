@@ -1,0 +1,95 @@
+"""Hands without backgrounds, kept as RGBA so that training can put the same hand into ever new scenes.
+
+Drawing a hand costs several times what compositing one does, and photographs that were cut out cannot be drawn anew at
+all.  So a hand is made once, in the middle of a square somewhat larger than the crop it will be seen in, and every use
+turns, scales and colours it and puts it over another background (`training/compositing.py`).
+"""
+
+import os
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from dataset_script.caches import new_arrays, open_arrays, worker_count, written_once
+from dataset_script.files import digest
+from dataset_script.synthetic.scenes import Layer
+from modeling_handunet.keypoints import NUM_KEYPOINTS
+
+NAMES = ("rgba", "keypoints", "skin")
+# Raise when HandLayers keeps other layers of the same source, so that caches on disk are made anew.
+LAYERS_VERSION = 1
+BATCH = 32
+
+
+class LayerSource(Protocol):
+    """What makes layers: `SyntheticHands` draws them, `Cutouts` reads them."""
+
+    image_size: int
+    fingerprint: str
+
+    def __len__(self) -> int: ...
+
+    def layers(self, indices: Tensor) -> Layer:
+        """The hands `indices` (B,), each in a square of `image_size` pixels."""
+        ...
+
+
+class HandLayers:
+    """The layers of a source, made once and read through a memory map.
+
+    They take `len(source) * 4 * image_size**2` bytes in `cache_dir`.
+    """
+
+    def __init__(self, source: LayerSource, cache_dir: str | os.PathLike):
+        self.source = source
+        name = f"layers-{source.image_size}-{digest(LAYERS_VERSION, source.fingerprint, len(source))}"
+        self.folder = written_once(Path(cache_dir), name, self._write)
+        self._arrays: dict[str, np.ndarray] | None = None
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_arrays": None}
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        """`rgba` (4, S, S) uint8, `keypoints` (21, 2) float32 px of it, `skin` (3,) float32 in [0, 1]."""
+        if self._arrays is None:
+            self._arrays = open_arrays(self.folder, NAMES)
+        return {name: np.array(array[index]) for name, array in self._arrays.items()}
+
+    def _write(self, folder: Path) -> None:
+        count, size = len(self), self.source.image_size
+        shapes = {
+            "rgba": ((count, 4, size, size), np.uint8),
+            "keypoints": ((count, NUM_KEYPOINTS, 2), np.float32),
+            "skin": ((count, 3), np.float32),
+        }
+        arrays = new_arrays(folder, shapes)
+        batches = _Batches(self.source)
+        workers = worker_count() if len(batches) > 1 else 0
+        for first, made in DataLoader(batches, batch_size=None, num_workers=workers):
+            for name, array in arrays.items():
+                array[first : first + BATCH] = made[name]
+        for array in arrays.values():
+            array.flush()
+
+
+class _Batches(Dataset):
+    """The layers of a source, a batch an item; a class, so that workers make them side by side."""
+
+    def __init__(self, source: LayerSource):
+        self.source = source
+
+    def __len__(self) -> int:
+        return -(-len(self.source) // BATCH)
+
+    def __getitem__(self, number: int) -> tuple[int, dict[str, np.ndarray]]:
+        first = number * BATCH
+        layer = self.source.layers(torch.arange(first, min(first + BATCH, len(self.source))))
+        rgba = (layer.rgba.clamp(0, 1) * 255 + 0.5).to(torch.uint8)
+        return first, {"rgba": rgba.numpy(), "keypoints": layer.keypoints.numpy(), "skin": layer.skin.numpy()}
