@@ -31,9 +31,8 @@ from transformers.utils import logging as transformers_logging
 
 from modeling_handunet import render_heatmaps
 from training.arguments import Arguments, parse_arguments
-from training.augmentation import augmentation_keys
 from training.data import load_splits
-from training.evaluation import load_metric, mean_pose_arrays, normalize, predict, score, score_by_background
+from training.evaluation import load_metric, mean_over, mean_pose_arrays, normalize, predict, score, score_by_background
 from training.figures import draw_figures
 from training.memory import keep_freed_memory
 from training.publishing import load_any_model, push_model, save_model
@@ -79,7 +78,11 @@ def evaluate_only(args: Arguments, accelerator: Accelerator) -> None:
     arrays = predict(accelerator, model, loader, sigma=args.sigma, quantize=False, decoding=args.decoding)
     if accelerator.is_main_process:
         print(f"{args.model} on {splits.source}: {len(arrays['index'])} hands")
-        print(json.dumps(score(load_metric(), arrays), indent=2))
+        figures = score(load_metric(), arrays, args.image_size)
+        if splits.test_backgrounds:
+            parts = score_by_background(load_metric(), arrays, splits.test_backgrounds, args.image_size)
+            figures |= {"by_source": parts, "mean_over_sources": mean_over(parts)}
+        print(json.dumps(figures, indent=2))
 
 
 def prepare_output(args: Arguments, accelerator: Accelerator) -> Path:
@@ -146,14 +149,8 @@ def train_one_epoch(run: Run, interrupts: "Interrupts") -> float:
                 statistics = [buffer.clone() for buffer in model.buffers()]
             samples += batch["index"].tolist()
             with accelerator.accumulate(model):
-                images = batch["image"].float() / 255  # (B, 3, 128, 128)
-                keypoints, visibility = batch["keypoints"], batch["visibility"]
-                if run.augment:
-                    keys = augmentation_keys(args.seed, run.epoch, batch["index"])
-                    images, keypoints = run.augment(images, keypoints, keys)
-                size = images.shape[-1]
-                visibility = visibility & ((keypoints >= 0) & (keypoints < size)).all(-1)
-                labels = render_heatmaps(keypoints, size, args.sigma, quantize=args.targets == "quantized")
+                images, keypoints, visibility = run.inputs(batch)
+                labels = render_heatmaps(keypoints, images.shape[-1], args.sigma, quantize=args.targets == "quantized")
                 pixel_values = normalize(images).contiguous(memory_format=torch.channels_last)
                 loss = model(pixel_values=pixel_values, labels=labels, visibility=visibility).loss
                 accelerator.backward(loss * (1 + 0 * loss.detach()))  # an infinite loss, too, has NaN gradients
@@ -223,7 +220,7 @@ def validate(run: Run, metric, speed: float) -> None:
     arrays = predict(
         accelerator, run.average.module, run.validation_loader, sigma=args.sigma, quantize=quantize, decoding=args.decoding
     )
-    figures = [score(metric, arrays) if accelerator.is_main_process else None]
+    figures = [score(metric, arrays, args.image_size) if accelerator.is_main_process else None]
     broadcast_object_list(figures)
     (figures,) = figures
     total, count = accelerator.reduce(run.loss_sum.to(accelerator.device), "sum").tolist()
@@ -263,7 +260,9 @@ def finish(run: Run, metric, output: Path) -> None:
     model = run.load_best().to(accelerator.device)
     arrays = predict(accelerator, model, run.test_loader, sigma=args.sigma, quantize=False, decoding=args.decoding)
     if accelerator.is_main_process:
-        test, baseline = score(metric, arrays), score(metric, mean_pose_arrays(run.splits.train, arrays))
+        seen = run.splits.validation if run.splits.scenes else run.splits.train  # layers have no place in a crop
+        baseline = score(metric, mean_pose_arrays(seen, arrays), args.image_size)
+        test = score(metric, arrays, args.image_size)
         ratio = test[SELECTED_BY] / max(baseline[SELECTED_BY], 1e-9)  # 0 where all hands are the same
         metrics = {
             "dataset": run.splits.source,
@@ -278,7 +277,9 @@ def finish(run: Run, metric, output: Path) -> None:
             "history": run.history,
         }
         if run.splits.test_backgrounds:
-            metrics["test_by_background"] = score_by_background(metric, arrays, run.splits.test_backgrounds)
+            metrics["test_by_background"] = score_by_background(
+                metric, arrays, run.splits.test_backgrounds, args.image_size
+            )
         unfinished = output / "metrics.json.incomplete"
         unfinished.write_text(json.dumps(metrics, indent=2) + "\n")
         unfinished.replace(output / "metrics.json")

@@ -15,7 +15,7 @@ from modeling_handunet.heatmaps import DECODING_METHODS
 
 # Settings that may differ between a run and its continuation: they do not change what is computed.  The places of the
 # data are among them, because a checkpoint knows the data itself again.
-PLACES = ("data_dir", "annotations", "images", "cache_dir", "hand_mesh")
+PLACES = ("data_dir", "annotations", "images", "cache_dir", "hand_mesh", "cutouts", "photos")
 FREE_ON_RESUME = frozenset(
     {"output_dir", "resume", "workers", "checkpoint_every", "keep_checkpoints", "max_bad_steps", "push_to_hub", *PLACES}
 )
@@ -77,9 +77,19 @@ class Arguments:
     annotations: str | None = _option("data", None, "own data: a COCO keypoint file")
     images: str | None = _option("data", None, "own data: the folder of its images (default: images/ beside the file)")
     validation_share: float = _option("data", 0.2, "own data: share of the photographs held out for validation and test")
-    difficulty: str = _option("data", "easy", "synthetic hands: the stated easy set, or everything", choices=("easy", "full"))
+    difficulty: str = _option(
+        "data", "easy", "synthetic hands: the stated easy set, everything, or every hand in ever new scenes",
+        choices=("easy", "full", "scenes"),
+    )  # fmt: skip
     streaming: bool = _option("data", False, "synthetic hands: new ones in every epoch, rendered as they are needed")
-    hand_mesh: str | None = _option("data", None, "synthetic hands: a rigged glTF hand with WebXR joint names instead")
+    hand_mesh: str | None = _option(
+        "data", None, "synthetic hands: a rigged glTF hand with WebXR joint names, instead or (scenes) as a second body"
+    )
+    layers: int = _option("data", 20000, "scenes: drawn hands that are kept for new scenes; with --streaming none is")
+    cutouts: str | None = _option("data", None, "scenes: a folder of cut-out photographs of hands with keypoints")
+    cutouts_share: float = _option("data", 0.4, "scenes: share of the samples that are cut-outs")
+    photos: str | None = _option("data", None, "scenes: a folder of photographs without hands, as backgrounds")
+    negatives: float = _option("data", 0.1, "scenes: share with no hand, a left hand or a hand far off centre")
     max_unreadable_share: float = _option("data", 0.001, "photographs: share that may be unreadable and is left out")
     train_samples: int | None = _option("data", None, f"training samples an epoch ({_by_dataset('train_samples')})")
     validation_samples: int | None = _option("data", None, f"validation samples ({_by_dataset('validation_samples')})")
@@ -88,6 +98,8 @@ class Arguments:
     workers: int = _option("data", 0, "processes that prepare batches beside the training process")
 
     init: str | None = _option("model", None, "start from these weights, a folder or an id on the Hub")
+    image_size: int = _option("model", 128, "side of the crops in pixels")
+    box_fill: float = _option("model", 0.45, "longer side of a hand's box, of the crop's side")
     hidden_sizes: tuple[int, ...] = _option("model", (16, 32, 64, 128), "channels of each level of the U-Net", nargs="+")
     sigma: float = _option("model", 3.0, "standard deviation of the target heatmaps in px of the 128 px input")
 
@@ -156,25 +168,27 @@ class Arguments:
             refuse("--dataset freihand has no --data_dir", "name the folder or zip of FreiHAND")
         if self.dataset == "coco" and not self.annotations:
             refuse("--dataset coco has no --annotations", "name the COCO keypoint file, and --images")
+        if self.cutouts and (self.dataset, self.difficulty) != ("synthetic", "scenes"):
+            refuse("--cutouts without scenes", "add --difficulty scenes, and no other dataset")
         if self.streaming and self.dataset != "synthetic":
             refuse(f"--streaming with --dataset {self.dataset}", "only synthetic hands are endless")
         if self.eval_only and not self.model:
             refuse("--eval_only has no --model", "name the folder or Hub id to score")
         if self.model and not self.eval_only:
             refuse("--model without --eval_only", "to start training from weights use --init")
-        for name in ("epochs", "batch_size", "gradient_accumulation_steps", "patience", "checkpoint_every", "keep_checkpoints", "max_bad_steps"):
+        for name in ("epochs", "batch_size", "gradient_accumulation_steps", "patience", "checkpoint_every", "keep_checkpoints", "max_bad_steps", "layers", "image_size"):
             if getattr(self, name) < 1:
                 refuse(f"--{name} {getattr(self, name)}", "give 1 or more")
         for name in ("train_samples", "validation_samples", "test_samples"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 refuse(f"--{name} {getattr(self, name)}", "give 1 or more")
-        for name in ("learning_rate", "sigma"):
+        for name in ("learning_rate", "sigma", "box_fill"):
             if not getattr(self, name) > 0:
                 refuse(f"--{name} {getattr(self, name)}", "give a number above 0")
         for name in ("weight_decay", "max_grad_norm", "augmentation", "max_rotation", "workers"):
             if not getattr(self, name) >= 0:
                 refuse(f"--{name} {getattr(self, name)}", "give 0 or more")
-        for name in ("ema_decay", "warmup_share", "validation_share", "max_unreadable_share"):
+        for name in ("ema_decay", "warmup_share", "validation_share", "max_unreadable_share", "cutouts_share", "negatives"):
             if not 0 <= getattr(self, name) < 1:
                 refuse(f"--{name} {getattr(self, name)}", "give a share in [0, 1)")
 

@@ -1,15 +1,23 @@
 """The three splits that a run reads, from whichever dataset the command line names."""
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
+import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from dataset_script import CocoHands, FreiHAND, HandCrops, SyntheticHands, counter_rng
+from dataset_script.cutouts import Cutouts
+from dataset_script.layers import HandLayers, LayerSource
 from dataset_script.synthetic.backgrounds import KINDS, backgrounds
 from training.arguments import Arguments
+from training.augmentation import augmentation_keys
+from training.compositing import Scenes, load_photos
 
 # Streams of the synthetic validation and test hands: the same for every run, and no training seed that one would choose.
 VALIDATION_STREAM, TEST_STREAM = 0x76616C6964, 0x74657374
@@ -25,6 +33,7 @@ class Splits:
     source: str
     research_only: bool
     test_backgrounds: list[str] | None = None  # of each test sample, where they are known and differ
+    scenes: Scenes | None = None  # what makes images of the training samples, where these are layers
 
 
 class EpochShuffle(Sampler[int]):
@@ -58,6 +67,103 @@ class Stream(Dataset):
         return self.endless.__getitems__([self.epoch * self.count + index for index in indices])
 
 
+class LayerStream(Dataset):
+    """`count` layers an epoch, drawn from several sources, each with its share; set `epoch` before iterating.
+
+    An item has `image` (4, S, S) uint8 RGBA, `keypoints` (21, 2) px of it, `visibility` (21,), `skin` (3,) and `index`.
+    """
+
+    def __init__(self, sources: Sequence[HandLayers | LayerSource], shares: Sequence[float], count: int, seed: int):
+        self.sources, self.count, self.seed, self.epoch = list(sources), count, seed, 0
+        self.limits = np.cumsum(shares) / np.sum(shares)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> dict:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: list[int]) -> list[dict]:
+        """The items of a batch; those that have to be drawn are drawn together."""
+        keys = augmentation_keys(self.seed, self.epoch, torch.tensor(indices))
+        draws = counter_rng.uniform(keys, "layer", (2,)).double().numpy()
+        chosen = np.searchsorted(self.limits, draws[:, 0], side="right").clip(max=len(self.sources) - 1)
+        items: list[dict] = [{} for _ in indices]
+        for number, source in enumerate(self.sources):
+            places = np.flatnonzero(chosen == number)
+            if not len(places):
+                continue
+            if isinstance(source, HandLayers):
+                layers = [source[int(draws[place, 1] * len(source))] for place in places]
+            else:
+                fresh = torch.tensor([self.epoch * self.count + indices[place] for place in places])
+                layers = _rows(source, fresh)
+            for place, layer in zip(places, layers):
+                items[place] = {
+                    "image": torch.from_numpy(layer["rgba"]),
+                    "keypoints": torch.from_numpy(layer["keypoints"]),
+                    "visibility": torch.ones(len(layer["keypoints"]), dtype=torch.bool),
+                    "skin": torch.from_numpy(layer["skin"]),
+                    "index": indices[place],
+                }
+        return items
+
+
+def _rows(source: LayerSource, indices: Tensor) -> list[dict[str, np.ndarray]]:
+    layer = source.layers(indices)
+    rgba = (layer.rgba.clamp(0, 1) * 255 + 0.5).to(torch.uint8).numpy()
+    return [dict(rgba=a, keypoints=b, skin=c) for a, b, c in zip(rgba, layer.keypoints.numpy(), layer.skin.numpy())]
+
+
+class SceneCrops(Dataset):
+    """Scenes that never change, one of each layer, as [`HandCrops`] items: to validate and to test on."""
+
+    def __init__(self, layers: HandLayers, count: int, scenes: Scenes, stream: int, batch_size: int = 64):
+        self.items: list[dict] = []
+        for first in range(0, count, batch_size):
+            numbers = list(range(first, min(first + batch_size, count)))
+            rows = [layers[number * len(layers) // count] for number in numbers]
+            rgba, keypoints, skin = (
+                torch.from_numpy(np.stack([row[name] for row in rows])) for name in ("rgba", "keypoints", "skin")
+            )
+            images, keypoints = scenes(rgba, keypoints, skin, augmentation_keys(stream, 0, torch.tensor(numbers)))
+            images = (images * 255 + 0.5).to(torch.uint8)
+            inside = ((keypoints >= 0) & (keypoints < scenes.size)).all(-1)
+            size = (keypoints.amax(1) - keypoints.amin(1)).amax(1)
+            self.items += [
+                {"image": a, "keypoints": b, "visibility": c, "box_size": float(d), "index": number}
+                for a, b, c, d, number in zip(images, keypoints, inside, size, numbers)
+            ]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> dict:
+        return self.items[index]
+
+    def __getitems__(self, indices: list[int]) -> list[dict]:
+        """The items of a batch."""
+        return [self.items[index] for index in indices]
+
+
+class Joined(Dataset):
+    """Several datasets of items one after the other, numbered through."""
+
+    def __init__(self, parts: Sequence[Dataset]):
+        self.items = [part[index] for part in parts for index in range(len(part))]
+        self.items = [{**item, "index": index} for index, item in enumerate(self.items)]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> dict:
+        return self.items[index]
+
+    def __getitems__(self, indices: list[int]) -> list[dict]:
+        """The items of a batch."""
+        return [self.items[index] for index in indices]
+
+
 def load_splits(args: Arguments) -> Splits:
     """Load and prepare the splits; raises `ValueError` or `OSError` naming what is wrong with the data."""
     cache = Path(args.cache_dir or Path(datasets.config.HF_DATASETS_CACHE) / "handunet")
@@ -66,20 +172,67 @@ def load_splits(args: Arguments) -> Splits:
 
 
 def _synthetic(args: Arguments, cache: Path) -> Splits:
+    if args.difficulty == "scenes":
+        return _scenes(args, cache)
+
     def hands(count: int, seed: int) -> SyntheticHands:
-        return SyntheticHands(count, seed=seed, difficulty=args.difficulty, hand_mesh=args.hand_mesh)
+        return SyntheticHands(
+            count, seed=seed, image_size=args.image_size, difficulty=args.difficulty, hand_mesh=args.hand_mesh
+        )
 
     train = validation = None
     if not args.eval_only:
         if args.streaming:
-            train = Stream(HandCrops(hands(2**40, args.seed)), args.train_samples)
+            train = Stream(HandCrops(hands(2**40, args.seed), args.image_size), args.train_samples)
         else:
-            train = HandCrops(hands(args.train_samples, args.seed), cache_dir=cache)
-        validation = HandCrops(hands(args.validation_samples, VALIDATION_STREAM), cache_dir=cache)
+            train = HandCrops(hands(args.train_samples, args.seed), args.image_size, cache_dir=cache)
+        validation = HandCrops(hands(args.validation_samples, VALIDATION_STREAM), args.image_size, cache_dir=cache)
     drawn = hands(args.test_samples, TEST_STREAM)
-    test = HandCrops(drawn, cache_dir=cache)
+    test = HandCrops(drawn, args.image_size, cache_dir=cache)
     source = f"synthetic hands ({args.difficulty})"
     return Splits(train, validation, test, source, research_only=False, test_backgrounds=_drawn_backgrounds(drawn))
+
+
+# Side of the layers for crops of 128 px: the hand as large as there, and room for the arm around it.
+LAYER_SIZE = 160
+
+
+def _scenes(args: Arguments, cache: Path) -> Splits:
+    """Drawn hands of one or two bodies and cut-outs, in ever new scenes; validated and tested on hands not trained on."""
+    meshes = [None, args.hand_mesh] if args.hand_mesh else [None]
+
+    def drawn(count: int, seed: int, mesh: str | None) -> SyntheticHands:
+        return SyntheticHands(count, seed=seed, image_size=LAYER_SIZE, difficulty="layers", hand_mesh=mesh)
+
+    def kept(source: LayerSource) -> HandLayers:
+        return HandLayers(source, cache)
+
+    scenes = Scenes(
+        args.image_size, args.box_fill, negatives=args.negatives, photos=load_photos(args.photos) if args.photos else None
+    )
+
+    def fixed(stream: int, count: int) -> tuple[Dataset, list[str]]:
+        positive = dataclasses.replace(scenes, negatives=0.0)
+        unseen = [("drawn", kept(drawn(count, stream, mesh))) for mesh in meshes]
+        if args.cutouts:
+            unseen.append(("cut-outs", kept(Cutouts(args.cutouts, "held out", variants=1))))
+        parts = [(name, SceneCrops(layers, len(layers), positive, stream)) for name, layers in unseen]
+        return Joined([part for _, part in parts]), [name for name, part in parts for _ in range(len(part))]
+
+    test, kinds = fixed(TEST_STREAM, args.test_samples)
+    source = " and ".join(["synthetic hands", *(["cut-out photographs"] if args.cutouts else [])]) + " (scenes)"
+    splits = Splits(None, None, test, source, research_only=False, test_backgrounds=kinds, scenes=scenes)
+    if not args.eval_only:
+        counts = [args.layers, *[round(0.6 * args.layers)] * (len(meshes) - 1)]
+        sources = [drawn(count, args.seed, mesh) for count, mesh in zip(counts, meshes)]
+        sources = sources if args.streaming else [kept(source) for source in sources]
+        shares = [count / sum(counts) for count in counts]
+        if args.cutouts:
+            sources.append(kept(Cutouts(args.cutouts, "train")))
+            shares = [share * (1 - args.cutouts_share) for share in shares] + [args.cutouts_share]
+        splits.train = LayerStream(sources, shares, args.train_samples, args.seed)
+        splits.validation, _ = fixed(VALIDATION_STREAM, args.validation_samples)
+    return splits
 
 
 def _drawn_backgrounds(drawn: SyntheticHands, batch_size: int = 512) -> list[str]:
@@ -108,10 +261,10 @@ def _freihand(args: Arguments, cache: Path) -> Splits:
         return split if count is None else split.select(range(min(count, len(split))))
 
     def crops(name: str, count: int | None) -> HandCrops:
-        return HandCrops(part(name, count), cache_dir=cache)
+        return HandCrops(part(name, count), args.image_size, box_fill=args.box_fill, cache_dir=cache)
 
     tested = part(args.split if args.eval_only else "test", args.test_samples)
-    test = HandCrops(tested, cache_dir=cache)
+    test = HandCrops(tested, args.image_size, box_fill=args.box_fill, cache_dir=cache)
     about = {"source": f"FreiHAND ({args.backgrounds})", "research_only": True}
     about["test_backgrounds"] = tested["background"][:] if args.backgrounds == "all" else None
     if args.eval_only:
@@ -123,9 +276,15 @@ def _freihand(args: Arguments, cache: Path) -> Splits:
 def _coco(args: Arguments, cache: Path) -> Splits:
     images = args.images or Path(args.annotations).parent / "images"
     options = {"max_unreadable_share": args.max_unreadable_share, "cache_dir": args.cache_dir}
+
+    def crops(rows: datasets.Dataset) -> HandCrops:
+        return HandCrops(rows, args.image_size, box_fill=args.box_fill, cache_dir=cache)
+
     if args.eval_only:
         (everything,) = CocoHands(args.annotations, images, **options).build().values()
-        return Splits(None, None, HandCrops(everything, cache_dir=cache), str(args.annotations), research_only=False)
+        sources = everything["source"][:]
+        sources = sources if len(set(sources)) > 1 else None
+        return Splits(None, None, crops(everything), str(args.annotations), research_only=False, test_backgrounds=sources)
     splits = CocoHands(args.annotations, images, validation_share=args.validation_share, **options).build()
-    train, validation = (HandCrops(splits[name], cache_dir=cache) for name in ("train", "validation"))
+    train, validation = (crops(splits[name]) for name in ("train", "validation"))
     return Splits(train, validation, validation, str(args.annotations), research_only=False)

@@ -71,15 +71,28 @@ def score(metric: evaluate.Metric, arrays: dict[str, np.ndarray], image_size: in
     return {"loss": float(arrays["loss"][seen].astype(np.float64).mean()), **figures}
 
 
-def score_by_background(metric: evaluate.Metric, arrays: dict[str, np.ndarray], backgrounds: Sequence[str]) -> dict:
+def score_by_background(
+    metric: evaluate.Metric, arrays: dict[str, np.ndarray], backgrounds: Sequence[str], image_size: int = 128
+) -> dict:
     """[`score`]'s figures for each background; `backgrounds` has that of every sample of the split, by its index."""
     names = np.asarray(backgrounds)[arrays["index"]]
     results = {}
     for name in sorted(set(names.tolist())):
         chosen = {key: values[names == name] for key, values in arrays.items()}
         if chosen["visibility"].any():
-            results[name] = score(metric, chosen)
+            results[name] = score(metric, chosen, image_size)
     return results
+
+
+def mean_over(parts: dict[str, dict]) -> dict[str, float]:
+    """The mean over parts, each weighing the same, of the figures that are numbers in all of them."""
+    names = set.intersection(*(set(part) for part in parts.values()))
+    numbers = [name for name in next(iter(parts.values())) if name in names]
+    return {
+        name: float(np.mean([part[name] for part in parts.values()]))
+        for name in numbers
+        if all(isinstance(part[name], float) for part in parts.values())
+    }
 
 
 def mean_pose_arrays(train: Dataset, arrays: dict[str, np.ndarray], most: int = 2000) -> dict[str, np.ndarray]:

@@ -99,7 +99,8 @@ def save_model(
     unfinished = folder.with_name(folder.name + ".incomplete")
     shutil.rmtree(unfinished, ignore_errors=True)
     size = {"height": model.config.image_size, "width": model.config.image_size}
-    pipeline(TASK, model=model.cpu().eval(), image_processor=HandUNetImageProcessor(size=size)).save_pretrained(unfinished)
+    processor = HandUNetImageProcessor(size=size, box_fill=args.box_fill)
+    pipeline(TASK, model=model.cpu().eval(), image_processor=processor).save_pretrained(unfinished)
     (unfinished / "figures").mkdir()
     for figure in figures:
         shutil.copy(figure, unfinished / "figures" / figure.name)

@@ -19,10 +19,10 @@ from transformers import get_cosine_schedule_with_warmup
 
 from modeling_handunet import HandUNetConfig, HandUNetForPoseEstimation
 from training.arguments import Arguments
-from training.augmentation import Augmentation
+from training.augmentation import Augmentation, augmentation_keys
 from training.averaging import averaged_model
 from training.checkpoints import BEST, UNFINISHED, BrokenCheckpoint, Checkpoints
-from training.data import EpochShuffle, Splits, Stream
+from training.data import EpochShuffle, LayerStream, Splits, Stream
 
 AVERAGE = "average.safetensors"
 BEST_AVERAGE = "best.safetensors"
@@ -33,9 +33,9 @@ FINGERPRINT_SAMPLES = 32
 def make_model(args: Arguments) -> HandUNetForPoseEstimation:
     """A new model, or the one that --init names."""
     if args.init:
-        return HandUNetForPoseEstimation.from_pretrained(args.init, dtype=torch.float32)
+        return HandUNetForPoseEstimation.from_pretrained(args.init, dtype=torch.float32, image_size=args.image_size)
     torch.manual_seed(args.seed)
-    return HandUNetForPoseEstimation(HandUNetConfig(hidden_sizes=args.hidden_sizes, sigma=args.sigma))
+    return HandUNetForPoseEstimation(HandUNetConfig(hidden_sizes=args.hidden_sizes, sigma=args.sigma, image_size=args.image_size))
 
 
 def make_optimizer(args: Arguments, model: nn.Module) -> torch.optim.Optimizer:
@@ -117,7 +117,7 @@ class Run:
     def start_epoch(self) -> None:
         """Point sampler and stream at the current epoch."""
         self.sampler.epoch = self.epoch
-        if isinstance(self.splits.train, Stream):
+        if isinstance(self.splits.train, Stream | LayerStream):
             self.splits.train.epoch = self.epoch
 
     def share_average(self) -> None:
@@ -129,6 +129,23 @@ class Run:
     def averaged_weights(self) -> dict[str, torch.Tensor]:
         """A copy of the averaged model's state dict, on the CPU."""
         return {name: value.cpu().contiguous().clone() for name, value in self.average.module.state_dict().items()}
+
+    def inputs(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What the network sees of a batch, made on the device.
+
+        Returns images (B, 3, S, S) float in [0, 1], keypoints (B, 21, 2) px, NaN where it is known that there are none,
+        and visibility (B, 21) bool: the keypoints that count.
+        """
+        keypoints, visibility = batch["keypoints"], batch["visibility"]
+        keys = augmentation_keys(self.args.seed, self.epoch, batch["index"])
+        if self.splits.scenes:
+            images, keypoints = self.splits.scenes(batch["image"], keypoints, batch["skin"], keys)
+        else:
+            images = batch["image"].float() / 255
+            if self.augment:
+                images, keypoints = self.augment(images, keypoints, keys)
+        inside = ((keypoints >= 0) & (keypoints < images.shape[-1])).all(-1)
+        return images, keypoints, visibility & (inside | keypoints.isnan().all(-1))
 
     # Checkpoints
 

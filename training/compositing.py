@@ -1,0 +1,187 @@
+"""Scenes from layers: each use of a hand turns, scales and colours it and puts it over another background.
+
+Whole batches on the device, as `training/augmentation.py`; what is done to a sample is a function of its key alone.
+Some scenes are negatives: no hand, a left hand, or a hand far off the centre.  They have no right hand to be found, so
+their keypoints are NaN and the network learns empty maps from them.
+"""
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dataset_script import counter_rng
+from dataset_script.synthetic.ranges import FULL, SceneRanges
+from dataset_script.synthetic.scenes import Layer, composite, move_layer, rotation
+from modeling_handunet.crops import load_image
+from training.augmentation import Augmentation
+
+NEGATIVES = ("no hand", "left hand", "far off centre")
+PHOTO_TILE = 256
+GREY = (0.299, 0.587, 0.114)
+# Compositing changes exposure, white balance and grain already.
+MILD = Augmentation(
+    brightness=0.12, contrast=0.15, saturation=0.2, channel_gain=0.05, noise=0.015, blur_probability=0.25
+)
+
+
+def load_photos(folder: str | os.PathLike) -> Tensor:
+    """The photographs of a folder as squares (N, 3, 256, 256) uint8: two or more a photograph along its longer side.
+
+    Raises ValueError for a folder without any and an error that names the file for one that cannot be read.
+    """
+    paths = sorted(path for path in Path(folder).iterdir() if path.is_file())
+    tiles = []
+    for path in paths:
+        image = load_image(path)
+        short = min(image.size)
+        count = max(2, round(max(image.size) / short))
+        for k in range(count):
+            left = (image.width - short) * k / (count - 1)
+            top = (image.height - short) * k / (count - 1)
+            tile = image.resize((PHOTO_TILE, PHOTO_TILE), box=(left, top, left + short, top + short))
+            tiles.append(np.asarray(tile))
+    if not tiles:
+        raise ValueError(f"{folder} has no photographs: name a folder of backgrounds without hands")
+    return torch.from_numpy(np.stack(tiles).transpose(0, 3, 1, 2).copy())
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """Ranges of the scenes; lengths in image sides, shares are probabilities.
+
+    The hand's box comes to fill `fill` of a square of `size` pixels, times e ** (+- scale), `shift` off its centre.
+    """
+
+    size: int
+    fill: float
+    negatives: float = 0.0
+    kinds: tuple[str, ...] = NEGATIVES
+    photos: Tensor | None = None  # (N, 3, S, S) uint8, as load_photos gives them
+    ranges: SceneRanges = FULL
+    any_angle: float = 0.6  # share of hands turned by any angle; the others by up to `rotation`
+    rotation: float = 30.0  # degrees
+    scale: float = 0.24
+    shift: float = 0.05
+    off_centre: tuple[float, float] = (0.38, 0.6)
+    photo_share: float = 0.5
+    framed: float = 0.3  # share whose photograph ends inside the square, which is black beyond
+    coarse: float = 0.3  # share of low resolution
+    motion: float = 0.15  # share of motion blur
+    grey: float = 0.04
+    recolor: Augmentation = MILD
+
+    def __post_init__(self):
+        for name in self.kinds:
+            if name not in NEGATIVES:
+                raise ValueError(f"{name!r} is no kind of negative; choose among {', '.join(NEGATIVES)}")
+
+    def __call__(self, layers: Tensor, keypoints: Tensor, skin: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """Put hands into scenes.
+
+        Args:
+            layers: (B, 4, S, S) uint8 RGBA, colour not multiplied by alpha.
+            keypoints: (B, 21, 2), x then y in pixels of the layers.
+            skin: (B, 3) in [0, 1].
+            keys: (B, 2) from :func:`.augmentation.augmentation_keys`.
+
+        Returns:
+            images (B, 3, size, size) float in [0, 1] and their keypoints (B, 21, 2), NaN for negatives.
+        """
+        draw = counter_rng.uniform(keys, "scene", (16,))
+        kinds = torch.tensor([NEGATIVES.index(name) for name in self.kinds], device=keys.device)
+        kind = torch.where(draw[:, 0] < self.negatives, kinds[(draw[:, 1] * len(kinds)).long()], -1)
+        layer = Layer(self._color(layers.float() / 255, keys), keypoints, skin)
+        layer = self._place(layer, draw, kind)
+        rgba = layer.rgba * (kind != 0)[:, None, None, None]
+        images, _ = composite(keys, Layer(rgba, layer.keypoints, skin), self.ranges, self._photographs(keys))
+        images = self._frame(images.float() / 255, layer.keypoints, keys)
+        images = self.recolor.recolor(self._degrade(images, keys), keys)
+        return images, torch.where((kind >= 0)[:, None, None], math.nan, layer.keypoints)
+
+    def _color(self, rgba: Tensor, keys: Tensor) -> Tensor:
+        """Another skin and other light, for the hand alone."""
+        draw = counter_rng.uniform(keys, "hand color", (6,))[:, :, None, None]
+        color = rgba[:, :3].clamp_min(1e-3) ** torch.exp((draw[:, 0:1] - 0.5) * 0.6)
+        grey = color.mean(1, keepdim=True)
+        color = grey + (color - grey) * (0.55 + 0.6 * draw[:, 1:2])
+        color = color * (0.85 + 0.3 * draw[:, 2:3]) * (1 + (draw[:, 3:6] - 0.5) * 0.16)
+        return torch.cat([color.clamp(0, 1), rgba[:, 3:]], 1)
+
+    def _place(self, layer: Layer, draw: Tensor, kind: Tensor) -> Layer:
+        whole_turn = draw[:, 2] < self.any_angle
+        angle = (draw[:, 3] * 2 - 1) * torch.where(whole_turn, math.pi, math.radians(self.rotation))
+        turned = rotation(angle)
+        mirror = torch.where(kind == 1, -1.0, 1.0)
+        turned = torch.stack([turned[..., 0] * mirror[:, None], turned[..., 1]], -1)
+        centred = layer.keypoints - 0.5 * layer.rgba.shape[-1]
+        points = (centred[:, :, None, :] * turned[:, None]).sum(-1)
+        low, high = points.amin(1), points.amax(1)
+        box = self.fill * self.size * torch.exp((draw[:, 4] * 2 - 1) * self.scale)
+        scale = box / (high - low).amax(1).clamp_min(1.0)
+        shift = (draw[:, 5:7] * 2 - 1) * self.shift * self.size
+        far = self.off_centre[0] + (self.off_centre[1] - self.off_centre[0]) * draw[:, 7]
+        direction = draw[:, 8] * 2 * math.pi
+        away = torch.stack([direction.cos(), direction.sin()], 1) * (far * self.size)[:, None]
+        shift = torch.where((kind == 2)[:, None], away, shift) - 0.5 * (low + high) * scale[:, None]
+        return move_layer(layer, turned * scale[:, None, None], shift, self.size)
+
+    def _photographs(self, keys: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Parts of photographs, turned, mirrored and enlarged, and which samples take them."""
+        if self.photos is None:
+            return None
+        draw = counter_rng.uniform(keys, "photograph", (8,))
+        chosen = (draw[:, 0] < self.photo_share).nonzero(as_tuple=True)[0]
+        behind = torch.zeros(len(keys), 3, self.size, self.size, device=keys.device)
+        if len(chosen):
+            draw = draw[chosen]
+            which = (draw[:, 1] * len(self.photos)).long()
+            photos = self.photos.to(keys.device)[which].float() / 255
+            zoom = 0.25 + 0.6 * draw[:, 2]  # of the tile's side that is seen
+            angle = (draw[:, 3] * 2 - 1) * math.radians(20)
+            matrix = rotation(angle) * zoom[:, None, None]
+            matrix = matrix * torch.where(draw[:, 4] < 0.5, -1.0, 1.0)[:, None, None]
+            offset = (draw[:, 5:7] * 2 - 1) * (1 - zoom)[:, None] * 0.9
+            grid = F.affine_grid(torch.cat([matrix, offset[..., None]], 2), [len(chosen), 3, self.size, self.size], align_corners=False)
+            behind[chosen] = F.grid_sample(photos, grid, padding_mode="reflection", align_corners=False)
+        return behind, torch.zeros(len(keys), dtype=torch.bool, device=keys.device).index_fill(0, chosen, True)
+
+    def _frame(self, images: Tensor, keypoints: Tensor, keys: Tensor) -> Tensor:
+        """Black beyond the edges of some photographs, none of which cuts through the hand's box."""
+        draw = counter_rng.uniform(keys, "frame", (9,))
+        low, high = keypoints.amin(1).clamp(0, self.size), keypoints.amax(1).clamp(0, self.size)
+        edge = draw[:, :4].reshape(-1, 2, 2) * (draw[:, 4:8].reshape(-1, 2, 2) < 0.6) * (draw[:, 8] < self.framed)[:, None, None]
+        first, last = edge[:, 0] * low, self.size - edge[:, 1] * (self.size - high)  # (B, 2) px
+        pixels = torch.arange(self.size, device=images.device) + 0.5
+        within = (pixels > first[..., None]) & (pixels < last[..., None])  # (B, 2, S): columns, rows
+        return images * (within[:, 1, :, None] & within[:, 0, None, :])[:, None]
+
+    def _degrade(self, images: Tensor, keys: Tensor) -> Tensor:
+        """Low resolution, motion blur and black-and-white, for some."""
+        draw = counter_rng.uniform(keys, "degrade", (6,))
+        images = images.clone()
+        for share, factor in ((0.5, 2), (0.8, 3), (1.0, 4)):
+            lower = {0.5: 0.0, 0.8: 0.5, 1.0: 0.8}[share]
+            chosen = ((draw[:, 0] >= lower * self.coarse) & (draw[:, 0] < share * self.coarse)).nonzero(as_tuple=True)[0]
+            if len(chosen):
+                small = F.interpolate(images[chosen], size=(self.size // factor,) * 2, mode="area")
+                images[chosen] = F.interpolate(small, size=(self.size,) * 2, mode="bilinear", align_corners=False)
+        chosen = (draw[:, 1] < self.motion).nonzero(as_tuple=True)[0]
+        if len(chosen):
+            reach = 0.06 * draw[chosen, 2] * self.size
+            direction = draw[chosen, 3] * math.pi
+            total = 0
+            for step in (-0.5, -0.25, 0.0, 0.25, 0.5):
+                offset = torch.stack([direction.cos(), direction.sin()], 1) * (step * reach * 2 / self.size)[:, None]
+                theta = torch.eye(2, device=keys.device).expand(len(chosen), 2, 2)
+                grid = F.affine_grid(torch.cat([theta, offset[..., None]], 2), list(images[chosen].shape), align_corners=False)
+                total = total + F.grid_sample(images[chosen], grid, padding_mode="border", align_corners=False)
+            images[chosen] = total / 5
+        weights = torch.tensor(GREY, device=keys.device)[:, None, None]
+        grey = (images * weights).sum(1, keepdim=True)
+        return torch.where((draw[:, 4] < self.grey)[:, None, None, None], grey, images)
