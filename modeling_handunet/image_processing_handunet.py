@@ -15,12 +15,13 @@ from transformers.image_utils import PILImageResampling, SizeDict
 from .configuration_handunet import MAX_IMAGE_SIZE, check_settings
 from .crops import box_to_square, check_box, crop_square, from_crop, image_to_square, load_image
 from .crops import normalize_crops, parse_box
-from .heatmaps import decode_heatmaps
+from .heatmaps import calibrate_scores, decode_heatmaps
 
 HANDEDNESS = ("right", "left")
 # Beyond these, a factor or a statistic of pixels has no finite result as float32.
 MAX_FACTOR, MIN_STD = 1e6, 1e-6
 MIN_BOX_FILL = 0.01
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 100
 
 
 class HandUNetImageProcessorKwargs(TypedDict, total=False):
@@ -37,6 +38,7 @@ class HandUNetImageProcessorKwargs(TypedDict, total=False):
     image_mean: list[float]
     image_std: list[float]
     box_fill: float
+    temperature: float
 
 
 def as_lists(values):
@@ -97,7 +99,8 @@ class HandUNetImageProcessor(PilBackend):
     box's longer side takes `box_fill`, black outside the image.  An image without boxes is itself the crop of one
     hand, padded centrally in black to a square.  The crop is resized (PIL bilinear), scaled from [0, 255] to [0, 1] and
     normalised.  The network knows right hands; a left hand is mirrored on the way in and back on the way out.  The
-    processor never searches for hands.
+    processor never searches for hands.  Scores are the heatmaps' peaks, their log-odds divided by `temperature`, which
+    is fitted after training so that a score is the chance that its keypoint is right.
     """
 
     valid_kwargs = HandUNetImageProcessorKwargs
@@ -114,6 +117,7 @@ class HandUNetImageProcessor(PilBackend):
     image_mean = [0.3950, 0.4323, 0.2954]
     image_std = [0.1966, 0.1734, 0.1836]
     box_fill = 0.45
+    temperature = 1.0
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -140,8 +144,8 @@ class HandUNetImageProcessor(PilBackend):
             boxes: per image a list of (x, y, width, height); of a single image the list itself.
             handedness: "right" or "left" for all, per image, or per hand (nested like `boxes`); right by default.
             return_tensors: "pt" or "np".
-            kwargs: options of this processor to change for this call; not `box_fill`, which
-                `post_process_pose_estimation` must know too.
+            kwargs: options of this processor to change for this call; not `box_fill` and `temperature`, which
+                `post_process_pose_estimation` must know.
 
         Returns:
             `pixel_values` (hands, 3, 128, 128): the hands of the first image, then those of the second, and so on.
@@ -149,14 +153,14 @@ class HandUNetImageProcessor(PilBackend):
         Raises `ValueError` for an empty list and for a box, a handedness or an image that cannot be used, and `OSError`
         for a file that is not a readable image.
         """
-        known = self.valid_kwargs.__annotations__.keys() - {"box_fill"}
+        known = self.valid_kwargs.__annotations__.keys() - {"box_fill", "temperature"}
         if kwargs.keys() - known:
             raise TypeError(
                 f"HandUNetImageProcessor does not take {sorted(kwargs.keys() - known)} in a call: expected "
-                f"{sorted(known)}, and box_fill when it is made or loaded."
+                f"{sorted(known)}, and box_fill and temperature when it is made or loaded."
             )
         options = self._standardize_kwargs(**{name: kwargs.get(name, getattr(self, name)) for name in known})
-        self._check_options({**options, "box_fill": self.box_fill})
+        self._check_options({**options, "box_fill": self.box_fill, "temperature": self.temperature})
         images = list(images) if self._is_batch(images) else [images]
         if not images:
             raise ValueError("Got an empty list of images: give at least one.")
@@ -196,6 +200,12 @@ class HandUNetImageProcessor(PilBackend):
             raise ValueError(f"size={dict(size)}: give at most {MAX_IMAGE_SIZE} pixels a side.")
         if not isinstance(fill, Real) or not MIN_BOX_FILL <= fill <= 1:
             raise ValueError(f"box_fill={fill!r}: give the share of the square that a box takes, in [{MIN_BOX_FILL}, 1].")
+        temperature = options["temperature"]
+        if not isinstance(temperature, Real) or not MIN_TEMPERATURE <= temperature <= MAX_TEMPERATURE:
+            raise ValueError(
+                f"temperature={temperature!r}: give a number in [{MIN_TEMPERATURE}, {MAX_TEMPERATURE}]; 1 leaves scores as "
+                "they are."
+            )
         if not options["do_convert_rgb"] or not options["do_resize"]:
             raise ValueError("do_convert_rgb and do_resize cannot be switched off: the network reads one size, in RGB.")
         if options["resample"] != PILImageResampling.BILINEAR:
@@ -261,6 +271,7 @@ class HandUNetImageProcessor(PilBackend):
             raise ValueError(f"Got the heatmaps of {len(heatmaps)} hands, but boxes or target sizes for {sum(counts)}.")
         sides = split_by_image(handedness, counts, "handedness")
         keypoints, scores = (values.cpu() for values in decode_heatmaps(heatmaps.detach(), method))
+        scores = calibrate_scores(scores, self.temperature)
         labels = torch.arange(heatmaps.shape[1])
         results, hand = [], 0
         for image_squares, image_corners, image_sides in zip(squares, corners, sides):

@@ -5,8 +5,8 @@
 MODEL is a folder written by `save_pretrained`, or an id on the Hub.  The graph takes `pixel_values`
 (batch, 3, image_size, image_size) float32, prepared as the model's image processor does, and gives `heatmaps`
 (batch, 21, image_size, image_size), `keypoints` (batch, 21, 2), (x, y) in pixels of the input, decoded as
-`decode_heatmaps` does by default, and `scores` (batch, 21).  The metadata entry `handunet` holds, as JSON, what a caller
-must know of the processor and the keypoints.  Before the file gets its name it is run against torch: heatmaps within
+`decode_heatmaps` does by default, and `scores` (batch, 21), with the processor's temperature.
+The metadata entry `handunet` holds, as JSON, what a caller must know of the processor and the keypoints.  Before the file gets its name it is run against torch: heatmaps within
 1e-4, keypoints within 0.01 px.
 
 Exporting needs `pip install handunet[onnx]`; using the file needs onnxruntime, an image reader and the README's ten lines,
@@ -30,6 +30,7 @@ from transformers.utils import logging as transformers_logging
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from a checkout, too
 
 from modeling_handunet import HandUNetForPoseEstimation, HandUNetImageProcessor, decode_heatmaps  # noqa: E402
+from modeling_handunet.heatmaps import calibrate_scores  # noqa: E402
 from modeling_handunet import heatmaps as heatmaps_module  # noqa: E402
 from modeling_handunet.keypoints import keypoint_color  # noqa: E402
 
@@ -41,15 +42,16 @@ CHECKED_BATCHES = (1, 3)
 
 
 class HandUNetWithDecoder(nn.Module):
-    """The network and its decoder as one graph."""
+    """The network and its decoder as one graph, with the temperature of the scores."""
 
-    def __init__(self, model: HandUNetForPoseEstimation):
+    def __init__(self, model: HandUNetForPoseEstimation, temperature: float = 1.0):
         super().__init__()
-        self.model = model
+        self.model, self.temperature = model, temperature
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         heatmaps = self.model(pixel_values).heatmaps.contiguous()  # as ONNX has them, so that nothing is transposed
-        return heatmaps, *decode_heatmaps(heatmaps)
+        keypoints, scores = decode_heatmaps(heatmaps)
+        return heatmaps, keypoints, calibrate_scores(scores, self.temperature)
 
 
 def settings_of(model: HandUNetForPoseEstimation, processor: HandUNetImageProcessor) -> dict:
@@ -91,7 +93,7 @@ def export(model: HandUNetForPoseEstimation, processor: HandUNetImageProcessor, 
     except ImportError as error:
         raise ImportError(f"Exporting needs onnx, onnxruntime and onnxscript ({error}): pip install handunet[onnx]") from None
     settings = settings_of(model, processor)
-    graph = HandUNetWithDecoder(model.float().cpu()).eval()
+    graph = HandUNetWithDecoder(model.float().cpu(), processor.temperature).eval()
     example = smooth_noise(2, model.config.num_channels, model.config.image_size)
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
@@ -151,7 +153,8 @@ def check(graph: HandUNetWithDecoder, path: Path) -> None:
         heatmaps, keypoints, scores = map(torch.from_numpy, session.run(OUTPUT_NAMES, {"pixel_values": inputs.numpy()}))
         with torch.inference_mode():
             expected_heatmaps = graph.model(inputs).heatmaps
-        expected_keypoints, expected_scores = decode_heatmaps(heatmaps)
+        expected_keypoints, peaks = decode_heatmaps(heatmaps)
+        expected_scores = calibrate_scores(peaks, graph.temperature)
         for name, value, expected, tolerance in (
             ("heatmaps", heatmaps, expected_heatmaps, HEATMAP_TOLERANCE),
             ("keypoints", keypoints, expected_keypoints, KEYPOINT_TOLERANCE),

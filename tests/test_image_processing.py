@@ -133,6 +133,20 @@ def test_a_threshold_marks_keypoints_and_drops_none():
     assert hand["visibility"].all()
 
 
+def test_the_temperature_divides_the_log_odds_of_the_scores_and_moves_no_keypoint():
+    outputs = outputs_at(torch.rand(1, 21, 2) * 100 + 10)
+    outputs.heatmaps *= 0.9
+    outputs.heatmaps[0, 3] = 0.0
+    plain = HandUNetImageProcessor().post_process_pose_estimation(outputs)[0][0]
+    warm = HandUNetImageProcessor(temperature=2.0).post_process_pose_estimation(outputs)[0][0]
+    torch.testing.assert_close(warm["keypoints"], plain["keypoints"])
+    # Odds of p / (1 - p) become their square root.
+    odds = (plain["scores"] / (1 - plain["scores"])).sqrt()
+    expected = odds / (1 + odds)
+    expected[3] = 0.0
+    torch.testing.assert_close(warm["scores"], expected)
+
+
 def test_hands_are_counted_per_image_also_where_there_is_none():
     processor, box = HandUNetImageProcessor(), [10.0, 10.0, 20.0, 20.0]
     images = [photograph(60, 50)] * 3
@@ -204,7 +218,7 @@ def test_answers_that_do_not_fit_are_refused_in_words(arguments, message):
         HandUNetImageProcessor().post_process_pose_estimation(outputs_at(torch.rand(2, 21, 2)), **arguments)
 
 
-@pytest.mark.parametrize("name", ["do_center_crop", "boxs", "device", "box_fill"])
+@pytest.mark.parametrize("name", ["do_center_crop", "boxs", "device", "box_fill", "temperature"])
 def test_options_of_a_call_that_it_does_not_take_are_named(name):
     with pytest.raises(TypeError, match=f"does not take .*'{name}'"):
         HandUNetImageProcessor()(photograph(60, 50), **{name: 0.5})
@@ -227,6 +241,9 @@ def test_the_size_may_be_changed_for_one_call():
         {"size": "128"},
         {"box_fill": 0},
         {"box_fill": "half"},
+        {"temperature": 0},
+        {"temperature": float("nan")},
+        {"temperature": "warm"},
         {"do_resize": False},
         {"do_convert_rgb": False},
         {"resample": 3},
@@ -248,10 +265,10 @@ def test_options_that_cannot_be_followed_are_refused_not_ignored(options, tmp_pa
 
 
 def test_a_saved_processor_comes_back_the_same(tmp_path):
-    processor = HandUNetImageProcessor(box_fill=0.6, size=64, image_mean=[0.1, 0.2, 0.3])
+    processor = HandUNetImageProcessor(box_fill=0.6, size=64, image_mean=[0.1, 0.2, 0.3], temperature=1.5)
     processor.save_pretrained(tmp_path)
     stored = json.loads((tmp_path / "preprocessor_config.json").read_text())
-    assert stored["box_fill"] == 0.6 and stored["size"] == {"height": 64, "width": 64}
+    assert stored["box_fill"] == 0.6 and stored["temperature"] == 1.5 and stored["size"] == {"height": 64, "width": 64}
     image = photograph(60, 50)
     for loaded in (HandUNetImageProcessor.from_pretrained(tmp_path), AutoImageProcessor.from_pretrained(tmp_path)):
         assert isinstance(loaded, HandUNetImageProcessor)
