@@ -64,7 +64,9 @@ def test_three_keypoints_worked_out_by_hand(metric):
     assert per_keypoint[0] == pytest.approx(5 / 1.28, abs=1e-12)
     assert per_keypoint[4] == pytest.approx(5 / 1.28, abs=1e-12)  # the mean of 0 and 10
     assert [value for i, value in enumerate(per_keypoint) if i not in (0, 4)] == [None] * 19
-    # Of the box: 0.05, 0 and 0.2.  An error just at the threshold is within it.
+    # Of the box: 0.05, 0 and 0.2.
+    assert figures["mean_error_over_box"] == pytest.approx(0.25 / 3, abs=1e-12)
+    # An error just at the threshold is within it.
     assert figures["pck@0.05"] == pytest.approx(2 / 3, abs=1e-12)
     assert figures["pck@0.1"] == pytest.approx(2 / 3, abs=1e-12)
     assert figures["pck@0.2"] == 1.0

@@ -138,6 +138,7 @@ def hand_keypoint_figures(
             mean(column) if seen else None for column, seen in zip(percent.T, visible.any(axis=0))
         ],
         "epe": mean_error * (224 / image_size),
+        "mean_error_over_box": mean(relative),
         "auc": area_under_pck(at_224),
     }
     for threshold in PCK_THRESHOLDS:
