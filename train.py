@@ -31,12 +31,13 @@ from transformers.utils import logging as transformers_logging
 
 from modeling_handunet import render_heatmaps
 from training.arguments import Arguments, parse_arguments
+from training.confidence import calibration, told_from_negatives
 from training.data import load_splits
 from training.evaluation import load_metric, mean_over, mean_pose_arrays, normalize, predict, score, score_by_background
 from training.figures import draw_figures
 from training.memory import keep_freed_memory
 from training.publishing import load_any_model, push_model, save_model
-from training.run import Run, is_better
+from training.run import Run, is_better, make_loader
 
 SELECTED_BY = "mean_error_percent"  # of the validation split; lower is better
 
@@ -258,7 +259,13 @@ def finish(run: Run, metric, output: Path) -> None:
         raise ValueError("No validation gave a finite error: the training diverged. Lower --learning_rate.")
     run.start_epoch()  # an endless stream gives the mean pose the same samples, wherever the run was interrupted
     model = run.load_best().to(accelerator.device)
-    arrays = predict(accelerator, model, run.test_loader, sigma=args.sigma, quantize=False, decoding=args.decoding)
+    how = {"sigma": args.sigma, "quantize": False, "decoding": args.decoding}
+    arrays = predict(accelerator, model, run.test_loader, **how)
+    validation = predict(accelerator, model, run.validation_loader, **how)
+    negatives = {
+        name: predict(accelerator, model, accelerator.prepare(make_loader(images, args)), **how)
+        for name, images in run.splits.test_negatives.items()
+    }
     if accelerator.is_main_process:
         seen = run.splits.validation if run.splits.scenes else run.splits.train  # layers have no place in a crop
         baseline = score(metric, mean_pose_arrays(seen, arrays), args.image_size)
@@ -274,8 +281,11 @@ def finish(run: Run, metric, output: Path) -> None:
             "test": test,
             "mean_pose": baseline,
             "error_over_mean_pose": ratio,
+            "calibration": calibration(validation, arrays),
             "history": run.history,
         }
+        if negatives:
+            metrics["told_from_negatives"] = told_from_negatives(arrays, negatives)
         if run.splits.test_backgrounds:
             metrics["test_by_background"] = score_by_background(
                 metric, arrays, run.splits.test_backgrounds, args.image_size

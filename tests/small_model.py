@@ -9,6 +9,7 @@ from dataset_script import HandCrops, SyntheticHands
 from modeling_handunet import HandUNetConfig, HandUNetForPoseEstimation, decode_heatmaps
 from training.arguments import Arguments
 from training.data import Splits
+from training.confidence import calibration
 from training.evaluation import load_metric, mean_pose_arrays, normalize, score, score_by_background
 from training.figures import draw_figures
 from training.publishing import save_model
@@ -59,6 +60,7 @@ def small_run(model: HandUNetForPoseEstimation, *, research_only: bool = False) 
         "mean_pose": mean_pose,
         "error_over_mean_pose": test["mean_error_percent"] / mean_pose["mean_error_percent"],
         "test_by_background": score_by_background(metric, arrays, splits.test_backgrounds),
+        "calibration": calibration(arrays, arrays),
         "history": [{"epoch": 1, "step": 10, "train_loss": 0.6, "validation": {"loss": 0.5}}],
     }
     return metrics, splits, arrays

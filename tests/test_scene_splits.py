@@ -50,6 +50,8 @@ def test_hands_that_are_validated_on_are_not_trained_on(tmp_path):
     splits = load_splits(args)
     assert (len(splits.train), len(splits.validation), len(splits.test)) == (8, 3 + 40, 2 + 40)
     assert splits.test_backgrounds == ["drawn"] * 2 + ["cut-outs"] * 40
+    assert [len(part) for part in splits.test_negatives.values()] == [42] * 3
+    assert not any(item["visibility"].any() for part in splits.test_negatives.values() for item in part)
     item = splits.validation[4]
     assert item["image"].shape == (3, 64, 64) and item["index"] == 4 and item["visibility"].any()
     assert 0.3 * 64 < item["box_size"] < 0.6 * 64

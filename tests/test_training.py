@@ -53,7 +53,8 @@ def test_a_run_leaves_the_whole_folder(trained):
     names = {path.name for path in trained.output.iterdir()}
     assert names == {"arguments.json", "checkpoints", "figures", "logs", "metrics.json", "model"}
     assert {path.name for path in (trained.output / "figures").iterdir()} == {
-        "losses.png", "background_errors.png", "failures.png", "joint_errors.png", "success_rate.png", "predictions.png"
+        "losses.png", "background_errors.png", "failures.png", "joint_errors.png", "success_rate.png", "predictions.png",
+        "reliability.png",
     }  # fmt: skip
     metrics = json.loads((trained.output / "metrics.json").read_text())
     assert metrics["processes"] == 1 and metrics["steps"] == 12 and metrics["skipped_steps"] == 0
@@ -107,7 +108,8 @@ def test_eval_only_gives_the_figures_of_the_run(trained, tmp_path):
     assert status == 0, log
     figures = json.loads(log[log.index("{") :])
     metrics = json.loads((trained.output / "metrics.json").read_text())
-    assert figures == metrics["test"]
+    assert {name: figures[name] for name in metrics["test"]} == metrics["test"]
+    assert figures["by_source"] == metrics["test_by_background"]
 
 
 # Stopping and going on

@@ -17,7 +17,7 @@ from modeling_handunet.heatmaps import DECODING_METHODS
 # data are among them, because a checkpoint knows the data itself again.
 PLACES = ("data_dir", "annotations", "images", "cache_dir", "hand_mesh", "cutouts", "photos")
 FREE_ON_RESUME = frozenset(
-    {"output_dir", "resume", "workers", "checkpoint_every", "keep_checkpoints", "max_bad_steps", "push_to_hub", *PLACES}
+    {"output_dir", "resume", "workers", "checkpoint_every", "keep_checkpoints", "max_bad_steps", "push_to_hub", "credits", *PLACES}
 )
 
 # What a run on each dataset takes where the command line does not say.  The synthetic default is sized for minutes on
@@ -144,6 +144,7 @@ class Arguments:
     split: str = _option(
         "output", "test", "with --eval_only: FreiHAND's split", choices=("train", "validation", "test", "evaluation")
     )
+    credits: str | None = _option("output", None, "for the card: where --cutouts and --photos come from, and their terms")
     push_to_hub: str | None = _option("output", None, "send the finished model to this repository, as user/name")
 
     def __post_init__(self):

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import datasets
@@ -17,7 +17,7 @@ from dataset_script.layers import HandLayers, LayerSource
 from dataset_script.synthetic.backgrounds import KINDS, backgrounds
 from training.arguments import Arguments
 from training.augmentation import augmentation_keys
-from training.compositing import Scenes, load_photos
+from training.compositing import NEGATIVES, Scenes, load_photos
 
 # Streams of the synthetic validation and test hands: the same for every run, and no training seed that one would choose.
 VALIDATION_STREAM, TEST_STREAM = 0x76616C6964, 0x74657374
@@ -33,6 +33,7 @@ class Splits:
     source: str
     research_only: bool
     test_backgrounds: list[str] | None = None  # of each test sample, where they are known and differ
+    test_negatives: dict[str, Dataset] = field(default_factory=dict)  # images without a right hand in their middle
     scenes: Scenes | None = None  # what makes images of the training samples, where these are layers
 
 
@@ -211,18 +212,20 @@ def _scenes(args: Arguments, cache: Path) -> Splits:
         args.image_size, args.box_fill, negatives=args.negatives, photos=load_photos(args.photos) if args.photos else None
     )
 
-    def fixed(stream: int, count: int) -> tuple[Dataset, list[str]]:
-        positive = dataclasses.replace(scenes, negatives=0.0)
+    def fixed(stream: int, count: int, **changes) -> tuple[Dataset, list[str]]:
+        maker = dataclasses.replace(scenes, **{"negatives": 0.0, **changes})
         unseen = [("drawn", kept(drawn(count, stream, mesh))) for mesh in meshes]
         if args.cutouts:
             unseen.append(("cut-outs", kept(Cutouts(args.cutouts, "held out", variants=1))))
-        parts = [(name, SceneCrops(layers, len(layers), positive, stream)) for name, layers in unseen]
+        parts = [(name, SceneCrops(layers, len(layers), maker, stream)) for name, layers in unseen]
         return Joined([part for _, part in parts]), [name for name, part in parts for _ in range(len(part))]
 
     test, kinds = fixed(TEST_STREAM, args.test_samples)
     source = " and ".join(["synthetic hands", *(["cut-out photographs"] if args.cutouts else [])]) + " (scenes)"
     splits = Splits(None, None, test, source, research_only=False, test_backgrounds=kinds, scenes=scenes)
     if not args.eval_only:
+        for kind in NEGATIVES:
+            splits.test_negatives[kind], _ = fixed(TEST_STREAM, args.test_samples, negatives=1.0, kinds=(kind,))
         counts = [args.layers, *[round(0.6 * args.layers)] * (len(meshes) - 1)]
         sources = [drawn(count, args.seed, mesh) for count, mesh in zip(counts, meshes)]
         sources = sources if args.streaming else [kept(source) for source in sources]

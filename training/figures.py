@@ -27,6 +27,8 @@ def draw_figures(folder: Path, metrics: dict, arrays: dict[str, np.ndarray], tes
         draw_predictions(folder / "predictions.png", arrays, test),
         draw_failures(folder / "failures.png", arrays, test),
     ]
+    if "calibration" in metrics:
+        figures.append(draw_reliability(folder / "reliability.png", metrics["calibration"]))
     if "test_by_background" in metrics:
         figures.append(draw_background_errors(folder / "background_errors.png", metrics["test_by_background"]))
     return figures
@@ -93,6 +95,22 @@ def draw_background_errors(path: Path, by_background: dict[str, dict]) -> Path:
     axes.barh(names, [figures["mean_error_percent"] for _, figures in ranked], color="#3c78d8")
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
+    return _save(figure, path)
+
+
+def draw_reliability(path: Path, calibration: dict) -> Path:
+    """Share of keypoints that are right by their score, on validation and test; the diagonal is what scores promise."""
+    within = calibration["right_within"]
+    figure, axes = _axes("What a score is worth", "score", f"share of keypoints within {within:g} of the hand's box")
+    axes.plot([0, 1], [0, 1], color="#bbbbbb", linestyle="--", linewidth=1)
+    for split, color in (("validation", "#888888"), ("test", "#3c78d8")):
+        rows, error = calibration[split]["reliability"], calibration[split]["expected_calibration_error"]
+        sizes = 12 + 180 * np.sqrt([row["count"] / sum(row["count"] for row in rows) for row in rows])
+        score, share = [row["score"] for row in rows], [row["share"] for row in rows]
+        axes.plot(score, share, color=color, linewidth=1)
+        axes.scatter(score, share, sizes, color=color, label=f"{split}, calibration error {error:.3f}", alpha=0.8)
+    axes.set(xlim=(0, 1), ylim=(0, 1.02))
+    axes.legend(frameon=False, loc="upper left", markerscale=0.5)
     return _save(figure, path)
 
 

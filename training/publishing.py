@@ -50,6 +50,7 @@ REPORTED = {
     "mean_error_percent": ("mean error, %", "mean distance of a keypoint from the truth, % of the image side"),
     "mean_error_px_128": ("mean error, px at 128", "mean distance of a keypoint from the truth, in pixels of a 128 px crop"),
     "mean_error_px_224": ("mean error, px at 224", "mean distance of a keypoint from the truth, in pixels of a 224 px crop"),
+    "mean_error_over_box": ("error over box", "mean distance of a keypoint from the truth, over the longer side of the box"),
     "pck@0.05": ("PCK@0.05", "share of keypoints within 0.05 of the longer side of the hand's box"),
     "pck@0.1": ("PCK@0.1", "share of keypoints within 0.1 of the longer side of the hand's box"),
     "pck@0.2": ("PCK@0.2", "share of keypoints within 0.2 of the longer side of the hand's box"),
@@ -99,7 +100,9 @@ def save_model(
     unfinished = folder.with_name(folder.name + ".incomplete")
     shutil.rmtree(unfinished, ignore_errors=True)
     size = {"height": model.config.image_size, "width": model.config.image_size}
-    processor = HandUNetImageProcessor(size=size, box_fill=args.box_fill)
+    processor = HandUNetImageProcessor(
+        size=size, box_fill=args.box_fill, temperature=round(metrics["calibration"]["temperature"], 4)
+    )
     pipeline(TASK, model=model.cpu().eval(), image_processor=processor).save_pretrained(unfinished)
     (unfinished / "figures").mkdir()
     for figure in figures:
@@ -224,6 +227,7 @@ def make_card(model, args: Arguments, metrics: dict, splits, repo_id: str | None
             for name, figures in by_background.items()
         ),
         training=describe_training(args, metrics, len(splits.train)),
+        confidence=describe_confidence(metrics),
         limits=describe_limits(args),
         whose_pictures=describe_pictures(args),
         citations=FREIHAND_CITATION if FREIHAND in terms.datasets else "",
@@ -261,9 +265,17 @@ def describe_data(args: Arguments, splits, terms: Terms) -> str:
         own = f"{len(splits.train)} annotated hands of the trainer's own photographs."
     else:
         own = (
-            f"{splits.source[0].upper()}{splits.source[1:]}: modelled, posed and drawn by the project itself. No photograph "
-            "and no third party's data is in it."
+            f"{splits.source[0].upper()}{splits.source[1:]}. The synthetic hands are modelled, posed and drawn by the "
+            "project itself."
         )
+        foreign = {"--hand_mesh": args.hand_mesh, "--cutouts": args.cutouts, "--photos": args.photos}
+        if not any(foreign.values()):
+            own += " No photograph and no third party's data is in it."
+        elif args.credits:
+            own += f" {args.credits}"
+        else:
+            names = ", ".join(name for name, place in foreign.items() if place)
+            own += f" What {names} gave is the trainer's own; no terms are stated."
         if terms.license == "apache-2.0":
             own += " The weights are free under the Apache License 2.0."
     if terms.license_name == RESEARCH_ONLY and args.dataset != "freihand":
@@ -283,10 +295,28 @@ def describe_training(args: Arguments, metrics: dict, samples: int) -> str:
     )
 
 
+def describe_confidence(metrics: dict) -> str:
+    """What a score is worth on this run's hands."""
+    found = metrics["calibration"]
+    within, errors = found["right_within"], {name: found[name]["expected_calibration_error"] for name in ("validation", "test")}
+    text = (
+        f"A score is the chance that its keypoint lies within {within:g} of the longer side of the hand's box: after a "
+        f"temperature of {found['temperature']:.3g}, fitted on validation, the expected calibration error is "
+        f"{errors['validation']:.3f} there and {errors['test']:.3f} on test. That holds for hands like those of the test."
+    )
+    told = metrics.get("told_from_negatives")
+    if told:
+        chances = ", ".join(f"{name} {chance:.3f}" for name, chance in told.items())
+        text += f" The chance that a right hand's mean score is higher than that of an image with: {chances}."
+    return text
+
+
 def describe_limits(args: Arguments) -> str:
     """What this run's data cannot teach."""
     return {
-        "synthetic": "It has seen drawn hands only; expect larger errors on photographs.",
+        "synthetic": "It has seen drawn hands "
+        + ("and cut-out photographs of few people only" if args.cutouts else "only")
+        + "; expect larger errors on photographs.",
         "freihand": "FreiHAND's raw photographs have a green screen: check it on your own backgrounds.",
         "coco": "It knows the photographs it was trained on; check it on others before you rely on it.",
     }[args.dataset]
@@ -295,7 +325,7 @@ def describe_limits(args: Arguments) -> str:
 def describe_pictures(args: Arguments) -> str:
     """Whose hands the figures show."""
     return {
-        "synthetic": "The hands are drawn by the project.",
+        "synthetic": "The hands are drawn by the project" + (" or cut out of photographs." if args.cutouts else "."),
         "freihand": "The photographs are FreiHAND's, for research only.",
         "coco": "The photographs are the trainer's own.",
     }[args.dataset]
