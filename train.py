@@ -34,7 +34,7 @@ from training.arguments import Arguments, parse_arguments
 from training.confidence import calibration, told_from_negatives
 from training.data import load_splits
 from training.evaluation import load_metric, mean_over, mean_pose_arrays, normalize, predict, score, score_by_background
-from training.figures import draw_figures
+from training.figures import draw_contact_sheet, draw_figures
 from training.memory import keep_freed_memory
 from training.publishing import load_any_model, push_model, save_model
 from training.run import Run, is_better, make_loader
@@ -82,8 +82,11 @@ def evaluate_only(args: Arguments, accelerator: Accelerator) -> None:
         figures = score(load_metric(), arrays, args.image_size)
         if splits.test_backgrounds:
             parts = score_by_background(load_metric(), arrays, splits.test_backgrounds, args.image_size)
-            figures |= {"by_source": parts, "mean_over_sources": mean_over(parts)}
+            shown = {name: {k: v for k, v in part.items() if not isinstance(v, list)} for name, part in parts.items()}
+            figures |= {"by_source": shown, "mean_over_sources": mean_over(parts)}
         print(json.dumps(figures, indent=2))
+        if args.contact_sheet:
+            draw_contact_sheet(Path(args.contact_sheet), arrays, splits.test)
 
 
 def prepare_output(args: Arguments, accelerator: Accelerator) -> Path:

@@ -104,12 +104,19 @@ def test_resuming_a_run_that_is_over_changes_nothing(trained, tmp_path):
 
 
 def test_eval_only_gives_the_figures_of_the_run(trained, tmp_path):
-    status, log = forked(tmp_path, "--eval_only", "--model", trained.output / "model", *TINY)
+    sheet = ("--contact_sheet", tmp_path / "sheet.png")
+    status, log = forked(tmp_path, "--eval_only", "--model", trained.output / "model", *sheet, *TINY)
     assert status == 0, log
     figures = json.loads(log[log.index("{") :])
     metrics = json.loads((trained.output / "metrics.json").read_text())
     assert {name: figures[name] for name in metrics["test"]} == metrics["test"]
-    assert figures["by_source"] == metrics["test_by_background"]
+    assert figures["by_source"].keys() == metrics["test_by_background"].keys()
+    for name, part in figures["by_source"].items():
+        assert part.items() <= {k: v for k, v in metrics["test_by_background"][name].items() if k in part}.items()
+    errors = [part["mean_error_percent"] for part in figures["by_source"].values()]
+    assert figures["mean_over_sources"]["mean_error_percent"] == pytest.approx(sum(errors) / len(errors))
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width == 10 * 256 and sheet.height % 256 == 0
 
 
 # Stopping and going on

@@ -17,7 +17,7 @@ from modeling_handunet.heatmaps import DECODING_METHODS
 # data are among them, because a checkpoint knows the data itself again.
 PLACES = ("data_dir", "annotations", "images", "cache_dir", "hand_mesh", "cutouts", "photos")
 FREE_ON_RESUME = frozenset(
-    {"output_dir", "resume", "workers", "checkpoint_every", "keep_checkpoints", "max_bad_steps", "push_to_hub", "credits", *PLACES}
+    {"output_dir", "resume", "workers", "checkpoint_every", "keep_checkpoints", "max_bad_steps", "push_to_hub", "credits", "contact_sheet", *PLACES}
 )
 
 # What a run on each dataset takes where the command line does not say.  The synthetic default is sized for minutes on
@@ -141,6 +141,7 @@ class Arguments:
     keep_checkpoints: int = _option("output", 2, "newest checkpoints that are kept, beside the best")
     eval_only: bool = _option("output", False, "no training: score --model on --split (own data: on all of it)")
     model: str | None = _option("output", None, "with --eval_only: what to score, a folder or an id on the Hub")
+    contact_sheet: str | None = _option("output", None, "with --eval_only: draw up to 100 hands into this file, the worst first")
     split: str = _option(
         "output", "test", "with --eval_only: FreiHAND's split", choices=("train", "validation", "test", "evaluation")
     )
@@ -175,6 +176,8 @@ class Arguments:
             refuse(f"--streaming with --dataset {self.dataset}", "only synthetic hands are endless")
         if self.eval_only and not self.model:
             refuse("--eval_only has no --model", "name the folder or Hub id to score")
+        if self.contact_sheet and not self.eval_only:
+            refuse("--contact_sheet without --eval_only", "a run draws its own figures")
         if self.model and not self.eval_only:
             refuse("--model without --eval_only", "to start training from weights use --init")
         for name in ("epochs", "batch_size", "gradient_accumulation_steps", "patience", "checkpoint_every", "keep_checkpoints", "max_bad_steps", "layers", "image_size"):

@@ -136,6 +136,27 @@ def draw_failures(path: Path, arrays: dict[str, np.ndarray], test: Dataset, coun
     return _draw_pairs(path, arrays, test, list(range(len(ranked)))[-count:])
 
 
+def draw_contact_sheet(path: Path, arrays: dict[str, np.ndarray], test: Dataset, most: int = 100, columns: int = 10) -> Path:
+    """Predictions over the hands, the worst first, each with its error over the hand's box; truth as white dots."""
+    ranked, error = rank_hands(arrays)
+    tiles = []
+    for row in ranked[::-1][:most]:
+        image = Image.fromarray(test[int(arrays["index"][row])]["image"].permute(1, 2, 0).contiguous().numpy())
+        image = image.resize((image.width * ZOOM, image.height * ZOOM), Image.Resampling.BICUBIC)
+        tile = draw_hand(image, arrays["predictions"][row] * ZOOM, arrays["scores"][row])
+        pen = ImageDraw.Draw(tile)
+        for x, y in arrays["keypoints"][row][arrays["visibility"][row]] * ZOOM:
+            pen.ellipse((x - 2, y - 2, x + 2, y + 2), fill="white", outline="black")
+        text = f"{error[row] / arrays['box_size'][row]:.3f}"
+        pen.text((6, 6), text, fill="white", stroke_width=2, stroke_fill="black")
+        tiles.append(np.asarray(tile))
+    tiles += [np.zeros_like(tiles[0])] * (-len(tiles) % columns)
+    rows = [np.concatenate(tiles[first : first + columns], 1) for first in range(0, len(tiles), columns)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.concatenate(rows)).save(path)
+    return path
+
+
 def _draw_pairs(path: Path, arrays: dict[str, np.ndarray], test: Dataset, places: list[int]) -> Path:
     """The hands at these places of the ranking beside each other, truth over prediction."""
     ranked, error = rank_hands(arrays)
