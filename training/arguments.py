@@ -98,9 +98,12 @@ class Arguments:
     workers: int = _option("data", 0, "processes that prepare batches beside the training process")
 
     init: str | None = _option("model", None, "start from these weights, a folder or an id on the Hub")
+    init_levels: int | None = _option("model", None, "with --init: leave out the deeper levels of a deeper U-Net")
     image_size: int = _option("model", 128, "side of the crops in pixels")
     box_fill: float = _option("model", 0.45, "longer side of a hand's box, of the crop's side")
-    hidden_sizes: tuple[int, ...] = _option("model", (16, 32, 64, 128), "channels of each level of the U-Net", nargs="+")
+    hidden_sizes: tuple[int, ...] = _option(
+        "model", (16, 32, 64, 128), "channels of each level of a new U-Net", nargs="+"
+    )
     sigma: float = _option("model", 3.0, "standard deviation of the target heatmaps in px of the 128 px input")
 
     recipe: str = _option(
@@ -176,6 +179,8 @@ class Arguments:
             refuse(f"--streaming with --dataset {self.dataset}", "only synthetic hands are endless")
         if self.eval_only and not self.model:
             refuse("--eval_only has no --model", "name the folder or Hub id to score")
+        if self.init_levels is not None and not self.init:
+            refuse("--init_levels without --init", "name the deeper model to start from")
         if self.contact_sheet and not self.eval_only:
             refuse("--contact_sheet without --eval_only", "a run draws its own figures")
         if self.model and not self.eval_only:

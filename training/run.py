@@ -33,9 +33,32 @@ FINGERPRINT_SAMPLES = 32
 def make_model(args: Arguments) -> HandUNetForPoseEstimation:
     """A new model, or the one that --init names."""
     if args.init:
-        return HandUNetForPoseEstimation.from_pretrained(args.init, dtype=torch.float32, image_size=args.image_size)
+        model = HandUNetForPoseEstimation.from_pretrained(args.init, dtype=torch.float32, image_size=args.image_size)
+        return model if args.init_levels is None else without_deep_levels(model, args.init_levels)
     torch.manual_seed(args.seed)
     return HandUNetForPoseEstimation(HandUNetConfig(hidden_sizes=args.hidden_sizes, sigma=args.sigma, image_size=args.image_size))
+
+
+def without_deep_levels(model: HandUNetForPoseEstimation, levels: int) -> HandUNetForPoseEstimation:
+    """A U-Net of the first `levels` of `model`, with their weights.
+
+    Its lowest features take the place of what came up from below.  They are not what that was, but the rest of the
+    network is there, and training goes on from far better weights than random ones.
+    """
+    sizes = model.config.hidden_sizes
+    if not 1 <= levels <= len(sizes):
+        raise ValueError(f"--init_levels {levels}: the model to start from has {len(sizes)} levels, give 1 to {len(sizes)}.")
+    config = HandUNetConfig(**{**model.config.to_diff_dict(), "hidden_sizes": sizes[:levels]})
+    smaller, weights = HandUNetForPoseEstimation(config), {}
+    for name in smaller.state_dict():
+        part, _, rest = name.partition(".")
+        if part == "up":
+            number, _, rest = rest.partition(".")
+            weights[name] = model.state_dict()[f"up.{int(number) + len(sizes) - levels}.{rest}"]
+        else:
+            weights[name] = model.state_dict()[name]
+    smaller.load_state_dict(weights)
+    return smaller
 
 
 def make_optimizer(args: Arguments, model: nn.Module) -> torch.optim.Optimizer:
