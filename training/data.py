@@ -74,8 +74,16 @@ class LayerStream(Dataset):
     An item has `image` (4, S, S) uint8 RGBA, `keypoints` (21, 2) px of it, `visibility` (21,), `skin` (3,) and `index`.
     """
 
-    def __init__(self, sources: Sequence[HandLayers | LayerSource], shares: Sequence[float], count: int, seed: int):
+    def __init__(
+        self,
+        sources: Sequence[HandLayers | SyntheticHands],
+        shares: Sequence[float],
+        count: int,
+        seed: int,
+        device: str = "cpu",
+    ):
         self.sources, self.count, self.seed, self.epoch = list(sources), count, seed, 0
+        self.device = device  # where hands are drawn that are not kept
         self.limits = np.cumsum(shares) / np.sum(shares)
 
     def __len__(self) -> int:
@@ -98,7 +106,7 @@ class LayerStream(Dataset):
                 layers = [source[int(draws[place, 1] * len(source))] for place in places]
             else:
                 fresh = torch.tensor([self.epoch * self.count + indices[place] for place in places])
-                layers = _rows(source, fresh)
+                layers = _rows(source, fresh, self.device)
             for place, layer in zip(places, layers):
                 items[place] = {
                     "image": torch.from_numpy(layer["rgba"]),
@@ -110,10 +118,10 @@ class LayerStream(Dataset):
         return items
 
 
-def _rows(source: LayerSource, indices: Tensor) -> list[dict[str, np.ndarray]]:
-    layer = source.layers(indices)
-    rgba = (layer.rgba.clamp(0, 1) * 255 + 0.5).to(torch.uint8).numpy()
-    return [dict(rgba=a, keypoints=b, skin=c) for a, b, c in zip(rgba, layer.keypoints.numpy(), layer.skin.numpy())]
+def _rows(source: SyntheticHands, indices: Tensor, device: str) -> list[dict[str, np.ndarray]]:
+    layer = source.layers(indices, device)
+    parts = {"rgba": (layer.rgba.clamp(0, 1) * 255 + 0.5).to(torch.uint8), "keypoints": layer.keypoints, "skin": layer.skin}
+    return [dict(zip(parts, row)) for row in zip(*(part.cpu().numpy() for part in parts.values()))]
 
 
 class SceneCrops(Dataset):
@@ -233,7 +241,8 @@ def _scenes(args: Arguments, cache: Path) -> Splits:
         if args.cutouts:
             sources.append(kept(Cutouts(args.cutouts, "train")))
             shares = [share * (1 - args.cutouts_share) for share in shares] + [args.cutouts_share]
-        splits.train = LayerStream(sources, shares, args.train_samples, args.seed)
+        device = "cuda" if torch.cuda.is_available() and not args.workers else "cpu"  # workers cannot share a GPU
+        splits.train = LayerStream(sources, shares, args.train_samples, args.seed, device)
         splits.validation, _ = fixed(VALIDATION_STREAM, args.validation_samples)
     return splits
 

@@ -101,9 +101,9 @@ class SyntheticHands(Dataset):
         keys = counter_rng.sample_keys(self.seed, indices.to(device))
         return draw_hands(keys, self.body, self.ranges, self.image_size), keys
 
-    def layers(self, indices: Tensor) -> Layer:
+    def layers(self, indices: Tensor, device: str | torch.device = "cpu") -> Layer:
         """The hands of samples `indices` (B,) without backgrounds, for :class:`dataset_script.layers.HandLayers`."""
-        return self.render_hands(indices)[0]
+        return self.render_hands(indices, device)[0]
 
     @torch.no_grad()
     def write_freihand(self, folder: str | Path, *, split: str = "training", versions: int = 1, image_size: int = 224,
