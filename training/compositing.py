@@ -147,7 +147,8 @@ class Scenes:
             matrix = rotation(angle) * zoom[:, None, None]
             matrix = matrix * torch.where(draw[:, 4] < 0.5, -1.0, 1.0)[:, None, None]
             offset = (draw[:, 5:7] * 2 - 1) * (1 - zoom)[:, None] * 0.9
-            grid = F.affine_grid(torch.cat([matrix, offset[..., None]], 2), [len(chosen), 3, self.size, self.size], align_corners=False)
+            theta = torch.cat([matrix, offset[..., None]], 2)
+            grid = F.affine_grid(theta, [len(chosen), 3, self.size, self.size], align_corners=False)
             behind[chosen] = F.grid_sample(photos, grid, padding_mode="reflection", align_corners=False)
         return behind, torch.zeros(len(keys), dtype=torch.bool, device=keys.device).index_fill(0, chosen, True)
 
@@ -155,7 +156,8 @@ class Scenes:
         """Black beyond the edges of some photographs, none of which cuts through the hand's box."""
         draw = counter_rng.uniform(keys, "frame", (9,))
         low, high = keypoints.amin(1).clamp(0, self.size), keypoints.amax(1).clamp(0, self.size)
-        edge = draw[:, :4].reshape(-1, 2, 2) * (draw[:, 4:8].reshape(-1, 2, 2) < 0.6) * (draw[:, 8] < self.framed)[:, None, None]
+        ends = (draw[:, 4:8] < 0.6) & (draw[:, 8:] < self.framed)
+        edge = (draw[:, :4] * ends).reshape(-1, 2, 2)  # parts of the way from each edge to the box
         first, last = edge[:, 0] * low, self.size - edge[:, 1] * (self.size - high)  # (B, 2) px
         pixels = torch.arange(self.size, device=images.device) + 0.5
         within = (pixels > first[..., None]) & (pixels < last[..., None])  # (B, 2, S): columns, rows
@@ -176,10 +178,11 @@ class Scenes:
             reach = 0.06 * draw[chosen, 2] * self.size
             direction = draw[chosen, 3] * math.pi
             total = 0
+            still = torch.eye(2, device=keys.device).expand(len(chosen), 2, 2)
             for step in (-0.5, -0.25, 0.0, 0.25, 0.5):
                 offset = torch.stack([direction.cos(), direction.sin()], 1) * (step * reach * 2 / self.size)[:, None]
-                theta = torch.eye(2, device=keys.device).expand(len(chosen), 2, 2)
-                grid = F.affine_grid(torch.cat([theta, offset[..., None]], 2), list(images[chosen].shape), align_corners=False)
+                theta = torch.cat([still, offset[..., None]], 2)
+                grid = F.affine_grid(theta, list(images[chosen].shape), align_corners=False)
                 total = total + F.grid_sample(images[chosen], grid, padding_mode="border", align_corners=False)
             images[chosen] = total / 5
         weights = torch.tensor(GREY, device=keys.device)[:, None, None]

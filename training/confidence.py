@@ -18,7 +18,7 @@ TINY = 1e-6
 
 
 def scores_and_rightness(arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Of [`training.evaluation.predict`]'s arrays: scores (K,) of the visible keypoints and whether each is right (K,)."""
+    """Scores (K,) of the visible keypoints in [`training.evaluation.predict`]'s arrays, and whether each is right (K,)."""
     visible = arrays["visibility"]
     errors = np.linalg.norm(arrays["predictions"] - arrays["keypoints"], axis=2) / arrays["box_size"][:, None]
     return arrays["scores"][visible].astype(np.float64), errors[visible] <= RIGHT
@@ -54,10 +54,11 @@ def fit_temperature(scores: np.ndarray, right: np.ndarray) -> float:
 def reliability(scores: np.ndarray, right: np.ndarray) -> list[dict]:
     """Per bin of equal width that has scores: their `count`, mean `score` and the `share` that is right."""
     bins = np.minimum((scores * BINS).astype(int), BINS - 1)
-    return [
-        {"count": int((bins == b).sum()), "score": float(scores[bins == b].mean()), "share": float(right[bins == b].mean())}
-        for b in sorted(set(bins.tolist()))
-    ]
+    rows = []
+    for number in sorted(set(bins.tolist())):
+        here = bins == number
+        rows.append({"count": int(here.sum()), "score": float(scores[here].mean()), "share": float(right[here].mean())})
+    return rows
 
 
 def expected_calibration_error(scores: np.ndarray, right: np.ndarray) -> float:
@@ -83,7 +84,7 @@ def calibration(validation: dict[str, np.ndarray], test: dict[str, np.ndarray]) 
 
 
 def chance_of_higher(scores: np.ndarray, others: np.ndarray) -> float:
-    """The chance that one of `scores` is higher than one of `others`, ties counted half: the area under the ROC curve."""
+    """The chance that one of `scores` is higher than one of `others`, ties counted half: the ROC curve's area."""
     higher, equal = scores[:, None] > others[None], scores[:, None] == others[None]
     return float(higher.mean() + 0.5 * equal.mean())
 

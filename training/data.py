@@ -120,7 +120,8 @@ class LayerStream(Dataset):
 
 def _rows(source: SyntheticHands, indices: Tensor, device: str) -> list[dict[str, np.ndarray]]:
     layer = source.layers(indices, device)
-    parts = {"rgba": (layer.rgba.clamp(0, 1) * 255 + 0.5).to(torch.uint8), "keypoints": layer.keypoints, "skin": layer.skin}
+    rgba = (layer.rgba.clamp(0, 1) * 255 + 0.5).to(torch.uint8)
+    parts = {"rgba": rgba, "keypoints": layer.keypoints, "skin": layer.skin}
     return [dict(zip(parts, row)) for row in zip(*(part.cpu().numpy() for part in parts.values()))]
 
 
@@ -207,7 +208,7 @@ LAYER_SIZE = 160
 
 
 def _scenes(args: Arguments, cache: Path) -> Splits:
-    """Drawn hands of one or two bodies and cut-outs, in ever new scenes; validated and tested on hands not trained on."""
+    """Drawn hands of one or two bodies and cut-outs in ever new scenes; validated and tested on others than trained on."""
     meshes = [None, args.hand_mesh] if args.hand_mesh else [None]
 
     def drawn(count: int, seed: int, mesh: str | None) -> SyntheticHands:
@@ -216,9 +217,8 @@ def _scenes(args: Arguments, cache: Path) -> Splits:
     def kept(source: LayerSource) -> HandLayers:
         return HandLayers(source, cache)
 
-    scenes = Scenes(
-        args.image_size, args.box_fill, negatives=args.negatives, photos=load_photos(args.photos) if args.photos else None
-    )
+    photos = load_photos(args.photos) if args.photos else None
+    scenes = Scenes(args.image_size, args.box_fill, negatives=args.negatives, photos=photos)
 
     def fixed(stream: int, count: int, **changes) -> tuple[Dataset, list[str]]:
         maker = dataclasses.replace(scenes, **{"negatives": 0.0, **changes})
@@ -296,7 +296,8 @@ def _coco(args: Arguments, cache: Path) -> Splits:
         (everything,) = CocoHands(args.annotations, images, **options).build().values()
         sources = everything["source"][:]
         sources = sources if len(set(sources)) > 1 else None
-        return Splits(None, None, crops(everything), str(args.annotations), research_only=False, test_backgrounds=sources)
+        about = {"source": str(args.annotations), "research_only": False, "test_backgrounds": sources}
+        return Splits(None, None, crops(everything), **about)
     splits = CocoHands(args.annotations, images, validation_share=args.validation_share, **options).build()
     train, validation = (crops(splits[name]) for name in ("train", "validation"))
     return Splits(train, validation, validation, str(args.annotations), research_only=False)
