@@ -60,7 +60,7 @@ def test_only_visible_keypoints_are_judged_and_each_against_its_own_box():
 
 
 def test_a_negative_is_told_by_its_mean_score():
-    hands = {"scores": np.array([[0.9, 0.7], [0.2, 0.4]])}  # means 0.8 and 0.3
-    others = {"no hand": {"scores": np.array([[0.1, 0.1], [0.3, 0.3]])}}
+    hands = {"scores": np.array([[0.9, 0.7], [0.25, 0.25]])}  # means 0.8 and 0.25
+    others = {"no hand": {"scores": np.array([[0.125, 0.125], [0.25, 0.25]])}}
     # Of the four pairs three are won, and one is a tie: (3 + 0.5) / 4.
     assert told_from_negatives(hands, others) == {"no hand": pytest.approx(3.5 / 4)}
