@@ -118,11 +118,16 @@ def children(pid: int) -> set[int]:
         return set()
 
 
-def interrupt(training: Training, kind: str, draw: random.Random, duration: float, limit: float = 900) -> str | None:
-    """Start `training` and kill it at a moment of `kind`; returns where it was, or None if it ended before."""
+def interrupt(
+    training: Training, kind: str, draw: random.Random, first: float, duration: float, limit: float = 900
+) -> str | None:
+    """Start `training` and kill it at a moment of `kind`; returns where it was, or None if it ended before.
+
+    An untouched training takes `first` seconds to its first checkpoint and `duration` in all.
+    """
     training.start()
     started = time.monotonic()
-    delay = draw.uniform(0, duration / 3 if kind == FIRST else duration)
+    delay = draw.uniform(0, 0.8 * first if kind == FIRST else duration)
     skip = draw.randrange(4)  # writes that are let pass
     waited_for = False
     while not training.ended():
@@ -200,16 +205,18 @@ def main(argv: list[str] | None = None) -> collections.Counter:
     print(f"seed {seed}, {options.kills} kills, {options.processes} process(es)", flush=True)
     folder = Path(tempfile.mkdtemp(prefix="kill-and-resume-", dir=options.folder))
     started = time.monotonic()
-    references, durations = {}, {}
+    references, times = {}, {}
 
     def untouched(data: str) -> None:
         reference = Training(folder / f"{data}-untouched", data, options.processes)
-        begin = time.monotonic()
+        begin = first = time.monotonic()
         reference.start()
         while not reference.ended():
+            if not reference.has_checkpoint():
+                first = time.monotonic()
             time.sleep(0.01)
-        durations[data], references[data] = time.monotonic() - begin, result(reference.output)
-        print(f"{data} samples, never touched: {durations[data]:.0f} s", flush=True)
+        times[data], references[data] = (first - begin, time.monotonic() - begin), result(reference.output)
+        print(f"{data} samples, never touched: {times[data][1]:.0f} s", flush=True)
 
     kinds, counts, differences, trainings = plan(options.kills, draw), collections.Counter(), [], 0
     while kinds:
@@ -223,7 +230,7 @@ def main(argv: list[str] | None = None) -> collections.Counter:
             kinds.append(FIRST)
         while kinds and kills < KILLS_PER_TRAINING:
             kind = kinds.pop()
-            found = interrupt(training, kind, draw, durations[data])
+            found = interrupt(training, kind, draw, *times[data])
             if found is None:  # it ended before that moment came: another training gets it
                 kinds.insert(0, kind)
                 break
