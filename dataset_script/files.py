@@ -9,7 +9,6 @@ import hashlib
 import io
 import json
 import logging
-import lzma
 import os
 import stat
 import struct
@@ -26,9 +25,42 @@ logger = logging.getLogger(__name__)
 
 MAX_JSON_BYTES = 96 << 20  # FreiHAND's largest list of keypoints takes about 44 MiB
 MAX_IMAGE_BYTES = 64 << 20
+# A zip's list of members, of which Python keeps some 20 times as much; FreiHAND's takes about 15 MiB.
+MAX_DIRECTORY_BYTES = 32 << 20
+# What the values of a JSON text may take, estimated from its punctuation as CPython keeps them: at least so much for an
+# object, a list, an object's member, and any further value.
+MAX_JSON_MEMORY = 900 << 20
+JSON_COSTS = {b"{": 240, b"[": 88, b":": 150, b",": 60}
+MAX_JSON_NESTING = 50
 
 # What Pillow and its codecs raise on broken files, beyond what it documents.
 IMAGE_ERRORS = (*UNREADABLE_IMAGE_ERRORS, struct.error, zlib.error, Image.DecompressionBombError)
+
+
+class _Pieces:
+    """A file that zipfile reads, which refuses to be read in pieces of more than `limit` bytes.
+
+    zipfile reads a zip's directory, and a member's bytes, in pieces as large as the zip claims them to be.
+    """
+
+    def __init__(self, path: Path, limit: int):
+        self._file = open(path, "rb")  # noqa: SIM115, closed with this object
+        self.seek, self.tell, self.close = self._file.seek, self._file.tell, self._file.close
+        self.size, self.limit = os.path.getsize(path), limit
+
+    def __del__(self):
+        if hasattr(self, "_file"):
+            self._file.close()
+
+    def seekable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        rest = max(0, self.size - self._file.tell())
+        size = rest if size < 0 else min(size, rest)
+        if size > self.limit:
+            raise ValueError(f"it claims a list of members or a member of {size} bytes, more than {self.limit}")
+        return self._file.read(size)
 
 
 class FileTree:
@@ -61,22 +93,35 @@ class FileTree:
     def open_zip(self) -> zipfile.ZipFile:
         """The zip's directory, read once per process.  Raises ValueError for a file that is not a whole zip."""
         if self._zip is None or self._zip_owner != os.getpid():
+            file = _Pieces(self.path, MAX_DIRECTORY_BYTES)
             try:
-                self._zip, self._zip_owner = zipfile.ZipFile(self.path), os.getpid()
+                self._zip, self._zip_owner = zipfile.ZipFile(file), os.getpid()
             except (zipfile.BadZipFile, NotImplementedError, struct.error, ValueError, EOFError) as error:
                 raise ValueError(
                     f"{self.path} is not a whole zip file ({error}). Fetch it again: "
                     "python -m dataset_script.download --data_dir DIR"
                 ) from error
+            file.limit = max(MAX_JSON_BYTES, MAX_IMAGE_BYTES)
         return self._zip
 
-    def top_prefixes(self) -> list[str]:
-        """"" and every folder at the top, as "name/": where an archive packed with its own folder has its files."""
+    def find(self, *names: str) -> "FileTree | None":
+        """The tree below "" or below a folder at the top, the first that has one of the files or filled folders `names`.
+
+        An archive that was packed with its own folder has its files below such a prefix.
+        """
         if self.is_zip:
-            heads = {name.split("/", 1)[0] + "/" for name in self.open_zip().NameToInfo if "/" in name}
+            heads = set()
+            for member in self.open_zip().NameToInfo:  # in one pass, since a zip may have very many folders
+                head = member.split("/", 1)[0] + "/"
+                for prefix in ("", head):
+                    rest = member.removeprefix(prefix)
+                    if any(rest == name or (rest.startswith(name + "/") and rest != name + "/") for name in names):
+                        heads.add(prefix)
+            heads -= {"../", "./", "/"}
         else:
-            heads = {entry.name + "/" for entry in os.scandir(self.path) if entry.is_dir()}
-        return ["", *sorted(heads - {"../", "./", "/"})]
+            heads = {"", *(entry.name + "/" for entry in os.scandir(self.path) if entry.is_dir())}
+        trees = (self.below(head) for head in sorted(heads))
+        return next((tree for tree in trees if any(name in tree or tree.names(name) for name in names)), None)
 
     def names(self, folder: str) -> set[str]:
         """Names of the files directly in `folder` ("training/rgb"); empty where there is no such folder."""
@@ -100,11 +145,15 @@ class FileTree:
             ValueError: it is larger than `limit` bytes, or a zip member that is damaged, encrypted or a link.
         """
         where = self.where(name)
+        too_large = f"{where} is larger than {limit} bytes, the most that is read of such a file"
         if not self.is_zip:
-            with open(self.path / (self.prefix + name), "rb") as file:
+            path = self.path / (self.prefix + name)
+            if path.exists() and not path.is_file():  # a pipe, say, from which reading never ends
+                raise ValueError(f"{where} is not a file")
+            with open(path, "rb") as file:
                 data = file.read(limit + 1)
             if len(data) > limit:
-                raise ValueError(f"{where} is larger than {limit} bytes, the most that is read of such a file")
+                raise ValueError(too_large)
             return data
         archive = self.open_zip()
         try:
@@ -113,11 +162,17 @@ class FileTree:
             raise FileNotFoundError(f"{where}: the zip has no such file") from None
         if stat.S_ISLNK(member.external_attr >> 16):
             raise ValueError(f"{where} is a link; links in a zip are not followed, store the file itself")
-        if member.file_size > limit:
-            raise ValueError(f"{where} is larger than {limit} bytes, the most that is read of such a file")
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # zipfile unpacks others unbounded
+            raise ValueError(f"{where} cannot be unpacked (compression type {member.compress_type}); store it deflated")
+        if max(member.file_size, member.compress_size) > limit:
+            raise ValueError(too_large)
         try:
-            return archive.read(member)
-        except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError) as error:
+            with archive.open(member) as file:
+                data = file.read(member.file_size + 1)  # a size, since without one a bomb is unpacked whole
+            if len(data) != member.file_size:
+                raise EOFError(f"{len(data)} of {member.file_size} bytes")
+            return data
+        except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, ValueError) as error:
             raise ValueError(f"{where} is damaged inside the zip ({error}); fetch the zip again") from error
         except (RuntimeError, NotImplementedError) as error:  # encrypted, or packed in a way zipfile does not know
             raise ValueError(f"{where} cannot be unpacked ({error}); store it unencrypted, deflated") from error
@@ -129,13 +184,28 @@ class FileTree:
 
 
 def parse_json(data: bytes, where: str) -> object:
-    """The value of a JSON text.  Raises ValueError naming `where` for bad syntax, bad encoding or deep nesting."""
+    """The value of a JSON text.
+
+    Raises ValueError naming `where` for bad syntax, bad encoding, more than `MAX_JSON_NESTING` levels, and values that
+    would take more than about `MAX_JSON_MEMORY` bytes.
+    """
+    memory = sum(data.count(mark) * cost for mark, cost in JSON_COSTS.items())
+    if memory > MAX_JSON_MEMORY:
+        raise ValueError(f"{where} has too many values to be a list of annotations: they would take {memory:,} bytes")
+    too_deep = f"{where} is nested too deeply to be a list of annotations"
     try:
-        return json.loads(data)
+        value = json.loads(data)
     except RecursionError:
-        raise ValueError(f"{where} is nested too deeply to be a list of annotations") from None
+        raise ValueError(too_deep) from None
     except ValueError as error:  # JSONDecodeError, UnicodeDecodeError, an integer of thousands of digits
         raise ValueError(f"{where} is not valid JSON ({error}); it may be half-copied: copy it again") from error
+    level = [value]
+    for _ in range(MAX_JSON_NESTING + 1):
+        nested = (entry.values() if isinstance(entry, dict) else entry for entry in level if isinstance(entry, (dict, list)))
+        level = [item for items in nested for item in items if isinstance(item, (dict, list))]
+    if level:
+        raise ValueError(too_deep)
+    return value
 
 
 def image_size(source: bytes | str | os.PathLike, decode: bool = True) -> tuple[int, int]:

@@ -10,6 +10,7 @@ https://lmb.informatik.uni-freiburg.de/projects/freihand/ : research only, comme
 """
 
 import os
+import reprlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,7 @@ FRAMES_PER_SHARD = 1000
 MAX_OUTSIDE = 1.0
 # Beyond these no unit and no lens explains the numbers: points in metres or millimetres, focal lengths in pixels.
 MAX_COORDINATE, MAX_FOCAL_LENGTH, MAX_CONDITION = 1e5, 1e6, 1e9
+MAX_INTEGER = 2**63
 # Hands were photographed from 0.3 to 1.5 m; a larger depth is that of another unit.
 MAX_DEPTH = 10.0
 
@@ -272,12 +274,7 @@ def _existing(*paths: Path) -> list[FileTree]:
 
 def _find(trees: list[FileTree], *names: str) -> FileTree | None:
     """The first place, at the top of a tree or in a folder at its top, that has one of `names`."""
-    for tree in trees:
-        for prefix in tree.top_prefixes():
-            place = tree.below(prefix)
-            if any(name in place or place.names(name) for name in names):
-                return place
-    return None
+    return next((place for tree in trees if (place := tree.find(*names)) is not None), None)
 
 
 @dataclass
@@ -376,23 +373,24 @@ def _read_array(tree: FileTree, name: str, shape: tuple[int, int]) -> np.ndarray
         raise FileNotFoundError(f"{tree.where(name)} is missing: FreiHAND's folder is half-copied, copy it again")
     frames = parse_json(tree.read(name, MAX_JSON_BYTES), tree.where(name))
     if not isinstance(frames, list) or not frames:
-        raise ValueError(f"{tree.where(name)} is not a list of frames, but {str(frames)[:40]!r}")
-    try:
-        array = np.asarray(frames)
-    except ValueError:  # frames of different shapes
-        array = np.empty(0, object)
-    if array.shape != (len(frames), *shape) or array.dtype.kind not in "iuf":
-        bad = [index for index, frame in enumerate(frames) if not _is_array(frame, shape)]
+        raise ValueError(f"{tree.where(name)} is not a list of frames, but {reprlib.repr(frames)}")
+    bad = [index for index, frame in enumerate(frames) if not _is_array(frame, shape)]
+    if bad:
         raise ValueError(
             f"{tree.where(name)}: {len(bad)} of {len(frames)} frames are not {shape[0]} lists of {shape[1]} numbers: "
             f"frames {shorten(bad)}"
         )
-    return array.astype(np.float64)
+    return np.array(frames, np.float64)
 
 
-def _is_array(values: object, shape: tuple[int, int]) -> bool:
-    try:
-        array = np.asarray(values)
-    except ValueError:
-        return False
-    return array.shape == shape and array.dtype.kind in "iuf"
+def _is_array(rows: object, shape: tuple[int, int]) -> bool:
+    """Whether `rows` are `shape[0]` lists of `shape[1]` numbers; told before numpy takes memory for whatever they are."""
+    return _is_list(rows, shape[0]) and all(_is_list(row, shape[1]) and all(map(_is_number, row)) for row in rows)
+
+
+def _is_list(values: object, length: int) -> bool:
+    return isinstance(values, list) and len(values) == length
+
+
+def _is_number(value: object) -> bool:
+    return type(value) is float or (type(value) is int and abs(value) < MAX_INTEGER)

@@ -1,0 +1,150 @@
+"""What `dataset_script` reads of files that others wrote: JSON, zips and images that claim, or are, too much."""
+
+import contextlib
+import json
+import os
+import struct
+import tracemalloc
+import zipfile
+
+import pytest
+
+import dataset_script.files
+from dataset_script.files import MAX_JSON_NESTING, FileTree, parse_json
+
+
+@contextlib.contextmanager
+def memory_below(limit: int):
+    """Python may take less than `limit` bytes meanwhile."""
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < limit
+    finally:
+        tracemalloc.stop()
+
+
+# JSON
+
+
+@pytest.mark.parametrize("brackets", ["[]", ('{"a":', "}")])
+@pytest.mark.parametrize("depth", [MAX_JSON_NESTING + 2, 990, 100_000])
+def test_json_that_is_nested_deeply_is_refused_by_name(brackets, depth):
+    with pytest.raises(ValueError, match="hands.json is nested too deeply"):
+        parse_json((brackets[0] * depth + "1" + brackets[1] * depth).encode(), "hands.json")
+
+
+def test_json_of_any_other_depth_is_read():
+    text = "[" * MAX_JSON_NESTING + "1" + "]" * MAX_JSON_NESTING
+    assert parse_json(text.encode(), "hands.json") == json.loads(text)
+
+
+@pytest.mark.parametrize("item", [b"[]", b"{}", b'{"":0}', b'"ab"'])
+def test_json_of_which_python_would_keep_a_gigabyte_is_refused_unread(item):
+    text = b"[" + (item + b",") * 16_000_000 + item + b"]"
+    with memory_below(1 << 20), pytest.raises(ValueError, match=r"hands.json has too many values.* [\d,]+ bytes"):
+        parse_json(text, "hands.json")
+
+
+def test_the_bounds_let_freihands_own_lists_through():
+    frame = json.dumps([[-0.123456789012345678] * 3] * 21).encode()
+    text = b"[" + b",".join([frame] * 32560) + b"]"
+    memory = sum(text.count(mark) * cost for mark, cost in dataset_script.files.JSON_COSTS.items())
+    assert len(text) < dataset_script.files.MAX_JSON_BYTES
+    assert memory < dataset_script.files.MAX_JSON_MEMORY / 2
+
+
+# Zips
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "hands.zip"
+
+
+def write(path, *, method=zipfile.ZIP_DEFLATED, **files: bytes):
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+
+
+def claim(path, *, size: int | None = None, packed: int | None = None) -> None:
+    """Overwrite what a zip of one member claims of that member's sizes, in the list of members and before its bytes."""
+    data = bytearray(path.read_bytes())
+    (start,) = struct.unpack_from("<I", data, len(data) - 6)
+    for value, places in ((packed, (18, start + 20)), (size, (22, start + 24))):
+        for place in places:
+            if value is not None:
+                data[place : place + 4] = struct.pack("<I", value)
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("size", [10, 10**6])
+def test_a_member_that_unpacks_to_more_than_it_claims_takes_no_more_than_that(path, size):
+    write(path, a=bytes(200_000_000))
+    claim(path, size=size)
+    assert path.stat().st_size < 250_000
+    with memory_below(8 << 20), pytest.raises(ValueError, match=r"hands.zip/a is damaged inside the zip"):
+        FileTree(path).read("a", 1 << 24)
+
+
+@pytest.mark.parametrize("claims", [{"size": 10**9}, {"packed": 10**9}, {"size": 10**9, "packed": 10**9}])
+def test_a_gigabyte_that_a_small_zip_claims_is_refused_unread(path, claims):
+    write(path, a=b"[1]")
+    claim(path, **claims)
+    with pytest.raises(ValueError, match=r"hands.zip/a is larger than 16777216 bytes"):
+        FileTree(path).read("a", 1 << 24)
+
+
+def test_a_member_that_is_shorter_than_it_claims_is_damaged(path):
+    write(path, a=bytes(1000))
+    claim(path, size=2000)
+    with pytest.raises(ValueError, match=r"hands.zip/a is damaged inside the zip \(1000 of 2000 bytes\)"):
+        FileTree(path).read("a", 1 << 24)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_members_that_zipfile_unpacks_without_bounds_are_refused(path, method):
+    write(path, method=method, a=bytes(1000))
+    with pytest.raises(ValueError, match=rf"hands.zip/a cannot be unpacked \(compression type {method}\)"):
+        FileTree(path).read("a", 1 << 24)
+
+
+def test_a_zip_whose_list_of_members_is_too_long_is_refused_unread(path, monkeypatch):
+    write(path, **{f"{number:09d}": b"" for number in range(100)})  # 55 bytes each
+    monkeypatch.setattr(dataset_script.files, "MAX_DIRECTORY_BYTES", 5499)
+    with pytest.raises(ValueError, match=r"hands.zip is not a whole zip file \(it claims a list of members .*5500 bytes, more than 5499"):
+        FileTree(path).find("a")
+    monkeypatch.setattr(dataset_script.files, "MAX_DIRECTORY_BYTES", 5500)
+    assert FileTree(path).find("a") is None
+
+
+def test_a_gigabyte_of_members_that_a_small_zip_claims_is_refused(path):
+    write(path, a=b"[1]")
+    data = bytearray(path.read_bytes())
+    data[-10:-2] = struct.pack("<II", 10**9, 0)  # how long the list is, and where it begins
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"hands.zip is not a whole zip file"):
+        FileTree(path).find("a")
+
+
+def test_files_are_found_below_the_first_folder_that_has_them(path, tmp_path):
+    names = ["c/training_xyz.json", "b/training/rgb/0.jpg", "a/training/rgb/", "a/other.json", "d/training_K.json"]
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in names:
+            archive.writestr(name, b"")
+    folder = tmp_path / "folder"
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).mkdir() if name.endswith("/") else (folder / name).touch()
+    for tree in (FileTree(path), FileTree(folder)):
+        assert tree.find("training_xyz.json", "training/rgb").prefix == "b/"  # a/ has none, c/ comes later
+        assert tree.find("training_K.json").prefix == "d/"
+        assert tree.find("evaluation_K.json") is None
+        assert tree.find("a/other.json").prefix == ""
+
+
+def test_nothing_is_read_from_a_pipe_that_never_ends(tmp_path):
+    os.mkfifo(tmp_path / "training_xyz.json")
+    with pytest.raises(ValueError, match="training_xyz.json is not a file"):
+        FileTree(tmp_path).read("training_xyz.json", 1000)
