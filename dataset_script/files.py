@@ -17,9 +17,17 @@ import zipfile
 import zlib
 from pathlib import Path
 
-from PIL import Image
+from PIL import ExifTags, Image
 
-from modeling_handunet.crops import IMAGE_FORMATS, MAX_IMAGE_PIXELS, UNREADABLE_IMAGE_ERRORS
+from modeling_handunet.crops import (
+    IMAGE_FORMATS,
+    MAX_IMAGE_PIXELS,
+    SIDEWAYS,
+    UNREADABLE_IMAGE_ERRORS,
+    UPRIGHT,
+    check_work,
+    to_rgb,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +41,7 @@ MAX_JSON_MEMORY = 900 << 20
 JSON_COSTS = {b"{": 240, b"[": 88, b":": 150, b",": 60}
 MAX_JSON_NESTING = 50
 
-# What Pillow and its codecs raise on broken files, beyond what it documents.
-IMAGE_ERRORS = (*UNREADABLE_IMAGE_ERRORS, struct.error, zlib.error, Image.DecompressionBombError)
+IMAGE_ERRORS = (*UNREADABLE_IMAGE_ERRORS, Image.DecompressionBombError)
 
 
 class _Pieces:
@@ -208,28 +215,28 @@ def parse_json(data: bytes, where: str) -> object:
     return value
 
 
-def image_size(source: bytes | str | os.PathLike, decode: bool = True) -> tuple[int, int]:
-    """(width, height) of an image as it is to be shown (EXIF orientation applied), decoded once to see that it can be.
+def image_size(source: bytes | str | os.PathLike) -> tuple[int, int]:
+    """(width, height) of an image as it is to be shown (EXIF orientation applied), which is read as `load_image` does.
 
-    `source` is the encoded image or its path; with `decode=False` only the header is read.
-    Raises ValueError, with the reason alone, for what cannot be read and for more than `MAX_IMAGE_PIXELS`.
+    `source` is the encoded image or its path.  Of a JPEG every byte is decoded, but only an eighth of the pixels.
+    Raises ValueError, with the reason alone, for what `load_image` would refuse.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of large images, which are judged here, and of odd metadata
         try:
             file = io.BytesIO(source) if isinstance(source, bytes) else source
             with Image.open(file, formats=IMAGE_FORMATS) as image:
+                check_work(image, "it")
                 width, height = image.size
                 if not 0 < width * height <= MAX_IMAGE_PIXELS:
                     raise ValueError(f"{width} x {height} pixels, where 1 to {MAX_IMAGE_PIXELS:,} pixels are read")
-                rotated = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # EXIF orientations that swap the sides
-                if decode:
-                    if image.format == "JPEG":
-                        image.draft(None, (width // 8, height // 8))  # all of it is read, an eighth is computed
-                    image.load()
+                if image.format == "JPEG":
+                    image.draft(None, (width // 8, height // 8))
+                to_rgb(image, "it")
+                turned = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
         except IMAGE_ERRORS as error:
             raise ValueError(str(error) or type(error).__name__) from error
-    return (height, width) if rotated else (width, height)
+    return (height, width) if turned in SIDEWAYS else (width, height)
 
 
 class UnreadableImages:

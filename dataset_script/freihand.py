@@ -360,8 +360,7 @@ class _Part:
         for version, first, last in self.shards(0, self.num_frames):
             for frame in range(first, last):
                 try:
-                    data = self.tree.read(self.image_name(frame, version), MAX_IMAGE_BYTES)
-                    return image_size(data, decode=False)
+                    return image_size(self.tree.read(self.image_name(frame, version), MAX_IMAGE_BYTES))
                 except ValueError:
                     continue  # counted and named when the rows are written
         raise ValueError(f"{self.tree.where(self.folder)}: none of its images can be read; copy them again")

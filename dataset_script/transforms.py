@@ -9,6 +9,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+import datasets
 import numpy as np
 import torch
 from PIL import Image
@@ -17,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from dataset_script.caches import new_arrays, open_arrays, worker_count, written_once
 from dataset_script.files import digest
 from modeling_handunet.configuration_handunet import HandUNetConfig
-from modeling_handunet.crops import box_to_square, crop_square, image_to_square, to_crop, to_rgb
+from modeling_handunet.crops import box_to_square, crop_square, image_to_square, load_image, to_crop, to_rgb
 from modeling_handunet.heatmaps import render_heatmaps
 from modeling_handunet.image_processing_handunet import HandUNetImageProcessor
 from modeling_handunet.keypoints import NUM_KEYPOINTS
@@ -53,7 +54,8 @@ def crop_hand(row: Mapping, size: int = IMAGE_SIZE, box_fill: float = BOX_FILL) 
         annotated and inside the crop; `box_size`, the longer side of the hand's box in pixels of the crop, which is
         the row's `box` or else that of its annotated keypoints.
     """
-    image = to_rgb(row["image"])
+    image = row["image"]  # decoded, or as it is stored
+    image = load_image(image["bytes"] or image["path"]) if isinstance(image, Mapping) else to_rgb(image)
     keypoints = np.asarray(row["uv"], np.float64)  # (21, 2)
     annotated = np.ones(len(keypoints), bool) if row.get("visibility") is None else np.asarray(row["visibility"], bool)
     box = row.get("box")
@@ -119,10 +121,14 @@ class _TransformedRows(Dataset):
 
 
 def _only_crop_columns(dataset):
-    """A `datasets.Dataset` with the columns that cropping reads; anything else as it is."""
+    """A `datasets.Dataset` with the columns that cropping reads, images as they are stored; anything else as it is.
+
+    So images are decoded by [`load_image`] alone, which accepts whatever a builder's check accepted.
+    """
     if not hasattr(dataset, "column_names"):
         return dataset
-    return dataset.with_format(None).select_columns([name for name in COLUMNS if name in dataset.column_names])
+    dataset = dataset.with_format(None).select_columns([name for name in COLUMNS if name in dataset.column_names])
+    return dataset.cast_column("image", datasets.Image(decode=False))
 
 
 class HandCrops(Dataset):

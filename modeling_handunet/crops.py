@@ -16,6 +16,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import warnings
+import zlib
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -46,10 +47,12 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+SIDEWAYS = (UPRIGHT[5], UPRIGHT[6], UPRIGHT[7], UPRIGHT[8])  # those that swap width and height
 
 # What Pillow raises for files that are damaged, hostile or of a kind it does not read.
 UNREADABLE_IMAGE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError)
-UNREADABLE_IMAGE_ERRORS += (NotImplementedError, AttributeError, ZeroDivisionError, RuntimeError, struct.error)
+UNREADABLE_IMAGE_ERRORS += (NotImplementedError, AttributeError, ZeroDivisionError, RuntimeError, struct.error, zlib.error)
+UNREADABLE_IMAGE_ERRORS += (AssertionError,)  # of a palette that a damaged file lacks, say
 
 
 def load_image(image) -> Image.Image:

@@ -1,16 +1,28 @@
 """What `dataset_script` reads of files that others wrote: JSON, zips and images that claim, or are, too much."""
 
 import contextlib
+import io
 import json
 import os
 import struct
 import tracemalloc
 import zipfile
+import zlib
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import dataset_script.files
-from dataset_script.files import MAX_JSON_NESTING, FileTree, parse_json
+import modeling_handunet.crops
+from dataset_script.files import MAX_JSON_NESTING, FileTree, image_size, parse_json
+from modeling_handunet.crops import MAX_IMAGE_PIXELS, load_image
+
+
+def encode(image: Image.Image, kind: str, **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
 
 
 @contextlib.contextmanager
@@ -22,6 +34,13 @@ def memory_below(limit: int):
         assert tracemalloc.get_traced_memory()[1] < limit
     finally:
         tracemalloc.stop()
+
+
+def png(*chunks: tuple[bytes, bytes]) -> bytes:
+    """A PNG of these chunks, with the right checksums."""
+    checked = ((name + data, len(data)) for name, data in chunks)
+    pieces = (struct.pack(">I", length) + text + struct.pack(">I", zlib.crc32(text)) for text, length in checked)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(pieces)
 
 
 # JSON
@@ -148,3 +167,88 @@ def test_nothing_is_read_from_a_pipe_that_never_ends(tmp_path):
     os.mkfifo(tmp_path / "training_xyz.json")
     with pytest.raises(ValueError, match="training_xyz.json is not a file"):
         FileTree(tmp_path).read("training_xyz.json", 1000)
+
+
+# Images: what the builders accept is what `load_image` reads
+
+
+def both(data: bytes) -> tuple[tuple[int, int], tuple[int, int]]:
+    return image_size(data), load_image(data).size
+
+
+def refused_by_both(data: bytes, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        image_size(data)
+    with pytest.raises((ValueError, OSError), match=message):
+        load_image(data)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_the_size_is_that_of_the_image_as_it_is_read(kind, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    expected = (20, 30) if orientation in (6, 8) else (30, 20)
+    assert both(encode(Image.new("RGB", (30, 20)), kind, exif=exif)) == (expected, expected)
+
+
+def test_an_orientation_that_comes_after_the_pixels_counts_too():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encode(Image.new("RGB", (30, 20)), "PNG", exif=exif)
+    chunks, place = {}, 8
+    while place < len(data):
+        end = place + 12 + int.from_bytes(data[place : place + 4], "big")
+        chunks[data[place + 4 : place + 8]] = data[place:end]
+        place = end
+    late = data[:8] + b"".join(chunks[name] for name in (b"IHDR", b"IDAT", b"eXIf", b"IEND"))
+    assert both(late) == ((20, 30), (20, 30))
+
+
+def test_a_progressive_jpeg_of_very_many_scans_is_refused_before_it_is_decoded():
+    data = bytearray(encode(Image.fromarray(np.zeros((64, 64, 3), np.uint8)), "JPEG", progressive=True))
+    start = data.index(b"\xff\xc2")
+    data[start + 5 : start + 9] = struct.pack(">HH", 8000, 8000)
+    first = data.index(b"\xff\xda")
+    data[-2:] = data[first:-2] * 50 + b"\xff\xd9"
+    refused_by_both(bytes(data), r"is a progressive JPEG of \d+ scans of 8000x8000 pixels")
+
+
+def test_a_tiff_of_very_many_strips_is_refused_before_it_is_decoded(monkeypatch):
+    data = encode(Image.new("L", (1, 1000)), "TIFF", tiffinfo={278: 1})
+    monkeypatch.setattr(modeling_handunet.crops, "MAX_TIFF_STRIPS", 1000)
+    assert both(data) == ((1, 1000), (1, 1000))
+    monkeypatch.setattr(modeling_handunet.crops, "MAX_TIFF_STRIPS", 999)
+    refused_by_both(data, "has 1000 strips or tiles")
+
+
+@pytest.mark.parametrize("kind", ["GIF", "BMP"])
+def test_an_image_that_claims_billions_of_pixels_is_refused_before_it_is_decoded(kind):
+    data = bytearray(encode(Image.new("P", (10, 10)), kind))
+    place, form = {"GIF": (6, "<HH"), "BMP": (18, "<ii")}[kind]
+    data[place : place + struct.calcsize(form)] = struct.pack(form, 65535, 65535)
+    refused_by_both(bytes(data), "4294836225 pixels")
+
+
+@pytest.mark.parametrize("width, height", [(8000, 8001), (2**31 - 1, 2**31 - 1), (64_000_001, 1)])
+def test_a_png_bomb_is_refused_before_it_is_unpacked(width, height):
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    bomb = png((b"IHDR", header), (b"IDAT", zlib.compress(bytes(50_000_000))), (b"IEND", b""))
+    with memory_below(2 << 20):
+        refused_by_both(bomb, "pixels")
+
+
+@pytest.mark.parametrize("chunk", [b"zTXt", b"iTXt"])
+def test_text_of_a_png_that_unpacks_to_much_is_refused(chunk):
+    start = b"a\0\0" if chunk == b"zTXt" else b"a\0\1\0\0\0"
+    header = struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0)
+    bomb = png((b"IHDR", header), (chunk, start + zlib.compress(bytes(50_000_000))), (b"IDAT", zlib.compress(b"\0\0")), (b"IEND", b""))
+    with memory_below(4 << 20):
+        refused_by_both(bomb, "too large|too much")
+
+
+def test_a_png_without_the_palette_that_it_needs_is_refused():
+    header = struct.pack(">IIBBBBB", 1, 1, 8, 3, 0, 0, 0)
+    image = ((b"IDAT", zlib.compress(b"\0\0")), (b"IEND", b""))
+    assert both(png((b"IHDR", header), (b"PLTE", bytes(3)), *image)) == ((1, 1), (1, 1))
+    refused_by_both(png((b"IHDR", header), *image), "it may be damaged")
