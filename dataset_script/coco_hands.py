@@ -13,6 +13,7 @@ shown (upright, where its EXIF data turn it).
 import hashlib
 import math
 import os
+import reprlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -30,6 +31,8 @@ HANDS_PER_SHARD = 500
 HANDEDNESS = ("right", "left")
 # A keypoint further outside the photograph than this share of its longer side cannot belong to it.
 MAX_OUTSIDE = 1.0
+# Characters of an id, a file name or a source.
+MAX_TEXT = 4096
 
 
 @dataclass
@@ -189,7 +192,8 @@ def _check_names(path: Path, categories: object) -> None:
     """Refuse keypoints in another order than the project's, where the file names them as the project does."""
     for category in categories if isinstance(categories, list) else []:
         names = category.get("keypoints") if isinstance(category, dict) else None
-        if isinstance(names, list) and set(map(str, names)) == set(KEYPOINT_NAMES) and names != [*KEYPOINT_NAMES]:
+        known = isinstance(names, list) and all(isinstance(name, str) for name in names)
+        if known and set(names) == set(KEYPOINT_NAMES) and names != [*KEYPOINT_NAMES]:
             raise ValueError(f"{path} has its keypoints in another order than {', '.join(KEYPOINT_NAMES)}")
 
 
@@ -197,8 +201,8 @@ def _check_ids(path: Path, what: str, entries: list[dict]) -> None:
     seen = set()
     for index, entry in enumerate(entries):
         key = entry.get("id")
-        if not isinstance(key, (int, str)):
-            raise ValueError(f"{path}: {what} number {index} has no `id`")
+        if not isinstance(key, int) and not _is_text(key):
+            raise ValueError(f"{path}: {what} number {index} has no `id` that is a number or a short text")
         if key in seen:
             raise ValueError(f"{path}: {what} id {key} is there twice")
         seen.add(key)
@@ -206,16 +210,20 @@ def _check_ids(path: Path, what: str, entries: list[dict]) -> None:
 
 def _photograph(path: Path, entry: dict, images: Path) -> dict:
     name = entry.get("file_name")
-    if not isinstance(name, str) or not name or "\0" in name:
-        raise ValueError(f"{path}: image {entry['id']} has no `file_name`")
+    if not name or not _is_text(name) or "\0" in name:
+        raise ValueError(f"{path}: image {entry['id']} has no `file_name`, but {reprlib.repr(name)}")
     if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name.replace("\\", "/")).parts:
         raise ValueError(f"{path}: image {entry['id']} has the file name {name!r}, which is not inside {images}")
     size = entry.get("width"), entry.get("height")
-    source = entry.get("source")
+    if not all(side is None or type(side) in (int, float) for side in size):
+        raise ValueError(f"{path}: image {entry['id']} has the width and height {reprlib.repr(size)}, which are no numbers")
+    source = "" if entry.get("source") is None else entry["source"]
+    if not _is_text(source):
+        raise ValueError(f"{path}: image {entry['id']} has the source {reprlib.repr(source)}, which is no short text")
     return {
         "image": str(images / name),
         "size": size if None not in size else None,
-        "source": "" if source is None else str(source),
+        "source": source,
         "image_id": str(entry["id"]),
     }
 
@@ -224,7 +232,7 @@ def _hand(path: Path, entry: dict, photographs: dict) -> dict:
     where = f"{path}: annotation {entry['id']}"
     key = entry.get("image_id")
     if not isinstance(key, (int, str)) or key not in photographs:
-        raise ValueError(f"{where} has image_id {key!r}, which is no image's id")
+        raise ValueError(f"{where} has image_id {reprlib.repr(key)}, which is no image's id")
     keypoints = _numbers(entry.get("keypoints"))
     if keypoints is None or len(keypoints) != 3 * NUM_KEYPOINTS:
         count = f"{len(keypoints)}" if keypoints is not None else "no list of"
@@ -242,12 +250,12 @@ def _hand(path: Path, entry: dict, photographs: dict) -> dict:
         box = _numbers(entry["bbox"])
     if box is None or box.shape != (4,) or not np.isfinite(box).all() or not (box[2:] > 0).all():
         raise ValueError(
-            f"{where} has the box {entry.get('bbox')}: expected x, y, width, height, finite, with positive sides"
+            f"{where} has the box {reprlib.repr(entry.get('bbox'))}: expected x, y, width, height, finite, with positive sides"
             + ("" if entry.get("bbox") is not None else " (or keypoints that span one)")
         )
     handedness = entry.get("handedness", "right")
     if handedness not in HANDEDNESS:
-        raise ValueError(f"{where} has handedness {handedness!r}, expected 'right' or 'left'")
+        raise ValueError(f"{where} has handedness {reprlib.repr(handedness)}, expected 'right' or 'left'")
     return {
         **photographs[key],
         "uv": keypoints[:, :2],
@@ -256,6 +264,11 @@ def _hand(path: Path, entry: dict, photographs: dict) -> dict:
         "handedness": handedness,
         "annotation_id": str(entry["id"]),
     }
+
+
+def _is_text(value: object) -> bool:
+    """Whether `value` is a string that can be stored and shown: not long, and without halves of a surrogate pair."""
+    return isinstance(value, str) and len(value) <= MAX_TEXT and not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
 def _numbers(values: object) -> np.ndarray | None:
