@@ -120,17 +120,28 @@ class HandUNetImageProcessor(PilBackend):
     temperature = 1.0
 
     def __init__(self, **kwargs):
+        taken = [name for name in kwargs if hasattr(type(self), name) and name not in self.valid_kwargs.__annotations__]
+        taken = [name for name in taken if kwargs[name] is not None or getattr(type(self), name) is not None]
+        if taken:  # transformers would put them in place of the processor's own methods and settings
+            raise ValueError(f"HandUNetImageProcessor has no options {sorted(taken)}: leave them out.")
+        if not isinstance(kwargs.get("auto_map", {}), dict):
+            raise ValueError(f"auto_map={kwargs['auto_map']!r}: give a dict from auto classes to classes, or leave it out.")
         super().__init__(**kwargs)
         self._check_options({name: getattr(self, name) for name in self.valid_kwargs.__annotations__})
 
     @classmethod
     def get_image_processor_dict(cls, pretrained_model_name_or_path, **kwargs):
-        """As transformers' own; raises `OSError` also for a file that is nested too deeply or no JSON object."""
+        """As transformers' own; raises `OSError` also for a file that is no UTF-8, nested too deeply or no JSON object."""
         try:
             settings, kwargs = super().get_image_processor_dict(pretrained_model_name_or_path, **kwargs)
         except RecursionError:
             raise OSError(
                 f"The processor's settings in {pretrained_model_name_or_path} are nested too deeply: save or download "
+                "them again."
+            ) from None
+        except UnicodeDecodeError as error:
+            raise OSError(
+                f"The processor's settings in {pretrained_model_name_or_path} are no text ({error}): save or download "
                 "them again."
             ) from None
         check_settings(settings, pretrained_model_name_or_path)

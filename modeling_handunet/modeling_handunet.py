@@ -107,7 +107,7 @@ class HandUNetPreTrainedModel(PreTrainedModel):
             )
         except SafetensorError as error:
             raise OSError(
-                f"The weights in {pretrained_model_name_or_path} are damaged, save or download them again: {error}"
+                f"The weights in {pretrained_model_name_or_path} are damaged, save or download them again: {str(error)[:500]}"
             ) from error
         problems = [f"missing: {key}" for key in sorted(info["missing_keys"])]
         problems += [f"unexpected: {key}" for key in sorted(info["unexpected_keys"])]

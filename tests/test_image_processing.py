@@ -251,6 +251,10 @@ def test_the_size_may_be_changed_for_one_call():
         {"image_mean": [0.5]},
         {"image_mean": "FreiHAND"},
         {"image_std": [0.1, 0.0, 0.1]},
+        {"preprocess": "another"},
+        {"valid_kwargs": []},
+        {"backend": "torchvision"},
+        {"auto_map": ["AutoImageProcessor"]},
     ],
 )
 def test_options_that_cannot_be_followed_are_refused_not_ignored(options, tmp_path):
@@ -278,6 +282,7 @@ def test_a_saved_processor_comes_back_the_same(tmp_path):
 
 
 def test_a_damaged_processor_file_is_named(tmp_path):
-    (tmp_path / "preprocessor_config.json").write_text('{"size": {"height": 128')
-    with pytest.raises(OSError, match=f"{tmp_path}.*not a valid JSON"):
-        HandUNetImageProcessor.from_pretrained(tmp_path)
+    for text, message in ((b'{"size": {"height": 128', "not a valid JSON"), (b"\xff\xfe{}", "no text")):
+        (tmp_path / "preprocessor_config.json").write_bytes(text)
+        with pytest.raises(OSError, match=f"{tmp_path}.*{message}"):
+            HandUNetImageProcessor.from_pretrained(tmp_path)
