@@ -29,6 +29,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
+from dataset_script.files import shorten
 from modeling_handunet import render_heatmaps
 from training.arguments import Arguments, parse_arguments
 from training.confidence import calibration, told_from_negatives
@@ -74,6 +75,7 @@ def evaluate_only(args: Arguments, accelerator: Accelerator) -> None:
     """Score any model on any dataset, by the project's metric."""
     model = load_any_model(args.model)
     splits = load_splits(args)
+    say_what_is_left_out(accelerator, splits.left_out)
     loader = DataLoader(splits.test, args.batch_size, num_workers=args.workers)
     model, loader = accelerator.prepare(model, loader)
     arrays = predict(accelerator, model, loader, sigma=args.sigma, quantize=False, decoding=args.decoding)
@@ -111,6 +113,7 @@ def training_function(args: Arguments, accelerator: Accelerator) -> None:
     say(accelerator, f"Preparing {args.dataset} data ...")
     with accelerator.main_process_first():
         splits = load_splits(args)
+    say_what_is_left_out(accelerator, splits.left_out)
     run = Run(args, accelerator, splits)
     if args.resume:
         say(accelerator, run.resume())
@@ -345,6 +348,13 @@ def stop_if_asked(run: Run, interrupts: Interrupts) -> None:
         say(run.accelerator, f"Stopped at step {run.step}. Go on with the same command and --resume.")
         run.accelerator.end_training()
         sys.exit(128 + number)
+
+
+def say_what_is_left_out(accelerator: Accelerator, images: dict[str, str]) -> None:
+    """Name the images that have no sample, whether their dataset was built now or earlier."""
+    if images:
+        named = shorten([f"{name} ({reason})" for name, reason in images.items()])
+        say(accelerator, f"Left out {len(images)} images that cannot be read: {named}.")
 
 
 def say(accelerator: Accelerator, text: str) -> None:

@@ -136,7 +136,7 @@ class CocoHands(HandRowsBuilder):
 
     def _generate_examples(self, shards: list[list[dict]]) -> Iterator[tuple[Key, dict]]:
         photographs = {hand["image"] for hands in shards for hand in hands}
-        unreadable = UnreadableImages(len(photographs), self.config.max_unreadable_share)
+        self.unreadable = unreadable = UnreadableImages(len(photographs), self.config.max_unreadable_share)
         sizes: dict[str, tuple[int, int] | None] = {}
         for shard, hands in enumerate(shards):
             for index, hand in enumerate(hands):

@@ -214,7 +214,7 @@ class FreiHAND(HandRowsBuilder):
     def _generate_examples(self, shards: list[tuple[int, int, int]], part: "_Part") -> Iterator[tuple[Key, dict]]:
         """Rows of the shards (version, first frame, last frame + 1)."""
         total = sum(last - first for _, first, last in shards)
-        unreadable = UnreadableImages(total, self.config.max_unreadable_share)
+        self.unreadable = unreadable = UnreadableImages(total, self.config.max_unreadable_share)
         for shard, (version, first, last) in enumerate(shards):
             for frame in range(first, last):
                 name = part.image_name(frame, version)

@@ -172,6 +172,16 @@ def test_two_processes_build_what_one_builds(tmp_path, monkeypatch):
     assert one.data.table.equals(two.data.table)
 
 
+def test_two_processes_name_together_what_they_leave_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(dataset_script.freihand, "FRAMES_PER_SHARD", 3)
+    tree = write_tree(tmp_path / "tree", 6)
+    for frame in (1, 5):
+        (tree / "training" / "rgb" / f"{frame:08d}.jpg").write_bytes(b"not an image")
+    builder = FreiHAND(tree, cache_dir=tmp_path / "cache", max_unreadable_share=0.5)
+    assert builder.build(num_proc=2)["train"]["frame_id"][:] == [0, 2, 3, 4]
+    assert [Path(name).name for name in builder.left_out()] == ["00000001.jpg", "00000005.jpg"]
+
+
 def test_a_zip_gives_the_rows_of_its_folder_with_or_without_a_top_folder(tmp_path, tree, build):
     expected = build(tree)["train"].data.table
     for top in ("", "FreiHAND_pub_v2/"):
@@ -330,11 +340,15 @@ def test_an_unreadable_image_is_named_and_leaves_nothing(tree, build, tmp_path, 
     assert len(build(tree)["train"]) == 4
 
 
-def test_unreadable_images_below_the_stated_share_are_left_out_and_named(tree, build, caplog):
+def test_unreadable_images_below_the_stated_share_are_left_out_and_named(tree, build, tmp_path, caplog):
     (tree / "training" / "rgb" / "00000002.jpg").write_bytes(b"not an image")
     rows = build(tree, max_unreadable_share=0.25)["train"]
     assert rows["frame_id"][:] == [0, 1, 3]
     assert "00000002.jpg" in caplog.text
+    for _ in range(2):  # as the rows were written, and when they come from the cache
+        builder = FreiHAND(tree, cache_dir=tmp_path / "cache", max_unreadable_share=0.25)
+        builder.download_and_prepare()
+        assert list(builder.left_out()) == [str(tree / "training" / "rgb" / "00000002.jpg")]
     (tree / "training" / "rgb" / "00000001.jpg").write_bytes(b"neither")
     (tree / "training" / "rgb").touch()
     with pytest.raises(ValueError, match=r"2 of 4 images cannot be read, 1 may be"):

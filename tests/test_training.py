@@ -359,7 +359,13 @@ def test_unreadable_photographs_are_named_and_end_the_run_above_a_share(tmp_path
     assert re.search(r"train\.py: 1 of \d+ images cannot be read, 0 may be .*19\.jpg", log)
     status, log = forked(tmp_path, *settings, "--output_dir", tmp_path / "run", "--max_unreadable_share", "0.5")
     assert status == 0, log
+    left_out = re.compile(r"^Left out 1 images that cannot be read: \S+/19\.jpg \(.+\)\.$", re.MULTILINE)
+    assert left_out.search(log)
     assert "\r" not in log  # no progress bars in a file
+    scoring = ["--eval_only", "--model", tmp_path / "run" / "model", "--max_unreadable_share", "0.5"]
+    for _ in range(2):  # as the rows are written, and when they come from the cache
+        status, log = forked(tmp_path, *settings, *scoring)
+        assert status == 0 and left_out.search(log), log
 
 
 # Starting from weights

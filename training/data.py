@@ -34,6 +34,7 @@ class Splits:
     research_only: bool
     test_backgrounds: list[str] | None = None  # of each test sample, where they are known and differ
     test_negatives: dict[str, Dataset] = field(default_factory=dict)  # images without a right hand in their middle
+    left_out: dict[str, str] = field(default_factory=dict)  # images that cannot be read, with the reasons
     scenes: Scenes | None = None  # what makes images of the training samples, where these are layers
 
 
@@ -277,7 +278,7 @@ def _freihand(args: Arguments, cache: Path) -> Splits:
 
     tested = part(args.split if args.eval_only else "test", args.test_samples)
     test = HandCrops(tested, args.image_size, box_fill=args.box_fill, cache_dir=cache)
-    about = {"source": f"FreiHAND ({args.backgrounds})", "research_only": True}
+    about = {"source": f"FreiHAND ({args.backgrounds})", "research_only": True, "left_out": builder.left_out()}
     about["test_backgrounds"] = tested["background"][:] if args.backgrounds == "all" else None
     if args.eval_only:
         return Splits(None, None, test, **about)
@@ -292,12 +293,14 @@ def _coco(args: Arguments, cache: Path) -> Splits:
     def crops(rows: datasets.Dataset) -> HandCrops:
         return HandCrops(rows, args.image_size, box_fill=args.box_fill, cache_dir=cache)
 
+    share = 0.0 if args.eval_only else args.validation_share
+    builder = CocoHands(args.annotations, images, validation_share=share, **options)
+    splits = builder.build()
+    about = {"source": str(args.annotations), "research_only": False, "left_out": builder.left_out()}
     if args.eval_only:
-        (everything,) = CocoHands(args.annotations, images, **options).build().values()
+        (everything,) = splits.values()
         sources = everything["source"][:]
-        sources = sources if len(set(sources)) > 1 else None
-        about = {"source": str(args.annotations), "research_only": False, "test_backgrounds": sources}
+        about["test_backgrounds"] = sources if len(set(sources)) > 1 else None
         return Splits(None, None, crops(everything), **about)
-    splits = CocoHands(args.annotations, images, validation_share=args.validation_share, **options).build()
     train, validation = (crops(splits[name]) for name in ("train", "validation"))
-    return Splits(train, validation, validation, str(args.annotations), research_only=False)
+    return Splits(train, validation, validation, **about)
