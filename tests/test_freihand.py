@@ -1,5 +1,6 @@
 """The FreiHAND loader: official layout, splits, projection, and what it refuses."""
 
+import hashlib
 import json
 import multiprocessing
 import os
@@ -18,6 +19,7 @@ from PIL import Image
 
 import dataset_script.freihand
 from dataset_script import FreiHAND, SyntheticHands, project_points
+from tests.hub_server import HubServer, run_program
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "freihand_real"
 real_freihand = pytest.mark.skipif(not REAL.is_dir(), reason=f"{REAL} is not there: FreiHAND may not be redistributed")
@@ -468,6 +470,44 @@ def test_parquet_files_load_back_and_stream_to_each_node_its_share(tmp_path, bui
     stream = datasets.load_dataset("parquet", data_files=files, split="train", streaming=True)
     nodes = [[row["frame_id"] for row in split_dataset_by_node(stream, rank, 2)] for rank in (0, 1)]
     assert nodes == [[0, 1], [2, 3]]
+
+
+PUSH = """
+import json, sys
+from dataset_script import FreiHAND
+splits = FreiHAND(sys.argv[1], "all").build()
+print(json.dumps(splits.push_to_hub("tester/freihand", num_shards={"train": 4}).oid))
+"""
+PULL = """
+import hashlib, json, sys
+import datasets
+from datasets.distributed import split_dataset_by_node
+options = {"split": "train", "revision": sys.argv[1]}
+rows = datasets.load_dataset("tester/freihand", **options)
+stream = datasets.load_dataset("tester/freihand", streaming=True, **options)
+nodes = [[[row["frame_id"], row["background"]] for row in split_dataset_by_node(stream, rank, 2)] for rank in (0, 1)]
+encoded = rows.cast_column("image", datasets.Image(decode=False))["image"]
+digests = [hashlib.sha256(image["bytes"]).hexdigest() for image in encoded]
+print(json.dumps({"rows": [[row["frame_id"], row["background"]] for row in rows], "nodes": nodes, "images": digests,
+                  "uv": rows["uv"][:], "size": rows[0]["image"].size}))
+"""
+
+
+@pytest.mark.slow
+def test_a_published_copy_loads_back_whole_and_streams_to_each_node_its_share(tmp_path):
+    tree = write_tree(tmp_path / "tree", 2, versions=4)
+    expected = FreiHAND(tree, "all", cache_dir=tmp_path / "cache").build()["train"]
+    with HubServer(tmp_path / "hub") as hub:
+        commit = run_program(hub, PUSH, tree, cwd=tmp_path, with_package=True)
+        assert sum(name.endswith(".parquet") for name in hub.files("tester/freihand", "dataset")) == 4
+        pulled = run_program(hub, PULL, commit, cwd=tmp_path)
+    names = [[row["frame_id"], row["background"]] for row in expected]
+    assert pulled["rows"] == names and len(names) == 8
+    assert pulled["uv"] == expected["uv"][:] and pulled["size"] == [224, 224]
+    files = [tree / "training" / "rgb" / f"{image:08d}.jpg" for image in range(8)]
+    assert pulled["images"] == [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+    assert sorted(pulled["nodes"][0] + pulled["nodes"][1]) == sorted(names)
+    assert len(pulled["nodes"][0]) == len(pulled["nodes"][1]) == 4
 
 
 def test_synthetic_hands_written_in_the_official_layout_load_as_they_were_drawn(tmp_path, build):
