@@ -228,12 +228,33 @@ def test_a_rigged_glb_is_a_second_body():
     assert not torch.equal(ours["images"], theirs["images"])
 
 
+def with_scene(data: bytes, change) -> bytes:
+    """A GLB file with its JSON changed; a string becomes the JSON as it is."""
+    length = int.from_bytes(data[12:16], "little")
+    scene = change(json.loads(data[20 : 20 + length]))
+    text = (scene if isinstance(scene, str) else json.dumps(scene)).encode()
+    rest = text + data[20 + length :]
+    return data[:8] + (20 + len(rest)).to_bytes(4, "little") + len(text).to_bytes(4, "little") + data[16:20] + rest
+
+
+def repeat_a_vertex(scene: dict) -> dict:
+    """A billion vertices of a few bytes: all of them at the same place."""
+    accessor = scene["accessors"][scene["meshes"][0]["primitives"][0]["attributes"]["POSITION"]]
+    accessor["count"] = 10**9
+    scene["bufferViews"][accessor["bufferView"]]["byteStride"] = 0
+    return scene
+
+
 @needs_mesh
 @pytest.mark.parametrize("damage, sentence", [
     (lambda data: b"PK" + data[2:], "not a GLB"),
     (lambda data: data[:60000], "a whole file"),
     (lambda data: data.replace(b"pinky-finger-tip", b"pinky-finger-tap"), "pinky-finger-tip"),
     (lambda data: data.replace(b'"skins"', b'"skims"'), "skins"),
+    (lambda data: with_scene(data, lambda scene: [scene]), "its JSON is no object"),
+    (lambda data: with_scene(data, lambda scene: "[" * 100_000), "nested too deeply"),
+    (lambda data: with_scene(data, repeat_a_vertex), "bytes apart"),
+    (lambda data: with_scene(data, lambda scene: {**scene, "nodes": 3}), "lacks what a skinned mesh needs"),
 ])
 def test_a_damaged_mesh_is_refused_by_name(tmp_path, damage, sentence):
     path = tmp_path / "hand.glb"

@@ -10,12 +10,12 @@ then that hand's origin, and the others lie on the bones as FreiHAND's do (see :
 """
 
 import functools
-import json
 import struct
 from pathlib import Path
 
 import numpy as np
 
+from dataset_script.files import FileTree, parse_json
 from dataset_script.synthetic.body import (
     FOREARM,
     FOREARM_PIVOT,
@@ -35,13 +35,14 @@ FINGER_JOINTS = {
     **{f"{finger}-finger": ("phalanx-proximal", "phalanx-intermediate", "phalanx-distal", "tip")
        for finger in ("index", "middle", "ring", "pinky")},
 }
+MAX_GLB_BYTES = 64 << 20
 COMPONENTS = {5120: np.int8, 5121: np.uint8, 5122: np.int16, 5123: np.uint16, 5125: np.uint32, 5126: np.float32}
 WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT4": 16}
 
 
 def _chunks(path: Path) -> tuple[dict, bytes]:
     """The JSON and the binary chunk of a GLB file."""
-    data = path.read_bytes()
+    data = FileTree(path.parent).read(path.name, MAX_GLB_BYTES)
     if len(data) < 20 or data[:4] != b"glTF":
         raise ValueError(f"{path} is not a GLB file: it does not begin with 'glTF'; export the hand as glTF binary")
     version, total = struct.unpack_from("<II", data, 4)
@@ -51,10 +52,9 @@ def _chunks(path: Path) -> tuple[dict, bytes]:
     length, kind = struct.unpack_from("<I4s", data, 12)
     if kind != b"JSON":
         raise ValueError(f"{path}: the first chunk is {kind!r} and must be JSON")
-    try:
-        scene = json.loads(data[20 : 20 + length])
-    except ValueError as error:
-        raise ValueError(f"{path}: its JSON cannot be read ({error}); the file is damaged") from error
+    scene = parse_json(data[20 : 20 + length], f"{path}, its first chunk,")
+    if not isinstance(scene, dict):
+        raise ValueError(f"{path}: its JSON is no object; the file is damaged")
     return scene, data[20 + length + 8 :]
 
 
@@ -65,6 +65,10 @@ def _accessor(scene: dict, binary: bytes, index: int) -> np.ndarray:
     kind, width, count = np.dtype(COMPONENTS[accessor["componentType"]]), WIDTHS[accessor["type"]], accessor["count"]
     start = view.get("byteOffset", 0) + accessor.get("byteOffset", 0)
     stride = view.get("byteStride", width * kind.itemsize)
+    if not all(type(number) is int for number in (count, start, stride)) or count < 1 or start < 0:
+        raise ValueError(f"accessor {index} has {count!r} values from {start!r} on, {stride!r} bytes apart")
+    if stride < width * kind.itemsize:  # else a few bytes would be any number of values
+        raise ValueError(f"accessor {index} has values of {width * kind.itemsize} bytes that are {stride} bytes apart")
     if start + (count - 1) * stride + width * kind.itemsize > len(binary):
         raise ValueError(f"accessor {index} ends beyond the file's {len(binary)} bytes of data")
     values = np.ndarray((count, width), kind, binary, start, (stride, kind.itemsize))
@@ -130,8 +134,11 @@ def load_gltf_hand(path: str | Path) -> HandBody:
     path = Path(path)
     scene, binary = _chunks(path)
     try:
-        return _build(scene, binary)
-    except (KeyError, IndexError, TypeError) as error:
+        body = _build(scene, binary)
+        if not all(np.isfinite(values).all() for values in (body.vertices, body.normals, body.weights)):
+            raise ValueError("it has vertices that are not finite, or that no bone moves")
+        return body
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: the glTF lacks what a skinned mesh needs ({error!r})") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
