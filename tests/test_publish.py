@@ -79,6 +79,15 @@ def test_a_dry_run_lists_every_file_with_its_size_and_sends_nothing(folder, with
     assert said[1].startswith("Would go to the model someone/hands") and "space someone/page" in said[2]
 
 
+def test_weights_that_were_kept_without_code_are_published_with_it(folder, tmp_path, without_onnx):
+    bare = tmp_path / "bare"
+    shutil.copytree(folder, bare, ignore=shutil.ignore_patterns("*.py"))
+    assemble(bare, "someone/my-hands", tmp_path / "model")
+    assert CODE <= names(tmp_path / "model")
+    for name in (*CODE, "model.safetensors", "config.json"):
+        assert (tmp_path / "model" / name).read_bytes() == (folder / name).read_bytes(), name
+
+
 def test_the_page_is_put_together_with_its_own_name_and_the_spaces(folder, tmp_path, without_onnx, monkeypatch):
     screenshot = tmp_path / "space.jpg"
     screenshot.write_bytes((folder / "figures" / "losses.png").read_bytes())

@@ -41,8 +41,9 @@ SCREENSHOT = ROOT / "docs" / "space.jpg"
 OWNER = "USER"
 ONNX_FILE = "onnx/model.onnx"
 # What a saved folder must have to be a model's repository.
-REQUIRED = ("README.md", "config.json", "model.safetensors", "preprocessor_config.json", "modeling_handunet.py")
-REQUIRED += ("image_processing_handunet.py", "pipeline_handunet.py")
+REQUIRED = ("README.md", "config.json", "model.safetensors", "preprocessor_config.json")
+# What it may have been kept without, as in `weights/`, and gets when it is published.
+CODE = ("modeling_handunet.py", "image_processing_handunet.py", "pipeline_handunet.py")
 # Folders on the Hub that belong to the weights: what an earlier push left there goes with the next one.
 OF_THE_WEIGHTS = ("figures/", "examples/", "onnx/")
 # The figures that the card lists, with their definitions.
@@ -120,6 +121,12 @@ def add_companions(folder: Path) -> None:
     for name in ("handler.py", "requirements.txt"):
         shutil.copy(ENDPOINT / name, folder / name)
     shutil.copytree(SPACE / "examples", folder / "examples", dirs_exist_ok=True)
+
+
+def add_code(folder: Path) -> None:
+    """Put the code of model, processor and pipeline beside weights that were kept without it."""
+    model, processor = load_any_model(str(folder)), HandUNetImageProcessor.from_pretrained(folder)
+    pipeline(TASK, model=model, image_processor=processor).save_pretrained(folder)
 
 
 # The card.
@@ -349,6 +356,8 @@ def assemble(folder: Path, repo_id: str, target: Path, space: str | None = None)
             "model without a card (README.md) is not published, since nobody would know its terms."
         )
     shutil.copytree(folder, target, ignore=shutil.ignore_patterns("__pycache__", ".*", "*.incomplete", "onnx"))
+    if not all((target / name).is_file() for name in CODE):
+        add_code(target)
     add_companions(target)
     problem = export_onnx(target)
     card = name_repository((target / "README.md").read_text(), repo_id)
