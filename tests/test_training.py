@@ -15,7 +15,7 @@ from accelerate.utils import set_seed
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForPoseEstimation
 
-from tests import kill_and_resume
+from tests import full_size_freihand, kill_and_resume
 from tests.tiny_training import (
     ROOT, TINY, NoiseHands, command, environment, fork, make_run, run, start, train_steps, wait_for,
     wait_for_end,
@@ -385,3 +385,16 @@ def test_training_starts_from_the_weights_that_init_names(trained, tmp_path):
         torch.testing.assert_close(mine, other, atol=1e-8, rtol=0, msg=name)
 
 
+
+
+@pytest.mark.slow
+def test_freihand_is_trained_on_from_weights(trained, tmp_path):
+    """A tree of the real size and layout, whose jpgs are a few drawn hands over and over."""
+    tree = full_size_freihand.write_tree(tmp_path / "freihand", full_size_freihand.NUM_FRAMES, 1, distinct=24)
+    arguments = [*TINY, "--epochs", "1", "--init", trained.output / "model", "--output_dir", tmp_path / "run"]
+    status, log = forked(tmp_path, *arguments, "--data_dir", tree, "--cache_dir", tmp_path / "cache")
+    assert status == 0, log
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["dataset"] == "FreiHAND (raw)" and metrics["test"]["num_hands"] == 6
+    card = (tmp_path / "run" / "model" / "README.md").read_text()
+    assert "license_name: research-only" in card and "prohibit commercial use" in card
