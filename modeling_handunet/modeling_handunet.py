@@ -125,6 +125,7 @@ class HandUNetPreTrainedModel(PreTrainedModel):
             )
         if problems:
             logger.warning(f"Made anew or left out, from {pretrained_model_name_or_path}: {'; '.join(problems)}.")
+        model.to(memory_format=torch.channels_last)  # or each convolution would turn its weights round in every call
         return (model, info) if output_loading_info else model
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs):
