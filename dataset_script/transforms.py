@@ -188,7 +188,9 @@ class HandCrops(Dataset):
 
     def _crops(self, indices: list[int]) -> list[dict]:
         if not hasattr(self.dataset, "render") or self.dataset.image_size != self.image_size:
-            return [self._crop(index) for index in indices]
+            if not hasattr(self.dataset, "__getitems__"):
+                return [self._crop(index, self.dataset[index]) for index in indices]
+            return list(map(self._crop, indices, self.dataset.__getitems__(indices)))  # rows of files, read together
         batch = self.dataset.render(torch.tensor(indices))
         crops = []
         for image, points in zip(batch["images"].cpu().numpy(), batch["keypoints"].cpu().numpy()):
@@ -197,9 +199,9 @@ class HandCrops(Dataset):
             crops.append({"image": image, "keypoints": points, "visibility": visibility, "box_size": box_size})
         return crops
 
-    def _crop(self, index: int) -> dict:
+    def _crop(self, index: int, row: Mapping) -> dict:
         try:
-            crop = crop_hand(self.dataset[index], self.image_size, self.box_fill)
+            crop = crop_hand(row, self.image_size, self.box_fill)
         except (OSError, ValueError) as error:
             raise type(error)(f"row {index}: {error}") from error
         image = np.ascontiguousarray(np.asarray(crop["image"]).transpose(2, 0, 1))  # (3, size, size)
@@ -224,10 +226,9 @@ class HandCrops(Dataset):
         }
         arrays = new_arrays(folder, shapes)
         workers = worker_count() if count > CACHE_BATCH else 0
-        for crops in DataLoader(self, CACHE_BATCH, num_workers=workers, collate_fn=list):
-            for crop in crops:
-                for name, array in arrays.items():
-                    array[crop["index"]] = crop[name]
+        for batch in DataLoader(self, CACHE_BATCH, num_workers=workers):  # whole batches cross from process to process
+            for name, array in arrays.items():
+                array[batch["index"]] = batch[name]
         for array in arrays.values():
             array.flush()
 

@@ -184,10 +184,10 @@ def test_cached_crops_belong_to_one_dataset_and_one_size(tmp_path):
 def test_a_cache_that_fails_half_way_leaves_nothing_behind(tmp_path, monkeypatch):
     crop = HandCrops._crop
 
-    def fail_at_3(self, index):
+    def fail_at_3(self, index, row):
         if index == 3:
             raise OSError("broken")
-        return crop(self, index)
+        return crop(self, index, row)
 
     with monkeypatch.context() as patch:
         patch.setattr(HandCrops, "_crop", fail_at_3)
@@ -200,10 +200,10 @@ def test_a_cache_that_fails_half_way_leaves_nothing_behind(tmp_path, monkeypatch
 def count_decodings(dataset, cache_dir, counter):
     crop = HandCrops._crop
 
-    def counted(self, index):
+    def counted(self, index, row):
         with counter.get_lock():
             counter.value += 1
-        return crop(self, index)
+        return crop(self, index, row)
 
     HandCrops._crop = counted
     os._exit(0 if len(HandCrops(dataset, cache_dir=cache_dir)) == 6 else 1)
