@@ -6,6 +6,7 @@ from .versions import MINIMUM_TRANSFORMERS  # noqa: F401, I001  first, since it 
 import torch
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from .keypoints import KEYPOINT_NAMES, SKELETON
 
@@ -16,6 +17,15 @@ MAX_KEYPOINTS = 1024
 MAX_PARAMETERS = 100_000_000
 MAX_FEATURES = 2**25  # values that a block reads for one image: 128 MiB
 MAX_NESTING = 50
+
+# Settings that transformers reads of any model: attributes of the class that a file may give all the same, and types
+# that it takes for granted.
+TRANSFORMERS_OWN = ("model_type", "name_or_path", "num_labels", "output_attentions", "torch_dtype")
+SETTING_TYPES = {
+    "attn_implementation": (str, dict, type(None)),
+    "experts_implementation": (str, dict, type(None)),
+    "quantization_config": (dict, QuantizationConfigMixin, type(None)),
+}
 
 
 def check_settings(settings: object, where: object) -> None:
@@ -68,9 +78,10 @@ class HandUNetConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         if self.pipeline_is_registered:
             kwargs.pop("custom_pipelines", None)
-        if self.dtype is not None and not isinstance(self.dtype, torch.dtype):
-            if not isinstance(getattr(torch, str(self.dtype), None), torch.dtype):
-                raise ValueError(f"dtype={self.dtype!r}: give the name of a torch type, such as 'float32'.")
+        for dtype in (self.dtype, kwargs.get("torch_dtype")):
+            if not isinstance(dtype, (torch.dtype, type(None))):
+                if not isinstance(getattr(torch, str(dtype), None), torch.dtype):
+                    raise ValueError(f"dtype={dtype!r}: give the name of a torch type, such as 'float32'.")
         if self.id2label is not None:
             try:
                 self.id2label = {int(index): str(name) for index, name in self.id2label.items()}
@@ -83,11 +94,25 @@ class HandUNetConfig(PreTrainedConfig):
             self.id2label = dict(enumerate(KEYPOINT_NAMES))
         if not isinstance(kwargs.get("auto_map", {}), dict):
             raise ValueError(f"auto_map={kwargs['auto_map']!r}: give a dict from auto classes to classes, or leave it out.")
+        for name, value in kwargs.items():
+            if value is not None and name not in TRANSFORMERS_OWN and hasattr(type(self), name):
+                # transformers would put it in place of the class's own methods and settings
+                raise ValueError(f"{name}={value!r}: a HandUNet has no such setting, leave it out.")
+            if not isinstance(value, SETTING_TYPES.get(name, object)):
+                raise ValueError(f"{name}={value!r}: give it as transformers saves it, or leave it out.")
         if self.id2label is not None:
             self.label2id = {name: index for index, name in self.id2label.items()}
         self.hidden_sizes = tuple(self.hidden_sizes)
         self.skeleton = tuple((int(parent), int(child)) for parent, child in self.skeleton)
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
+        """As transformers' own; raises `OSError` where there is no file, instead of answering the defaults."""
+        settings, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if not settings:
+            raise OSError(f"There is no config.json, or an empty one, in {pretrained_model_name_or_path}: save the model anew.")
+        return settings, kwargs
 
     @classmethod
     def _dict_from_json_file(cls, json_file):

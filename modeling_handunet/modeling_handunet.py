@@ -6,6 +6,7 @@ before each convolution, bilinear upsampling and no biases.
 
 import json
 import os
+import reprlib
 from dataclasses import dataclass
 
 from .versions import MINIMUM_TRANSFORMERS  # noqa: F401, I001  first, since it refuses an older transformers
@@ -70,9 +71,9 @@ def check_shards(folder: str) -> None:
         raise OSError(f"{path} does not say which file holds which weights: save or download it again.")
     for name in files.values():
         if not isinstance(name, str) or name != os.path.basename(name) or not name.endswith(".safetensors"):
-            raise OSError(f"{path} names {name!r}, which is no safetensors file of this folder: save or download it again.")
+            raise OSError(f"{path} names {reprlib.repr(name)}, which is no safetensors file of this folder: save or download it again.")
         if "\0" in name or not os.path.isfile(os.path.join(folder, name)):
-            raise OSError(f"{path} names {name!r}, which is missing: save or download it again.")
+            raise OSError(f"{path} names {reprlib.repr(name)}, which is missing: save or download it again.")
 
 
 class HandUNetPreTrainedModel(PreTrainedModel):

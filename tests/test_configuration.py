@@ -60,11 +60,25 @@ def test_a_saved_configuration_comes_back_the_same(tmp_path):
         ({"id2label": {0: "a", 1: "b"}}, "or give an empty skeleton"),
         ({"id2label": ["a", "b"]}, "give a dict from keypoint indices to names"),
         ({"id2label": {"first": "a"}}, "give a dict from keypoint indices to names"),
+        ({"torch_dtype": "float33"}, "dtype='float33': give the name of a torch type"),
+        ({"base_model_tp_plan": 1.5}, "a HandUNet has no such setting"),
+        ({"validate_architecture": True}, "a HandUNet has no such setting"),
+        ({"__class__": "dict"}, "a HandUNet has no such setting"),
+        ({"attn_implementation": 0.5}, "give it as transformers saves it"),
+        ({"quantization_config": 0.5}, "give it as transformers saves it"),
     ],
 )
 def test_fields_that_do_not_fit_are_refused_with_what_to_change(fields, message):
     with pytest.raises((StrictDataclassError, ValueError), match=f"(?s){message}"):
         HandUNetConfig(**fields)
+
+
+@pytest.mark.parametrize("text", [None, "{}"])
+def test_a_folder_without_a_configuration_is_refused_where_the_defaults_might_not_be_meant(tmp_path, text):
+    if text is not None:
+        (tmp_path / "config.json").write_text(text)
+    with pytest.raises(OSError, match=f"no config.json, or an empty one, in {tmp_path}"):
+        HandUNetConfig.from_pretrained(tmp_path)
 
 
 def test_a_damaged_configuration_file_is_named(tmp_path):

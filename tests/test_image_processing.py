@@ -281,6 +281,11 @@ def test_a_saved_processor_comes_back_the_same(tmp_path):
         assert torch.equal(loaded(image, boxes=[BOX]).pixel_values, expected)
 
 
+def test_a_folder_without_a_processor_is_refused(tmp_path):
+    with pytest.raises(OSError, match="preprocessor_config.json"):
+        HandUNetImageProcessor.from_pretrained(tmp_path)
+
+
 def test_a_damaged_processor_file_is_named(tmp_path):
     for text, message in ((b'{"size": {"height": 128', "not a valid JSON"), (b"\xff\xfe{}", "no text")):
         (tmp_path / "preprocessor_config.json").write_bytes(text)

@@ -241,6 +241,14 @@ class TestSaving:
         with pytest.raises(OSError, match="model.safetensors"):
             HandUNetForPoseEstimation.from_pretrained(folder)
 
+    def test_a_folder_without_a_configuration_is_refused(self, tmp_path):
+        """Also where the weights would fit the defaults."""
+        HandUNetForPoseEstimation(HandUNetConfig()).save_pretrained(tmp_path)
+        (tmp_path / "config.json").unlink()
+        for load in (HandUNetForPoseEstimation.from_pretrained, AutoModelForPoseEstimation.from_pretrained):
+            with pytest.raises((OSError, ValueError), match="config.json"):
+                load(tmp_path)
+
     def test_misfitting_weights_are_refused_by_name(self, folder):
         path = folder / "model.safetensors"
         weights = load_file(path)
@@ -295,6 +303,11 @@ class TestSaving:
     def test_device_map_auto_loads_the_same_model(self, model, folder):
         loaded = HandUNetForPoseEstimation.from_pretrained(folder, device_map="auto")
         assert_equal_states(state_of(model), {name: tensor.cpu() for name, tensor in state_of(loaded).items()})
+
+    def test_a_saved_model_is_loaded_without_memory(self, folder):
+        empty = HandUNetForPoseEstimation.from_pretrained(folder, device_map="meta")
+        assert all(tensor.is_meta for tensor in empty.state_dict().values())
+        assert empty(torch.empty(2, 3, SIZE, SIZE, device="meta")).heatmaps.shape == (2, 21, SIZE, SIZE)
 
     def test_a_model_made_without_memory_takes_its_weights_later(self, model):
         with torch.device("meta"):
