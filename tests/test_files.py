@@ -163,6 +163,25 @@ def test_files_are_found_below_the_first_folder_that_has_them(path, tmp_path):
         assert tree.find("a/other.json").prefix == ""
 
 
+def test_a_zip_of_many_folders_is_gone_through_once_and_not_for_each(path):
+    with zipfile.ZipFile(path, "w") as archive:
+        for number in range(100):
+            archive.writestr(f"{number}/other.json", b"")
+
+    class Members(dict):
+        passes = 0
+
+        def __iter__(self):
+            Members.passes += 1
+            return super().__iter__()
+
+    tree = FileTree(path)
+    archive = tree.open_zip()
+    archive.NameToInfo = Members(archive.NameToInfo)
+    assert tree.find("training_xyz.json", "training/rgb") is None
+    assert Members.passes == 1
+
+
 def test_nothing_is_read_from_a_pipe_that_never_ends(tmp_path):
     os.mkfifo(tmp_path / "training_xyz.json")
     with pytest.raises(ValueError, match="training_xyz.json is not a file"):
