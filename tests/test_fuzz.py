@@ -1,0 +1,106 @@
+"""A short run of the fuzzer from a fixed seed, and cases that it once found."""
+
+import os
+import subprocess
+
+import pytest
+
+from tests import fuzz
+
+# Each failed before the library was mended; what was wrong has a test of its own beside the code's other tests.
+FOUND = (
+    *("images:1:26", "images:1:68", "images:1:163"),  # turned by an orientation that comes after the pixels
+    *("processor:1:83", "processor:1:93", "processor:1:157", "processor:1:196"),  # settings in place of methods
+    "processor:2:42",  # an auto_map that is a list
+    *("weights:11:8755", "weights:11:10707", "weights:11:13195"),  # messages as long as the file
+    "freihand:1:11",  # a palette that is missing
+    *("freihand:1:23", "freihand:1:236"),  # JSON that took over 2 GB
+    *("meshes:1:1", "meshes:1:64"),  # JSON of other types than glTF's
+)
+
+
+def test_what_the_fuzzer_once_found_is_refused_in_words():
+    fuzz.main(["--replay", *FOUND])
+
+
+@pytest.mark.slow
+def test_mutated_and_hostile_files_end_in_documented_errors_alone():
+    fuzzer = fuzz.main(["--cases", "1600", "--seed", "1"])
+    for name, outcomes in fuzzer.outcomes.items():
+        refused = outcomes.total() - outcomes["accepted"]
+        assert outcomes["accepted"] and refused > outcomes.total() / 10, name  # neither all whole nor all rubbish
+
+
+def refuse(folder):
+    raise ValueError(f"{folder}/file is broken")
+
+
+def refuse_without_a_name(folder):
+    raise ValueError("it is broken")
+
+
+def fail(folder):
+    raise KeyError("x")
+
+
+def hang(folder):
+    while True:
+        pass
+
+
+def take_memory(folder):
+    bytearray(b"x") * (3 << 30)
+
+
+def write_beside(folder):
+    (folder.parent / "outside" / "new").write_bytes(b"")
+
+
+def remove_beside(folder):
+    (folder.parent / "outside" / "secret.jpg").unlink()
+
+
+def read_beside(folder):
+    (folder.parent / "outside" / "secret.jpg").read_bytes()
+
+
+def write_inside(folder):
+    (folder / "new").mkdir()
+    (folder / "new" / "file").write_bytes(b"")
+
+
+def start_a_program(folder):
+    subprocess.run(["true"])
+
+
+def die(folder):
+    os.abort()
+
+
+DEEDS = {
+    refuse: None,
+    write_inside: None,
+    refuse_without_a_name: "the error does not name the file",
+    fail: "KeyError",
+    hang: "over 1 s of processor time",
+    take_memory: "MemoryError",
+    write_beside: "open '",
+    remove_beside: "os.remove '",
+    read_beside: "read ",
+    start_a_program: "subprocess.Popen",
+    die: "the process ended with -6",
+}
+
+
+@pytest.mark.parametrize("deed", DEEDS, ids=lambda deed: deed.__name__)
+def test_a_case_that_misbehaves_is_noticed(monkeypatch, deed):
+    kind = fuzz.Kind(lambda draw, folder: None, lambda made, folder: deed(folder), (ValueError,), names_folder=True)
+    monkeypatch.setattr(fuzz, "MOST_SECONDS", 1)
+    monkeypatch.setattr(fuzz, "kinds", lambda: {"deeds": kind})
+    fuzzer = fuzz.Fuzzer()
+    fuzzer.run([("deeds", 0, 0), ("deeds", 0, 1)])
+    assert fuzzer.outcomes["deeds"].total() == 2
+    if DEEDS[deed] is None:
+        assert not fuzzer.failures
+    else:
+        assert [DEEDS[deed] in failure for failure in fuzzer.failures.values()] == [True, True]
