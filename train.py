@@ -311,7 +311,7 @@ def finish(run: Run, metric, output: Path) -> None:
             f"Try it: python predict.py PHOTO --model {output / 'model'}",
         )
         if args.push_to_hub:
-            push_model(output / "model", args.push_to_hub, say=lambda text: say(accelerator, text))
+            push_model(output / "model", args.push_to_hub, space=args.space, say=lambda text: say(accelerator, text))
     accelerator.wait_for_everyone()
 
 

@@ -33,6 +33,7 @@ def test_the_seed_recipe_sets_its_fields_and_lets_others_be_chosen():
         "--streaming --data_dir X",
         "--eval_only",
         "--model X",
+        "--space me/page",
         "--epochs 0",
         "--batch_size -1",
         "--learning_rate 0",

@@ -215,14 +215,16 @@ def test_a_training_pushes_what_the_command_pushes(tmp_path):
     program = """
 import json, runpy, sys
 sys.argv = ["train.py", "--train_samples", "16", "--validation_samples", "6", "--test_samples", "6", "--epochs", "1",
-            "--hidden_sizes", "4", "8", "--output_dir", "run", "--cache_dir", "cache", "--push_to_hub", "tester/trained"]
+            "--hidden_sizes", "4", "8", "--output_dir", "run", "--cache_dir", "cache", "--push_to_hub", "tester/trained",
+            "--space", "tester/page"]
 runpy.run_module("train", run_name="__main__")
 print(json.dumps(None))
 """
     with HubServer(tmp_path / "hub") as hub:
         run_program(hub, program, cwd=tmp_path, with_package=True, timeout=900)
         files = hub.files("tester/trained")
-        assert len(hub.commits("tester/trained")) == 2
-    assert files.keys() - {".gitattributes"} - ONNX == CODE | DATA | EXAMPLES | FIGURES
+        assert len(hub.commits("tester/trained")) == len(hub.commits("tester/page", "space")) == 2
+        assert b"- tester/trained" in hub.files("tester/page", "space")["README.md"]
+    assert files.keys() - {".gitattributes"} - ONNX == CODE | DATA | EXAMPLES | FIGURES | SCREENSHOT
     assert b'model="tester/trained"' in files["README.md"]
     assert json.loads(files["metrics.json"])["test_by_background"]

@@ -17,7 +17,8 @@ from modeling_handunet.heatmaps import DECODING_METHODS
 # data are among them, because a checkpoint knows the data itself again.
 PLACES = ("data_dir", "annotations", "images", "cache_dir", "hand_mesh", "cutouts", "photos")
 FREE_ON_RESUME = frozenset(
-    {"output_dir", "resume", "workers", "checkpoint_every", "keep_checkpoints", "max_bad_steps", "push_to_hub", "credits", "contact_sheet", *PLACES}
+    {"output_dir", "resume", "workers", "checkpoint_every", "keep_checkpoints", "max_bad_steps", "push_to_hub", "space"}
+    | {"credits", "contact_sheet", *PLACES}
 )
 
 # What a run on each dataset takes where the command line does not say.  The synthetic default is sized for minutes on
@@ -150,6 +151,7 @@ class Arguments:
     )
     credits: str | None = _option("output", None, "for the card: where --cutouts and --photos come from, and their terms")
     push_to_hub: str | None = _option("output", None, "send the finished model to this repository, as user/name")
+    space: str | None = _option("output", None, "with --push_to_hub: and the page to try it on to this one")
 
     def __post_init__(self):
         if self.recipe == "seed":
@@ -185,7 +187,8 @@ class Arguments:
             refuse("--contact_sheet without --eval_only", "a run draws its own figures")
         if self.model and not self.eval_only:
             refuse("--model without --eval_only", "to start training from weights use --init")
-        for name in ("epochs", "batch_size", "gradient_accumulation_steps", "patience", "checkpoint_every", "keep_checkpoints", "max_bad_steps", "layers", "image_size"):
+    {"output_dir", "resume", "workers", "checkpoint_every", "keep_checkpoints", "max_bad_steps", "push_to_hub", "space"}
+    | {"credits", "contact_sheet", *PLACES}
             if getattr(self, name) < 1:
                 refuse(f"--{name} {getattr(self, name)}", "give 1 or more")
         for name in ("train_samples", "validation_samples", "test_samples"):
