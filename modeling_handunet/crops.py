@@ -144,7 +144,10 @@ def to_rgb(image, name: str = "") -> Image.Image:
     try:
         image.load()
         turn = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
-        return _convert(image if turn is None else image.transpose(turn))
+        result = _convert(image if turn is None else image.transpose(turn))
+        # Pillow hands the file's tags on: read again, as the processor reads what the pipeline read, it would turn again.
+        result.info = {key: value for key, value in result.info.items() if key == "icc_profile"}
+        return result
     except Image.DecompressionBombError as error:
         raise ValueError(f"{name}: {error} Resize it first.") from None
     except UNREADABLE_IMAGE_ERRORS as error:

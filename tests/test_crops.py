@@ -112,6 +112,19 @@ def test_an_image_is_turned_upright_by_its_exif_orientation(orientation, size, c
     assert pixel(upright, *corner) == (255, 0, 0)
 
 
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_an_image_that_was_turned_upright_is_not_turned_again(format):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encode(Image.linear_gradient("L").convert("RGB").crop((0, 0, 40, 30)), format=format, exif=exif)
+    once = load_image(data)
+    assert once.size == (30, 40) and np.array_equal(load_image(once), once)
+    opened = Image.open(io.BytesIO(data))
+    assert np.array_equal(load_image(opened), once)
+    if format != "TIFF":  # which Pillow itself turns and untags when it loads it
+        assert opened.getexif()[0x0112] == 6  # the caller's own image keeps its tags
+
+
 def test_an_exif_tag_of_another_type_does_not_spoil_a_photograph():
     exif = Image.Exif()
     exif[0x0112], exif[0x010E] = 6, "a description"
