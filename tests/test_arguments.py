@@ -59,3 +59,10 @@ def test_settings_survive_json_and_their_differences_are_named(tmp_path):
     other = parse_arguments(["--hidden_sizes", "4", "16", "--seed", "3", "--resume", "--workers", "2"])
     assert other.differences(args.to_dict()) == ["--hidden_sizes was [4, 8] and is [4, 16]"]
     assert other.differences({}) != []
+
+
+@pytest.mark.parametrize("fast, precision", [(True, "bf16"), (False, "no")])
+def test_automatic_precision_is_what_the_machine_is_fast_at_and_is_saved_as_that(monkeypatch, fast, precision):
+    monkeypatch.setattr("training.arguments.bf16_is_fast", lambda: fast)
+    args = parse_arguments(["--mixed_precision", "auto"])
+    assert args.to_dict()["mixed_precision"] == precision
