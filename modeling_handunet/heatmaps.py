@@ -46,10 +46,9 @@ def render_heatmaps(keypoints: Tensor, size: int | tuple[int, int], sigma: float
     inside = ((keypoints >= 0) & (keypoints < limits)).all(-1)  # (...), False for NaN
     if quantize:
         keypoints = keypoints.floor() + 0.5
-    x, y = torch.where(inside[..., None], keypoints, 0.0).unbind(-1)
-    columns = torch.exp(-((_pixel_centers(width, x) - x[..., None]) ** 2) / (2 * sigma**2))  # (..., W)
-    rows = torch.exp(-((_pixel_centers(height, y) - y[..., None]) ** 2) / (2 * sigma**2))  # (..., H)
-    rows = rows * inside[..., None]
+    x, y = torch.where(inside[..., None], keypoints, torch.inf).unbind(-1)  # infinitely far from every pixel
+    columns = (_pixel_centers(width, x) - x[..., None]).square_().mul_(-0.5 / sigma**2).exp_()  # (..., W)
+    rows = (_pixel_centers(height, y) - y[..., None]).square_().mul_(-0.5 / sigma**2).exp_()  # (..., H)
     return rows[..., :, None] * columns[..., None, :]  # (..., H, W)
 
 
