@@ -199,8 +199,9 @@ class Arguments:
             refuse("--contact_sheet without --eval_only", "a run draws its own figures")
         if self.model and not self.eval_only:
             refuse("--model without --eval_only", "to start training from weights use --init")
-    {"output_dir", "resume", "workers", "checkpoint_every", "keep_checkpoints", "max_bad_steps", "push_to_hub", "space"}
-    | {"credits", "contact_sheet", *PLACES}
+        if self.space and not self.push_to_hub:
+            refuse("--space without --push_to_hub", "the page loads the model from its repository, name that too")
+        for name in ("epochs", "batch_size", "gradient_accumulation_steps", "patience", "checkpoint_every", "keep_checkpoints", "max_bad_steps", "layers", "image_size"):
             if getattr(self, name) < 1:
                 refuse(f"--{name} {getattr(self, name)}", "give 1 or more")
         for name in ("train_samples", "validation_samples", "test_samples"):
