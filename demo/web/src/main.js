@@ -162,9 +162,11 @@ function stopCamera() {
 async function followHand(mine, model) {
   let lastPanel = -Infinity;
   let milliseconds = 0;
+  let coming = nextFrame(video);
   while (true) {
-    await nextFrame(video);
+    await coming;
     if (mine !== turn) return;
+    coming = nextFrame(video); // asked for now: one that comes while this one is looked at need not be waited for
     if (document.hidden) {
       await pause(100);
       continue;
