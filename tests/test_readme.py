@@ -1,10 +1,15 @@
 """The README's code is run as it is printed."""
 
 import configparser
+import contextlib
+import os
 import re
 import runpy
+import shutil
+import signal
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +17,8 @@ import pytest
 from PIL import Image
 
 from modeling_handunet import HandUNetConfig, HandUNetForPoseEstimation, HandUNetImageProcessor
+from tests.chromium import NETWORK_ERRORS, free_port, need_node
+from tests.small_model import save_small_model
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -71,3 +78,84 @@ def test_the_test_command_installs_what_the_pages_tests_import():
     assert extras["space"].split() == [gradio]
     assert {"onnx", "onnxruntime", "onnxscript"} <= set(re.findall(r"[a-z]+", extras["onnx"]))
     assert "playwright" in extras["browser"]
+
+
+TRY = README.split("## Try it")[1].split("## ")[0]
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory) -> Path:
+    """The files of the checkout that git would clone, with untrained weights, kept without their code, in weights/."""
+    folder = tmp_path_factory.mktemp("clone") / "handunet"
+    ignored = shutil.ignore_patterns(".git", "node_modules", "dist", "build", "outputs", "__pycache__", "model.onnx", "weights")
+    shutil.copytree(ROOT, folder, ignore=ignored)
+    saved = save_small_model(tmp_path_factory.mktemp("model"))
+    for name in ("handunet", "handunet-base"):
+        (folder / "weights" / name).mkdir(parents=True)
+        for file in ("config.json", "preprocessor_config.json", "model.safetensors", "README.md"):
+            shutil.copy(saved / file, folder / "weights" / name)
+    return folder
+
+
+@contextlib.contextmanager
+def started(command: str, folder: Path):
+    """A line of the README run in `folder`, as it is printed, by this Python; it is over when the test is."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    environment["PYTHONUNBUFFERED"] = "1"
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
+    process = subprocess.Popen(["bash", "-c", command], cwd=folder, env=environment, **pipes)
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        process.communicate(timeout=60)
+
+
+def read_until(process: subprocess.Popen, pattern: str) -> re.Match:
+    """What matches `pattern` in what a program says, as soon as it says it."""
+    said = ""
+    for line in process.stdout:
+        said += re.sub(r"\x1b\[[\d;]*m", "", line)
+        if any(error in line for error in NETWORK_ERRORS):
+            pytest.skip(f"npm cannot reach its registry: {line}")
+        if found := re.search(pattern, said):
+            return found
+    return pytest.fail(f"it ended and said {said}")
+
+
+@pytest.mark.slow
+def test_the_line_that_predicts_runs_as_printed_in_a_fresh_clone(clone):
+    (line,) = [line for line in TRY.splitlines() if line.startswith("python predict.py")]
+    with started(line, clone) as process:
+        read_until(process, "Drawings and keypoints.json are in predictions")
+    assert (clone / "predictions" / "open.png").is_file() and (clone / "predictions" / "keypoints.json").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what, paths", [("space", [""]), ("web", ["", "model.onnx"]), ("endpoint", [""])])
+def test_the_lines_that_serve_run_as_printed_in_a_fresh_clone(what, paths, clone):
+    (line,) = [line for line in TRY.splitlines() if line.startswith("python ") and f"demo/{what}" in line and ".jpg" not in line]
+    if what == "space":
+        pytest.importorskip("gradio", reason="Gradio is not installed: pip install handunet[space]")
+    if what == "web":
+        need_node()
+        pytest.importorskip("onnxscript", reason="onnxscript is not installed: pip install handunet[onnx]")
+    # On a port of its own: the printed one may be taken on this machine.
+    with started(f"{line}{' --' * (what == 'web')} --port {free_port()}", clone) as process:
+        address = read_until(process, r"http://127\.0\.0\.1:\d+")[0]
+        for path in paths:
+            with urllib.request.urlopen(f"{address}/{path}", timeout=60) as answer:
+                assert answer.status == 200 and (path or answer.read())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program", ["demo/space/app.py", "demo/endpoint/serve.py"])
+def test_without_weights_the_programs_say_what_to_do(program, clone, tmp_path):
+    if "space" in program:
+        pytest.importorskip("gradio", reason="Gradio is not installed: pip install handunet[space]")
+    shutil.copytree(clone, tmp_path / "bare", ignore=shutil.ignore_patterns("weights", "node_modules"))
+    with started(f"python {program} --port {free_port()}", tmp_path / "bare") as process:
+        sentence = read_until(process, "there is no .*weights/handunet-base.*--model.*")[0]
+        assert "accelerate launch train.py" in sentence.replace("\n", " ") or read_until(process, "train.py")

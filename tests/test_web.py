@@ -8,7 +8,6 @@ import io
 import json
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -21,20 +20,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.chromium import CHROMIUM, FLAGS, MISSING
+from tests.chromium import CHROMIUM, FLAGS, MISSING, NETWORK_ERRORS, free_port, need_node
 
 ROOT = Path(__file__).resolve().parents[1]
 WEB = ROOT / "demo" / "web"
 PATIENCE = 120  # seconds, on a busy machine
-NETWORK_ERRORS = ("ENOTFOUND", "ECONNREFUSED", "ECONNRESET", "ETIMEDOUT", "EAI_AGAIN", "ENETUNREACH")
 CAMERA = (640, 480)
-
-
-def need(program: str) -> str:
-    path = shutil.which(program)
-    if path is None:
-        pytest.skip(f"{program} is not installed")
-    return path
 
 
 def run(command, cwd=ROOT, **options) -> str:
@@ -47,7 +38,7 @@ def run(command, cwd=ROOT, **options) -> str:
 
 
 def test_the_resize_is_pillows_to_the_bit(tmp_path):
-    node = need("node")
+    node = need_node()
     rng = np.random.default_rng(0)
     cases, expected = [], []
     for width, height, left, top, side, size in (
@@ -85,12 +76,6 @@ def test_the_resize_is_pillows_to_the_bit(tmp_path):
 
 
 # --- The page, built once, and its browser ---
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
@@ -137,17 +122,17 @@ def model_folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def dist(playwright, model_folder, tmp_path_factory) -> Path:
     """The page built from a clean copy, the exported model in it."""
-    npm = need("npm")
+    need_node()
     pytest.importorskip("onnxscript", reason="onnxscript is not installed: pip install handunet[onnx]")
     folder = tmp_path_factory.mktemp("web") / "web"
     shutil.copytree(WEB, folder, ignore=shutil.ignore_patterns("node_modules", "dist", "model.onnx"))
-    install = [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
+    install = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
     result = subprocess.run(install, cwd=folder, capture_output=True, text=True, timeout=600)
     if result.returncode and any(error in result.stderr for error in NETWORK_ERRORS):
         pytest.skip(f"npm cannot reach its registry: {result.stderr[-300:]}")
     assert result.returncode == 0, result.stderr
     run([sys.executable, "-m", "scripts.export_onnx", model_folder, folder / "public" / "model.onnx"])
-    run([npm, "run", "build"], cwd=folder)
+    run(["npm", "run", "build"], cwd=folder)
     return folder / "dist"
 
 
@@ -155,7 +140,7 @@ def dist(playwright, model_folder, tmp_path_factory) -> Path:
 def url(dist):
     """The page under its own local server, on 127.0.0.1."""
     port = free_port()
-    command = [need("node"), "node_modules/vite/bin/vite.js", "preview", "--port", str(port), "--strictPort"]
+    command = [need_node(), "node_modules/vite/bin/vite.js", "preview", "--port", str(port), "--strictPort"]
     server = subprocess.Popen(command, cwd=dist.parent, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     address = f"http://127.0.0.1:{port}/"
     try:

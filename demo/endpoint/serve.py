@@ -1,19 +1,24 @@
 """Serve a saved model as an Inference Endpoint would, with the standard library's HTTP server, to try it or to test it.
 
-    python demo/endpoint/serve.py --model outputs/handunet/model --port 8080
+    python demo/endpoint/serve.py --model weights/handunet-base --port 8080
     python -c "from huggingface_hub import InferenceClient as C; print(C('http://127.0.0.1:8080').object_detection('photo.jpg'))"
 
-`handler.py` of the model's folder runs, and where it has none the one beside this file.  It listens on 127.0.0.1 only.
+`handler.py` of the model's folder runs, and where it has none the one beside this file; weights that were kept without
+their code, as in `weights/`, get this checkout's.  It listens on 127.0.0.1 only.
 """
 
 import argparse
 import importlib.util
 import json
+import shutil
 import sys
+import tempfile
 import traceback
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[2]
+DEFAULT_MODEL = "weights/handunet-base"
 MAX_BODY_BYTES = 64 * 1024**2
 TIMEOUT_SECONDS = 30  # for a client to send what it announced
 
@@ -26,6 +31,18 @@ def load_handler(model: Path):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.EndpointHandler(str(model))
+
+
+def add_code(model: Path, folder: Path) -> Path:
+    """`model` itself where it has its code, else a copy of it in `folder` with this checkout's beside it."""
+    if (model / "modeling_handunet.py").is_file():
+        return model
+    for path in (ROOT / "modeling_handunet").glob("[a-z]*.py"):
+        shutil.copy(path, folder)
+    for path in model.iterdir():
+        if path.is_file():
+            shutil.copy(path, folder)
+    return folder
 
 
 class EndpointServer(ThreadingHTTPServer):
@@ -103,15 +120,20 @@ class _Request(BaseHTTPRequestHandler):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=Path("outputs/handunet/model"), help="a saved or pulled folder")
+    help = f"a saved or pulled folder (default: {DEFAULT_MODEL})"
+    parser.add_argument("--model", type=Path, default=ROOT / DEFAULT_MODEL, help=help)
     parser.add_argument("--port", type=int, default=8080)
     args = parser.parse_args()
     if not (args.model / "config.json").is_file():
-        parser.error(f"there is no model in {args.model}: name a saved folder with --model")
-    try:
-        server = EndpointServer(load_handler(args.model), args.port)
-    except (OSError, ValueError) as error:
-        sys.exit(f"serve.py: {error}")
+        parser.error(
+            f"there is no model in {args.model}: name a saved folder with --model, or make one with `accelerate launch "
+            "train.py`, which is then outputs/handunet/model"
+        )
+    with tempfile.TemporaryDirectory(prefix="handunet-endpoint-") as folder:
+        try:
+            server = EndpointServer(load_handler(add_code(args.model, Path(folder))), args.port)
+        except (OSError, ValueError) as error:
+            sys.exit(f"serve.py: {error}")
     print(f"Listening on http://127.0.0.1:{server.server_port}, Ctrl-C ends it.", flush=True)
     try:
         server.serve_forever()

@@ -1,9 +1,10 @@
 """A page on which people try the model: a photograph, a box round the hand, its keypoints.
 
-    python demo/space/app.py --model outputs/handunet/model       # on your machine, http://127.0.0.1:7860
+    python demo/space/app.py --model weights/handunet-base       # on your machine, http://127.0.0.1:7860
 
 On the Hub this is a Space: `README.md` beside this file names the model in its metadata, which is the one that is shown
-where --model is not given.  Photographs stay on the machine that runs this and are deleted within the hour.
+where --model is not given; in a checkout that is weights/handunet-base.  Photographs stay on the machine that runs this
+and are deleted within the hour.
 """
 
 import argparse
@@ -35,6 +36,7 @@ from modeling_handunet.crops import IMAGE_FORMATS, crop_square, load_image  # no
 from modeling_handunet.keypoints import keypoint_color  # noqa: E402
 
 PLACEHOLDER = "USER/handunet"
+WEIGHTS = HERE.parent.parent / "weights" / "handunet-base"  # what a checkout shows
 MAX_BYTES = 32 * 1024**2
 MAX_PIXELS = 50_000_000
 PREVIEW = 1280  # longest side of what the browser is sent, pixels
@@ -71,8 +73,11 @@ class Model:
     def __init__(self, name: str):
         self.name, self.problem, self.pipe, self.card = name, "", None, None
         try:
-            if name == PLACEHOLDER:
-                raise ValueError("no model was named: give a saved folder or an id on the Hub with --model")
+            if name == str(WEIGHTS) and not WEIGHTS.is_dir():
+                raise ValueError(
+                    "there is no weights/handunet-base: give a saved folder or an id on the Hub with --model. "
+                    "`accelerate launch train.py` makes outputs/handunet/model."
+                )
             if Path(name).is_dir() and not (Path(name) / "model.safetensors").is_file():
                 raise OSError(f"the folder {name} has no model.safetensors")
             self.pipe = pipeline("keypoint-detection", model=name)
@@ -312,14 +317,14 @@ def build_app(model: Model) -> gr.Blocks:
 
 
 def named_model() -> str:
-    """The model that the Space's own metadata names."""
+    """The model that the Space's own metadata names, in a checkout, where they name none, the project's own weights."""
     models = RepoCard.load(HERE / "README.md", ignore_metadata_errors=True).data.get("models") or [PLACEHOLDER]
-    return models[0]
+    return str(WEIGHTS) if models[0] == PLACEHOLDER else models[0]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="a saved folder or an id on the Hub (default: the one that README.md names)")
+    parser.add_argument("--model", help=f"a saved folder or an id on the Hub (default: {named_model()})")
     parser.add_argument("--port", type=int, help="default: the first free one from 7860 on")
     args = parser.parse_args()
     logging.disable_progress_bar()
