@@ -6,6 +6,7 @@ import functools
 import http.server
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from tests.chromium import CHROMIUM, FLAGS, MISSING, NETWORK_ERRORS, free_port, need_node
@@ -108,14 +110,14 @@ def photographs(tmp_path_factory) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory) -> Path:
-    """Trained weights: those made on real photographs where they are at hand, else the project's own."""
+    """Trained weights: the project's own, else those of another implementation where they are at hand."""
+    if (ROOT / "weights" / "handunet" / "model.safetensors").exists():
+        return ROOT / "weights" / "handunet"
     peer = ROOT.parent / "shared" / "data" / "peer" / "model_final"
     if peer.exists():
         folder = tmp_path_factory.mktemp("converted") / "model"
         run([sys.executable, "-m", "scripts.convert_shallow_unet", peer, folder])
         return folder
-    if (ROOT / "weights" / "handunet" / "model.safetensors").exists():
-        return ROOT / "weights" / "handunet"
     return pytest.skip(f"there are no trained weights: neither {peer} nor weights/handunet")
 
 
@@ -361,6 +363,23 @@ def test_one_thread_gives_the_same_answers_without_the_headers(browser, dist, ur
         assert page.page.evaluate("crossOriginIsolated")
         cores = page.page.evaluate("navigator.hardwareConcurrency")
         assert f"WebAssembly, {min(cores, 4)} thread" in page.page.inner_text("#runtime")
+
+
+@pytest.mark.slow
+def test_what_is_built_is_a_static_space(dist, url, tmp_path):
+    from tests.hub_server import HubServer
+
+    with HubServer(tmp_path / "hub") as hub:
+        command = [Path(sys.executable).with_name("hf"), "upload", "tester/live", dist, ".", "--repo-type", "space"]
+        run(command, env={**os.environ, **hub.environment()})
+        files = hub.files("tester/live", "space")
+        assert len(hub.commits("tester/live", "space")) == 2  # one, and the creation
+    built = {path.relative_to(dist).as_posix(): path.read_bytes() for path in dist.rglob("*") if path.is_file()}
+    assert {name: files[name] for name in built} == built and {"index.html", "model.onnx"} <= built.keys()
+    metadata = yaml.safe_load(files["README.md"].decode().split("---\n")[1])
+    assert metadata["sdk"] == "static" and len(metadata["short_description"]) <= 60
+    with urllib.request.urlopen(url) as answer:  # the local server sends what the Hub is told to send
+        assert {name: answer.headers[name] for name in metadata["custom_headers"]} == metadata["custom_headers"]
 
 
 # --- Camera ---
