@@ -87,6 +87,8 @@ class HandUNetConfig(PreTrainedConfig):
                 self.id2label = {int(index): str(name) for index, name in self.id2label.items()}
             except (AttributeError, TypeError, ValueError):
                 raise ValueError(f"id2label={self.id2label!r}: give a dict from keypoint indices to names.") from None
+            if kwargs.pop("num_labels", None) not in (None, len(self.id2label)):  # transformers would make new names
+                raise ValueError(f"num_labels is another number than that of the {len(self.id2label)} names in id2label.")
         elif (count := kwargs.get("num_labels")) is not None:
             if type(count) is not int or not 0 < count <= MAX_KEYPOINTS:
                 raise ValueError(f"num_labels={count!r}: give a number of keypoints from 1 to {MAX_KEYPOINTS}.")
@@ -121,6 +123,8 @@ class HandUNetConfig(PreTrainedConfig):
         except RecursionError:
             raise OSError(f"The settings in {json_file} are nested too deeply: save or download them again.") from None
         check_settings(settings, json_file)
+        if "configuration_files" in settings:
+            raise OSError(f"{json_file} names configuration_files, which a HandUNet has none of: save or download it again.")
         return settings
 
     @property
