@@ -15,6 +15,7 @@ import argparse
 import collections
 import copy
 import dataclasses
+import faulthandler
 import io
 import json
 import os
@@ -778,6 +779,7 @@ def work(kinds: dict[str, Kind], cases: list[tuple[str, int, int]], sandbox: Pat
     folder, beside = sandbox / "given", sandbox / "outside"
     watch = Watch(folder, beside)
     os.chdir(beside)
+    faulthandler.disable()  # of pytest, which would print each hang and crash
     warnings.resetwarnings()
     warnings.simplefilter("ignore")
     datasets.disable_progress_bars()
