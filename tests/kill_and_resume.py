@@ -8,8 +8,8 @@ Each kill is a SIGKILL.  The moments are of four kinds: before the first checkpo
 (or of the best weights), in a validation, and any time.  They come from the printed seed, and are hit by construction:
 the process is stopped, looked at from outside (its files, its dataloader's workers), and then killed or let go on.  A
 training that has been killed a few times is then left to end, and its weights, averaged weights, optimizer, state, best
-weights, metrics and finished model are compared with the untouched run's, byte by byte.  Half of the trainings read
-prepared samples and half an endless stream; dataloader workers and augmentation are on in all.
+weights, metrics and finished model are compared with the untouched run's, byte by byte.  The trainings read prepared
+samples, an endless stream and new scenes of kept layers in turn; dataloader workers and augmentation are on in all.
 """
 
 import argparse
@@ -30,7 +30,7 @@ SETTINGS = (
     "--hidden_sizes 4 8 --train_samples 32 --validation_samples 32 --test_samples 8 --batch_size 4 --epochs 4 "
     "--checkpoint_every 3 --workers 1 --augmentation 1"
 ).split()
-DATA = {"prepared": [], "endless": ["--streaming"]}
+DATA = {"prepared": [], "endless": ["--streaming"], "scene": ["--difficulty", "scenes", "--layers", "16"]}
 FIRST, WRITE, VALIDATION, ANY = "before the first checkpoint", "in a checkpoint write", "in validation", "any time"
 KILLS_PER_TRAINING = 5
 
