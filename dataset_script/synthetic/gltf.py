@@ -10,6 +10,7 @@ then that hand's origin, and the others lie on the bones as FreiHAND's do (see :
 """
 
 import functools
+import reprlib
 import struct
 from pathlib import Path
 
@@ -66,7 +67,8 @@ def _accessor(scene: dict, binary: bytes, index: int) -> np.ndarray:
     start = view.get("byteOffset", 0) + accessor.get("byteOffset", 0)
     stride = view.get("byteStride", width * kind.itemsize)
     if not all(type(number) is int for number in (count, start, stride)) or count < 1 or start < 0:
-        raise ValueError(f"accessor {index} has {count!r} values from {start!r} on, {stride!r} bytes apart")
+        count, start, stride = map(reprlib.repr, (count, start, stride))
+        raise ValueError(f"accessor {index} has {count} values from {start} on, {stride} bytes apart")
     if stride < width * kind.itemsize:  # else a few bytes would be any number of values
         raise ValueError(f"accessor {index} has values of {width * kind.itemsize} bytes that are {stride} bytes apart")
     if start + (count - 1) * stride + width * kind.itemsize > len(binary):
@@ -139,7 +141,7 @@ def load_gltf_hand(path: str | Path) -> HandBody:
             raise ValueError("it has vertices that are not finite, or that no bone moves")
         return body
     except (KeyError, IndexError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: the glTF lacks what a skinned mesh needs ({error!r})") from error
+        raise ValueError(f"{path}: the glTF lacks what a skinned mesh needs ({repr(error)[:200]})") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
