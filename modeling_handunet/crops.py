@@ -264,7 +264,8 @@ def crop_square(image: Image.Image, square: tuple[float, float, float], size: in
         image = image.reduce(factor)
         left, top, side = left / factor, top / factor, side / factor
     x, y = math.floor(left), math.floor(top)
-    window = image.crop((x, y, max(math.ceil(left + side), x + 1), max(math.ceil(top + side), y + 1)))
+    corners = (x, y, max(math.ceil(left + side), x + 1), max(math.ceil(top + side), y + 1))
+    window = image if corners == (0, 0, *image.size) else image.crop(corners)
     box = (left - x, top - y, min(left - x + side, window.width), min(top - y + side, window.height))
     return window.resize((size, size), Image.Resampling.BILINEAR, box=box)
 
