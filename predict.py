@@ -98,7 +98,7 @@ def predict_with_onnx(model: str, photos: list, boxes: list | None, handedness: 
     return [answers[index * count : (index + 1) * count] for index in range(len(photos))]
 
 
-def open_onnx(model: str):
+def open_onnx(model: str, options=None):
     """The session and settings of an exported file; raises `OSError` where it is none, `ImportError` without onnxruntime."""
     try:
         import onnxruntime
@@ -106,7 +106,7 @@ def open_onnx(model: str):
     except ImportError as error:
         raise ImportError(f"--backend onnx needs onnxruntime ({error}): pip install onnxruntime") from None
     try:
-        session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         return session, json.loads(session.get_modelmeta().custom_metadata_map["handunet"])
     except (Fail, InvalidGraph, InvalidProtobuf, NoSuchFile, KeyError, ValueError) as error:
         raise OSError(f"{model} is no file that `python -m scripts.export_onnx` wrote: {error}") from None
