@@ -16,7 +16,7 @@ import json
 import sys
 from pathlib import Path
 
-DEFAULT_MODEL = "outputs/handunet/model"
+DEFAULT_MODEL = str(Path(__file__).resolve().parent / "weights" / "handunet-base")
 BATCH_SIZE = 8  # hands that go through the network together
 
 
@@ -117,7 +117,7 @@ def main() -> None:
     parser.add_argument("photos", nargs="+", metavar="PHOTO", help="files or URLs")
     parser.add_argument("--output", default="predictions", help="folder for the drawings and keypoints.json")
     parser.add_argument(
-        "--model", default=DEFAULT_MODEL, help=f"a folder, an id on the Hub or an ONNX file (default: {DEFAULT_MODEL})"
+        "--model", default=DEFAULT_MODEL, help="a folder, an id on the Hub or an ONNX file (default: weights/handunet-base)"
     )
     parser.add_argument("--backend", choices=("torch", "onnx"), default="torch", help="what computes (default: torch)")
     parser.add_argument(
@@ -126,7 +126,7 @@ def main() -> None:
     parser.add_argument("--left", action="store_true", help="left hands; right by default")
     args = parser.parse_args()
     if args.model == DEFAULT_MODEL and not Path(args.model).exists():
-        parser.error(f"there is no model in {DEFAULT_MODEL} yet: run `accelerate launch train.py`, or name one with --model")
+        parser.error(f"there is no model in {DEFAULT_MODEL}: name one with --model")
     predict = predict_with_torch
     if args.backend == "onnx":
         if not Path(args.model).is_file():

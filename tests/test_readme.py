@@ -27,8 +27,8 @@ SNIPPETS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 @pytest.fixture
 def workplace(tmp_path, monkeypatch):
-    """A folder with a trained model where `train.py` puts it, and a photograph."""
-    folder = tmp_path / "outputs/handunet/model"
+    """A folder with a model where the README has its own, and a photograph."""
+    folder = tmp_path / "weights/handunet-base"
     HandUNetForPoseEstimation(HandUNetConfig(hidden_sizes=(4, 8))).save_pretrained(folder)
     HandUNetImageProcessor().save_pretrained(folder)
     noise = np.random.default_rng(0).integers(0, 255, (300, 400, 3), dtype=np.uint8)

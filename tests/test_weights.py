@@ -1,0 +1,83 @@
+"""The weights that the repository carries: their shape, what they promise, and what they do on photographs."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoImageProcessor, AutoModelForPoseEstimation, pipeline
+
+from modeling_handunet import HandUNetConfig
+
+ROOT = Path(__file__).resolve().parents[1]
+# By the protocol on real photographs, the mean over their sources: (error over box, PCK@0.1, PCK@0.2), as measured.
+MEASURED = {"handunet": (0.1612, 0.5128, 0.7502), "handunet-base": (0.1157, 0.6488, 0.8579)}
+# The calibration error on validation that each keeps below; 0.05 is the aim.
+CALIBRATION = {"handunet": 0.07, "handunet-base": 0.05}
+every_model = pytest.mark.parametrize("name", MEASURED)
+
+
+def load(name: str):
+    return AutoModelForPoseEstimation.from_pretrained(ROOT / "weights" / name, trust_remote_code=False).eval()
+
+
+def test_handunet_is_the_published_network_and_handunet_base_a_larger_one_within_bounds():
+    small, base = load("handunet"), load("handunet-base")
+    assert tuple(small.config.hidden_sizes) == tuple(HandUNetConfig().hidden_sizes) and small.num_parameters() == 491_206
+    assert small.config.image_size == base.config.image_size == 128
+    assert small.num_parameters() < base.num_parameters() <= 3_500_000
+    with FlopCounterMode(display=False) as flops, torch.no_grad():
+        base(torch.zeros(1, 3, 128, 128))
+    assert flops.get_total_flops() <= 3e9
+
+
+@every_model
+def test_the_files_say_where_the_weights_come_from(name):
+    folder = ROOT / "weights" / name
+    assert {path.suffix for path in folder.rglob("*") if path.is_file()} <= {".json", ".safetensors", ".md", ".png"}
+    card = (folder / "README.md").read_text()
+    for words in ("apache-2.0", "3d-hands-benchmark", "MediaPipe Hands", "webxr-input-profiles"):
+        assert words in card
+    for picture in folder.glob("figures/*.png"):
+        assert f"figures/{picture.name}" in card
+    settings = json.loads((folder / "training_arguments.json").read_text())
+    assert settings["difficulty"] == "scenes" and not any(str(value).startswith("/") for value in settings.values())
+    metrics = json.loads((folder / "metrics.json").read_text())
+    processor = AutoImageProcessor.from_pretrained(folder)
+    assert processor.temperature == pytest.approx(metrics["calibration"]["temperature"], abs=1e-3) != 1.0
+    assert metrics["calibration"]["validation"]["expected_calibration_error"] <= CALIBRATION[name]
+
+
+@every_model
+def test_photographs_are_read_as_well_as_was_measured(name, shared_data):
+    """By the protocol by which every model is scored on photographs of several sources."""
+    spec = importlib.util.spec_from_file_location("score_hands", shared_data.parent / "tools" / "score_hands.py")
+    protocol = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(protocol)
+    model, processor = load(name), AutoImageProcessor.from_pretrained(ROOT / "weights" / name)
+
+    @torch.no_grad()
+    def predict(images) -> np.ndarray:
+        outputs = model(**processor(images))
+        poses = processor.post_process_pose_estimation(outputs, target_sizes=[image.size[::-1] for image in images])
+        return np.stack([hand["keypoints"].numpy() for (hand,) in poses])
+
+    found = protocol.score(shared_data / "coco_hands", predict)["mean over sources"]
+    error, close, near = MEASURED[name]
+    assert found["error_over_box"] == pytest.approx(error, abs=0.002)
+    assert found["pck@0.1"] == pytest.approx(close, abs=0.01) and found["pck@0.2"] == pytest.approx(near, abs=0.01)
+
+
+def test_a_hand_that_the_project_drew_is_found_on_its_picture():
+    """The Space's example pictures carry the boxes of their hands."""
+    examples = ROOT / "demo" / "space" / "examples"
+    find = pipeline("keypoint-detection", model=str(ROOT / "weights" / "handunet-base"))
+    for example in json.loads((examples / "examples.json").read_text()):
+        (hand,) = find(str(examples / example["file"]), boxes=[example["box"]], handedness=example["handedness"])
+        points = np.array([(point["x"], point["y"]) for point in hand["keypoints"]])
+        x, y, width, height = example["box"]
+        middle = np.array([x + width / 2, y + height / 2])
+        assert (np.abs(points - middle) <= 0.75 * max(width, height)).all() and hand["score"] > 0.3
