@@ -110,15 +110,16 @@ def photographs(tmp_path_factory) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory) -> Path:
-    """Trained weights: the project's own, else those of another implementation where they are at hand."""
-    if (ROOT / "weights" / "handunet" / "model.safetensors").exists():
-        return ROOT / "weights" / "handunet"
+    """Trained weights that are sure of the photographs' hands: those of another implementation where they are at hand,
+    else the project's own."""
     peer = ROOT.parent / "shared" / "data" / "peer" / "model_final"
     if peer.exists():
         folder = tmp_path_factory.mktemp("converted") / "model"
         run([sys.executable, "-m", "scripts.convert_shallow_unet", peer, folder])
         return folder
-    return pytest.skip(f"there are no trained weights: neither {peer} nor weights/handunet")
+    if (ROOT / "weights" / "handunet-base" / "model.safetensors").exists():
+        return ROOT / "weights" / "handunet-base"
+    return pytest.skip(f"there are no trained weights: neither {peer} nor weights/handunet-base")
 
 
 @pytest.fixture(scope="module")
