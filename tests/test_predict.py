@@ -63,8 +63,15 @@ def test_what_cannot_be_used_ends_in_a_sentence(monkeypatch, capsys, tmp_path, m
     assert not (tmp_path / "out").exists()
 
 
-def test_without_a_model_the_user_is_told_how_to_get_one(monkeypatch, capsys, tmp_path, photo):
+def test_without_a_model_named_the_repositorys_own_is_taken(monkeypatch, tmp_path, photo):
     monkeypatch.chdir(tmp_path)
+    run(monkeypatch, photo, "--output", tmp_path / "out")
+    ((hand,),) = [entry["hands"] for entry in json.loads((tmp_path / "out" / "keypoints.json").read_text())]
+    assert len(hand["keypoints"]) == 21 and hand["score"] < 0.5  # there is none in noise
+
+
+def test_a_checkout_without_weights_is_said_to_be_one(monkeypatch, capsys, tmp_path, photo):
+    monkeypatch.setattr(predict, "DEFAULT_MODEL", str(tmp_path / "weights"))
     with pytest.raises(SystemExit):
         run(monkeypatch, photo)
-    assert "accelerate launch train.py" in capsys.readouterr().err
+    assert f"there is no model in {tmp_path / 'weights'}: name one with --model" in capsys.readouterr().err
