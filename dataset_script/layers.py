@@ -38,6 +38,12 @@ class LayerSource(Protocol):
         ...
 
 
+def layer_arrays(layer: Layer) -> dict[str, np.ndarray]:
+    """A layer as it is kept: `rgba` (B, 4, S, S) uint8, `keypoints` (B, 21, 2) and `skin` (B, 3), in the CPU's memory."""
+    rgba = (layer.rgba.clamp(0, 1) * 255 + 0.5).to(torch.uint8)
+    return {"rgba": rgba.cpu().numpy(), "keypoints": layer.keypoints.cpu().numpy(), "skin": layer.skin.cpu().numpy()}
+
+
 class HandLayers:
     """The layers of a source, made once and read through a memory map.
 
@@ -90,6 +96,4 @@ class _Batches(Dataset):
 
     def __getitem__(self, number: int) -> tuple[int, dict[str, np.ndarray]]:
         first = number * BATCH
-        layer = self.source.layers(torch.arange(first, min(first + BATCH, len(self.source))))
-        rgba = (layer.rgba.clamp(0, 1) * 255 + 0.5).to(torch.uint8)
-        return first, {"rgba": rgba.numpy(), "keypoints": layer.keypoints.numpy(), "skin": layer.skin.numpy()}
+        return first, layer_arrays(self.source.layers(torch.arange(first, min(first + BATCH, len(self.source)))))

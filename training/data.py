@@ -1,19 +1,18 @@
 """The three splits that a run reads, from whichever dataset the command line names."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import datasets
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from dataset_script import CocoHands, FreiHAND, HandCrops, SyntheticHands, counter_rng
 from dataset_script.cutouts import Cutouts
-from dataset_script.layers import HandLayers, LayerSource
+from dataset_script.layers import HandLayers, LayerSource, layer_arrays
 from dataset_script.synthetic.backgrounds import KINDS, backgrounds
 from training.arguments import Arguments
 from training.augmentation import augmentation_keys
@@ -107,7 +106,8 @@ class LayerStream(Dataset):
                 layers = [source[int(draws[place, 1] * len(source))] for place in places]
             else:
                 fresh = torch.tensor([self.epoch * self.count + indices[place] for place in places])
-                layers = _rows(source, fresh, self.device)
+                arrays = layer_arrays(source.layers(fresh, self.device))
+                layers = [dict(zip(arrays, row)) for row in zip(*arrays.values())]
             for place, layer in zip(places, layers):
                 items[place] = {
                     "image": torch.from_numpy(layer["rgba"]),
@@ -119,32 +119,11 @@ class LayerStream(Dataset):
         return items
 
 
-def _rows(source: SyntheticHands, indices: Tensor, device: str) -> list[dict[str, np.ndarray]]:
-    layer = source.layers(indices, device)
-    rgba = (layer.rgba.clamp(0, 1) * 255 + 0.5).to(torch.uint8)
-    parts = {"rgba": rgba, "keypoints": layer.keypoints, "skin": layer.skin}
-    return [dict(zip(parts, row)) for row in zip(*(part.cpu().numpy() for part in parts.values()))]
+class Items(Dataset):
+    """Items in memory, numbered through."""
 
-
-class SceneCrops(Dataset):
-    """Scenes that never change, one of each layer, as [`HandCrops`] items: to validate and to test on."""
-
-    def __init__(self, layers: HandLayers, count: int, scenes: Scenes, stream: int, batch_size: int = 64):
-        self.items: list[dict] = []
-        for first in range(0, count, batch_size):
-            numbers = list(range(first, min(first + batch_size, count)))
-            rows = [layers[number * len(layers) // count] for number in numbers]
-            rgba, keypoints, skin = (
-                torch.from_numpy(np.stack([row[name] for row in rows])) for name in ("rgba", "keypoints", "skin")
-            )
-            images, keypoints = scenes(rgba, keypoints, skin, augmentation_keys(stream, 0, torch.tensor(numbers)))
-            images = (images * 255 + 0.5).to(torch.uint8)
-            inside = ((keypoints >= 0) & (keypoints < scenes.size)).all(-1)
-            size = (keypoints.amax(1) - keypoints.amin(1)).amax(1)
-            self.items += [
-                {"image": a, "keypoints": b, "visibility": c, "box_size": float(d), "index": number}
-                for a, b, c, d, number in zip(images, keypoints, inside, size, numbers)
-            ]
+    def __init__(self, items: Iterable[dict]):
+        self.items = [{**item, "index": index} for index, item in enumerate(items)]
 
     def __len__(self) -> int:
         return len(self.items)
@@ -157,22 +136,20 @@ class SceneCrops(Dataset):
         return [self.items[index] for index in indices]
 
 
-class Joined(Dataset):
-    """Several datasets of items one after the other, numbered through."""
-
-    def __init__(self, parts: Sequence[Dataset]):
-        self.items = [part[index] for part in parts for index in range(len(part))]
-        self.items = [{**item, "index": index} for index, item in enumerate(self.items)]
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, index: int) -> dict:
-        return self.items[index]
-
-    def __getitems__(self, indices: list[int]) -> list[dict]:
-        """The items of a batch."""
-        return [self.items[index] for index in indices]
+def scene_crops(layers: HandLayers, count: int, scenes: Scenes, stream: int, batch_size: int = 64) -> Iterator[dict]:
+    """Scenes that never change, of `count` evenly spread layers, as [`HandCrops`] items: to validate and to test on."""
+    for first in range(0, count, batch_size):
+        numbers = list(range(first, min(first + batch_size, count)))
+        rows = [layers[number * len(layers) // count] for number in numbers]
+        rgba, keypoints, skin = (
+            torch.from_numpy(np.stack([row[name] for row in rows])) for name in ("rgba", "keypoints", "skin")
+        )
+        images, keypoints = scenes(rgba, keypoints, skin, augmentation_keys(stream, 0, torch.tensor(numbers)))
+        images = (images * 255 + 0.5).to(torch.uint8)
+        inside = ((keypoints >= 0) & (keypoints < scenes.size)).all(-1)
+        sizes = (keypoints.amax(1) - keypoints.amin(1)).amax(1)
+        for image, points, visible, size in zip(images, keypoints, inside, sizes):
+            yield {"image": image, "keypoints": points, "visibility": visible, "box_size": float(size)}
 
 
 def load_splits(args: Arguments) -> Splits:
@@ -226,8 +203,8 @@ def _scenes(args: Arguments, cache: Path) -> Splits:
         unseen = [("drawn", kept(drawn(count, stream, mesh))) for mesh in meshes]
         if args.cutouts:
             unseen.append(("cut-outs", kept(Cutouts(args.cutouts, "held out", variants=1))))
-        parts = [(name, SceneCrops(layers, len(layers), maker, stream)) for name, layers in unseen]
-        return Joined([part for _, part in parts]), [name for name, part in parts for _ in range(len(part))]
+        items = (item for _, layers in unseen for item in scene_crops(layers, len(layers), maker, stream))
+        return Items(items), [name for name, layers in unseen for _ in range(len(layers))]
 
     test, kinds = fixed(TEST_STREAM, args.test_samples)
     source = " and ".join(["synthetic hands", *(["cut-out photographs"] if args.cutouts else [])]) + " (scenes)"
