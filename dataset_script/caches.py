@@ -3,11 +3,12 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 from filelock import FileLock
+from torch.utils.data import DataLoader, Dataset
 
 # Processes that prepare a cache's samples at most.
 MAX_WORKERS = 8
@@ -33,20 +34,68 @@ def written_once(cache_dir: Path, name: str, write: Callable[[Path], None]) -> P
     return folder
 
 
-def new_arrays(folder: Path, shapes: dict[str, tuple[tuple[int, ...], type]]) -> dict[str, np.ndarray]:
-    """Arrays of the given shapes and dtypes in new files of `folder`, to be filled."""
-    return {
+def write_arrays(
+    folder: Path,
+    shapes: dict[str, tuple[tuple[int, ...], type]],
+    make: Callable[[range], Mapping[str, np.ndarray]],
+    batch_size: int,
+) -> None:
+    """Write arrays of the given shapes and dtypes, as many rows in each, into new files of `folder`.
+
+    `make` gives the rows of a range, `batch_size` or fewer, as arrays by name.  Where there are several cores, processes
+    share the batches, and each writes what it made.  Raises `OSError` when there is no room for the files.
+    """
+    (count,) = {shape[0] for shape, _ in shapes.values()}
+    arrays = {
         name: np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, shape)
         for name, (shape, dtype) in shapes.items()
     }
+    for name in shapes:
+        reserve(folder / f"{name}.npy")
+    batches = [range(first, min(first + batch_size, count)) for first in range(0, count, batch_size)]
+    parts = _Parts(folder, tuple(shapes), make, batches)
+    for _ in DataLoader(parts, batch_size=None, num_workers=worker_count() if len(batches) > 1 else 0):
+        pass
+    for array in arrays.values():
+        array.flush()
 
 
-def open_arrays(folder: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+def reserve(path: Path) -> None:
+    """Have the whole of a new file on the disk, or raise `OSError`: writing to a map of it would kill the process."""
+    if hasattr(os, "posix_fallocate"):
+        size = path.stat().st_size
+        with open(path, "r+b") as file:
+            try:
+                os.posix_fallocate(file.fileno(), 0, size)
+            except OSError as error:
+                raise OSError(f"There is no room for the {size / 1e6:.1f} MB of {path}: {error}. Make room, or name another --cache_dir.") from error
+
+
+class _Parts(Dataset):
+    """Reading an item writes that batch of rows; a class, so that workers can receive it."""
+
+    def __init__(self, folder: Path, names: tuple[str, ...], make: Callable, batches: list[range]):
+        self.folder, self.names, self.make, self.batches = folder, names, make, batches
+        self._arrays: dict[str, np.ndarray] | None = None
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, number: int) -> int:
+        if self._arrays is None:
+            self._arrays = open_arrays(self.folder, self.names, "r+")
+        rows = self.batches[number]
+        for name, values in self.make(rows).items():
+            self._arrays[name][rows.start : rows.stop] = values
+        return number
+
+
+def open_arrays(folder: Path, names: tuple[str, ...], mode: str = "r") -> dict[str, np.ndarray]:
     """The arrays of a folder as memory maps."""
-    return {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names}
+    return {name: np.load(folder / f"{name}.npy", mmap_mode=mode) for name in names}
 
 
 def worker_count() -> int:
-    """Processes that prepare a cache's samples."""
+    """Processes that prepare a cache's samples beside this one; 0 where there is one core."""
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(available, MAX_WORKERS)
+    return min(available, MAX_WORKERS) if available > 1 else 0

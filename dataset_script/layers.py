@@ -12,9 +12,8 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from dataset_script.caches import new_arrays, open_arrays, worker_count, written_once
+from dataset_script.caches import open_arrays, write_arrays, written_once
 from dataset_script.files import digest
 from dataset_script.synthetic.scenes import Layer
 from modeling_handunet.keypoints import NUM_KEYPOINTS
@@ -75,25 +74,7 @@ class HandLayers:
             "keypoints": ((count, NUM_KEYPOINTS, 2), np.float32),
             "skin": ((count, 3), np.float32),
         }
-        arrays = new_arrays(folder, shapes)
-        batches = _Batches(self.source)
-        workers = worker_count() if len(batches) > 1 else 0
-        for first, made in DataLoader(batches, batch_size=None, num_workers=workers):
-            for name, array in arrays.items():
-                array[first : first + BATCH] = made[name]
-        for array in arrays.values():
-            array.flush()
+        write_arrays(folder, shapes, self._rows, BATCH)
 
-
-class _Batches(Dataset):
-    """The layers of a source, a batch an item; a class, so that workers make them side by side."""
-
-    def __init__(self, source: LayerSource):
-        self.source = source
-
-    def __len__(self) -> int:
-        return -(-len(self.source) // BATCH)
-
-    def __getitem__(self, number: int) -> tuple[int, dict[str, np.ndarray]]:
-        first = number * BATCH
-        return first, layer_arrays(self.source.layers(torch.arange(first, min(first + BATCH, len(self.source)))))
+    def _rows(self, numbers: range) -> dict[str, np.ndarray]:
+        return layer_arrays(self.source.layers(torch.tensor(numbers)))

@@ -13,9 +13,9 @@ import datasets
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from dataset_script.caches import new_arrays, open_arrays, worker_count, written_once
+from dataset_script.caches import open_arrays, write_arrays, written_once
 from dataset_script.files import digest
 from modeling_handunet.configuration_handunet import HandUNetConfig
 from modeling_handunet.crops import box_to_square, crop_square, image_to_square, load_image, to_crop, to_rgb
@@ -30,6 +30,8 @@ BOX_FILL = HandUNetImageProcessor.box_fill
 COLUMNS = ("image", "uv", "visibility", "box", "handedness")
 # Raise when HandCrops makes other crops of the same rows, so that caches on disk are made anew.
 CROPS_VERSION = 1
+# The arrays of a cache.
+NAMES = ("image", "keypoints", "visibility", "box_size")
 # Samples that are prepared together while a cache is written.
 CACHE_BATCH = 32
 
@@ -209,7 +211,7 @@ class HandCrops(Dataset):
 
     def _open_cache(self) -> dict[str, np.ndarray]:
         if self._arrays is None:
-            self._arrays = open_arrays(self.cache, ("image", "keypoints", "visibility", "box_size"))
+            self._arrays = open_arrays(self.cache, NAMES)
         return self._arrays
 
     def _build_cache(self, cache_dir: Path, fingerprint: str) -> Path:
@@ -224,13 +226,11 @@ class HandCrops(Dataset):
             "visibility": ((count, NUM_KEYPOINTS), np.bool_),
             "box_size": ((count,), np.float64),
         }
-        arrays = new_arrays(folder, shapes)
-        workers = worker_count() if count > CACHE_BATCH else 0
-        for batch in DataLoader(self, CACHE_BATCH, num_workers=workers):  # whole batches cross from process to process
-            for name, array in arrays.items():
-                array[batch["index"]] = batch[name]
-        for array in arrays.values():
-            array.flush()
+        write_arrays(folder, shapes, self._rows, CACHE_BATCH)
+
+    def _rows(self, indices: range) -> dict[str, np.ndarray]:
+        crops = self._crops(list(indices))
+        return {name: np.stack([crop[name] for crop in crops]) for name in NAMES}
 
 
 def _fingerprint(dataset) -> str:
