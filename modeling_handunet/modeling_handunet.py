@@ -49,10 +49,10 @@ class ConvBlock(nn.Sequential):
         super().__init__(
             nn.BatchNorm2d(in_channels),
             nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             nn.BatchNorm2d(out_channels),
             nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
         )
 
 
