@@ -1,9 +1,13 @@
 import pytest
 import torch
+from accelerate.data_loader import prepare_data_loader
 
+from dataset_script import HandCrops, SyntheticHands
 from modeling_handunet import HandUNetConfig, HandUNetForPoseEstimation
+from training import data
 from training.arguments import Arguments
-from training.run import make_model, without_deep_levels
+from training.data import EpochShuffle, Resident
+from training.run import make_loader, make_model, without_deep_levels
 
 
 def network(*sizes: int) -> HandUNetForPoseEstimation:
@@ -36,3 +40,37 @@ def test_levels_that_are_not_there_are_refused():
         without_deep_levels(network(4, 6, 8), 5)
     with pytest.raises(ValueError, match="--init_levels without --init"):
         Arguments(init_levels=2)
+
+
+def test_crops_on_a_device_come_in_the_batches_that_they_come_in_from_the_disk(tmp_path):
+    """On a GPU the training set is held there; the CPU stands for it here, in two processes' share of the batches."""
+    crops = HandCrops(SyntheticHands(11, image_size=32), 32, cache_dir=tmp_path)
+    args = Arguments(batch_size=2, image_size=32, workers=2)
+
+    def batches(dataset):
+        loader = make_loader(dataset, args, sampler=EpochShuffle(len(dataset), seed=3), drop_last=True)
+        return list(prepare_data_loader(loader, num_processes=2, process_index=1, put_on_device=False))
+
+    args.workers = 0
+    expected = batches(crops)
+    args.workers = 2  # which the resident ones need not
+    found = batches(Resident(crops, "cpu", batch_size=4))
+    assert len(found) == len(expected) > 1
+    for mine, its in zip(found, expected):
+        assert mine.keys() == its.keys()
+        for name in its:
+            torch.testing.assert_close(mine[name], its[name], rtol=0, atol=0)
+
+
+def test_crops_are_held_by_a_gpu_only_while_half_of_its_memory_stays_free(tmp_path, monkeypatch):
+    crops = HandCrops(SyntheticHands(4, image_size=32), 32, cache_dir=tmp_path)
+    held = []
+    monkeypatch.setattr(data, "Resident", lambda dataset, device: held.append(device) or "resident")
+    gpu, needed = torch.device("cuda", 0), 4 * 3 * 32 * 32
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2 * needed, 10 * needed))
+    assert data.resident_where_it_fits(crops, gpu) is crops
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2 * needed + 1, 10 * needed))
+    assert data.resident_where_it_fits(crops, gpu) == "resident" and held == [gpu]
+    assert data.resident_where_it_fits(crops, torch.device("cpu")) is crops
+    drawn_anew = HandCrops(SyntheticHands(4, image_size=32), 32)
+    assert data.resident_where_it_fits(drawn_anew, gpu) is drawn_anew

@@ -8,7 +8,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import torch
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, Sampler, default_collate
 
 from dataset_script import CocoHands, FreiHAND, HandCrops, SyntheticHands, counter_rng
 from dataset_script.cutouts import Cutouts
@@ -134,6 +134,43 @@ class Items(Dataset):
     def __getitems__(self, indices: list[int]) -> list[dict]:
         """The items of a batch."""
         return [self.items[index] for index in indices]
+
+
+class Resident(Dataset):
+    """All items of `dataset` on one device, where a batch is one indexing of each tensor.
+
+    Its `__getitems__` gives the batch that collating its items would give; a loader of it collates by `as_it_is`.
+    """
+
+    def __init__(self, dataset: Dataset, device: str | torch.device, batch_size: int = 1024):
+        self.tensors: dict[str, torch.Tensor] = {}
+        for first in range(0, len(dataset), batch_size):
+            indices = list(range(first, min(first + batch_size, len(dataset))))
+            for name, values in default_collate(dataset.__getitems__(indices)).items():
+                if name not in self.tensors:
+                    self.tensors[name] = torch.empty(len(dataset), *values.shape[1:], dtype=values.dtype, device=device)
+                self.tensors[name][first : first + len(indices)] = values.to(device)
+
+    def __len__(self) -> int:
+        return len(self.tensors["index"])
+
+    def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor]:
+        """The batch of these items, on the device."""
+        chosen = torch.tensor(indices, device=self.tensors["index"].device)
+        return {name: values[chosen] for name, values in self.tensors.items()}
+
+
+def as_it_is(batch: dict) -> dict:
+    """Collates what is a batch already."""
+    return batch
+
+
+def resident_where_it_fits(dataset: Dataset, device: torch.device) -> Dataset:
+    """`dataset`, held by a GPU whose free memory its crops fill by no more than half; otherwise as it was."""
+    if device.type != "cuda" or not isinstance(dataset, HandCrops) or dataset.cache is None:
+        return dataset
+    free, _ = torch.cuda.mem_get_info(device)
+    return Resident(dataset, device) if 2 * len(dataset) * 3 * dataset.image_size**2 < free else dataset
 
 
 def scene_crops(layers: HandLayers, count: int, scenes: Scenes, stream: int, batch_size: int = 64) -> Iterator[dict]:

@@ -22,7 +22,7 @@ from training.arguments import Arguments
 from training.augmentation import Augmentation, augmentation_keys
 from training.averaging import averaged_model
 from training.checkpoints import BEST, UNFINISHED, BrokenCheckpoint, Checkpoints
-from training.data import EpochShuffle, LayerStream, Splits, Stream
+from training.data import EpochShuffle, LayerStream, Resident, Splits, Stream, as_it_is, resident_where_it_fits
 
 AVERAGE = "average.safetensors"
 BEST_AVERAGE = "best.safetensors"
@@ -79,7 +79,9 @@ def make_schedule(args: Arguments, optimizer: torch.optim.Optimizer, steps: int)
 
 
 def make_loader(dataset: Dataset, args: Arguments, **more) -> DataLoader:
-    """Batches of `dataset`, whose workers outlive a signal that asks the run to stop."""
+    """Batches of `dataset`, whose workers outlive a signal that asks the run to stop; one on a device needs none."""
+    if isinstance(dataset, Resident):
+        return DataLoader(dataset, args.batch_size, collate_fn=as_it_is, **more)
     init = outlive_interrupts if args.workers else None
     return DataLoader(dataset, args.batch_size, num_workers=args.workers, worker_init_fn=init, **more)
 
@@ -110,7 +112,7 @@ class Run:
         self.model, self.optimizer, self.train_loader, self.validation_loader, self.test_loader = accelerator.prepare(
             model,
             make_optimizer(args, model),
-            make_loader(splits.train, args, sampler=self.sampler, drop_last=True),
+            make_loader(resident_where_it_fits(splits.train, accelerator.device), args, sampler=self.sampler, drop_last=True),
             make_loader(splits.validation, args),
             make_loader(splits.test, args),
         )
