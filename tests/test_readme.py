@@ -67,7 +67,7 @@ def test_every_file_and_option_that_the_readme_names_exists():
 def test_the_ci_script_finds_the_readmes_test_command():
     pattern = re.search(r"grep -m 1 -E '([^']+)'", (ROOT / ".ci/run").read_text()).group(1)
     commands = [line for line in README.splitlines() if re.search(pattern, line)]
-    assert commands == ["pip install -c constraints.txt -e '.[test,onnx,browser,space]' && python -m pytest"]
+    assert commands == ["pip install -c constraints.txt -e '.[test,onnx,browser,space,benchmarks]' && python -m pytest"]
 
 
 def test_the_test_command_installs_what_the_pages_tests_import():
