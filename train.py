@@ -34,7 +34,7 @@ from modeling_handunet import render_heatmaps
 from training.arguments import Arguments, parse_arguments
 from training.confidence import calibration, told_from_negatives
 from training.data import load_splits
-from training.evaluation import load_metric, mean_over, mean_pose_arrays, normalize, predict, score, score_by_background
+from training.evaluation import load_metric, mean_over, mean_pose_arrays, normalize, predict, score, score_by_group
 from training.figures import draw_contact_sheet, draw_figures
 from training.memory import keep_freed_memory
 from training.publishing import load_any_model, push_model, save_model
@@ -82,8 +82,8 @@ def evaluate_only(args: Arguments, accelerator: Accelerator) -> None:
     if accelerator.is_main_process:
         print(f"{args.model} on {splits.source}: {len(arrays['index'])} hands")
         figures = score(load_metric(), arrays, args.image_size)
-        if splits.test_backgrounds:
-            parts = score_by_background(load_metric(), arrays, splits.test_backgrounds, args.image_size)
+        if splits.test_groups:
+            parts = score_by_group(load_metric(), arrays, splits.test_groups, args.image_size)
             shown = {name: {k: v for k, v in part.items() if not isinstance(v, list)} for name, part in parts.items()}
             figures |= {"by_source": shown, "mean_over_sources": mean_over(parts)}
         print(json.dumps(figures, indent=2))
@@ -292,9 +292,10 @@ def finish(run: Run, metric, output: Path) -> None:
         }
         if negatives:
             metrics["told_from_negatives"] = told_from_negatives(arrays, negatives)
-        if run.splits.test_backgrounds:
-            metrics["test_by_background"] = score_by_background(
-                metric, arrays, run.splits.test_backgrounds, args.image_size
+        if run.splits.test_groups:
+            metrics["grouped_by"] = run.splits.grouped_by
+            metrics["test_by_group"] = score_by_group(
+                metric, arrays, run.splits.test_groups, args.image_size
             )
         unfinished = output / "metrics.json.incomplete"
         unfinished.write_text(json.dumps(metrics, indent=2) + "\n")

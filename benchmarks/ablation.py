@@ -130,12 +130,12 @@ def evaluate(models: dict[str, Path], options: list[str]) -> dict[str, dict]:
 
     from training.arguments import parse_arguments
     from training.data import load_splits
-    from training.evaluation import load_metric, predict, score, score_by_background
+    from training.evaluation import load_metric, predict, score, score_by_group
     from training.run import make_loader
 
     args = parse_arguments([*BASE, *options])
     splits, accelerator, metric = load_splits(args), Accelerator(), load_metric()
-    kinds = splits.test_backgrounds  # of the validation scenes as well, which are as many of each source
+    kinds = splits.test_groups  # of the validation scenes as well, which are as many of each source
     results = {}
     for name, folder in models.items():
         model = accelerator.prepare(HandUNetForPoseEstimation.from_pretrained(folder))
@@ -146,7 +146,7 @@ def evaluate(models: dict[str, Path], options: list[str]) -> dict[str, dict]:
             whole = score(metric, arrays, args.image_size)
             figures[decoding] = {key: whole[key] for key in FIGURES}
             if kinds:
-                parts = score_by_background(metric, arrays, kinds, args.image_size)
+                parts = score_by_group(metric, arrays, kinds, args.image_size)
                 figures[decoding]["by_source"] = {part: {key: value[key] for key in FIGURES} for part, value in parts.items()}
         results[name] = figures
     return results

@@ -10,7 +10,7 @@ from modeling_handunet import HandUNetConfig, HandUNetForPoseEstimation, decode_
 from training.arguments import Arguments
 from training.data import Splits
 from training.confidence import calibration
-from training.evaluation import load_metric, mean_pose_arrays, normalize, score, score_by_background
+from training.evaluation import load_metric, mean_pose_arrays, normalize, score, score_by_group
 from training.figures import draw_figures
 from training.publishing import save_model
 
@@ -59,7 +59,8 @@ def small_run(model: HandUNetForPoseEstimation, *, research_only: bool = False) 
         "test": test,
         "mean_pose": mean_pose,
         "error_over_mean_pose": test["mean_error_percent"] / mean_pose["mean_error_percent"],
-        "test_by_background": score_by_background(metric, arrays, splits.test_backgrounds),
+        "grouped_by": splits.grouped_by,
+        "test_by_group": score_by_group(metric, arrays, splits.test_groups),
         "calibration": calibration(arrays, arrays),
         "history": [{"epoch": 1, "step": 10, "train_loss": 0.6, "validation": {"loss": 0.5}}],
     }

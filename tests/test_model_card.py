@@ -1,5 +1,6 @@
 """What the card says: of every kind of training, with every figure, and under the right terms."""
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from dataset_script import SyntheticHands
 from tests.small_model import arguments, save_small_model, small_network, small_run
 from training.arguments import Arguments
 from training.data import load_splits
-from training.evaluation import load_metric, score_by_background
+from training.evaluation import load_metric, score_by_group
 from training.figures import draw_failures, rank_hands
 from training.publishing import FREIHAND_PAGE, REPORTED, fill_block, make_card, name_repository
 
@@ -69,7 +70,7 @@ def test_the_model_index_has_every_metric_with_its_definition(run, tmp_path):
         f"background {name}" for name in ("auto", "green_screen", "hom", "sample")
     }
     first = next(part for part in parts if part["dataset"]["config"] == "background auto")
-    expected = metrics["test_by_background"]["auto"]
+    expected = metrics["test_by_group"]["auto"]
     assert first["metrics"][0]["value"] == pytest.approx(expected["mean_error_percent"], abs=1e-5)
 
 
@@ -79,14 +80,20 @@ def test_results_stand_by_joint_and_by_background(run, tmp_path):
     joints = metrics["test"]["mean_error_percent_per_keypoint"]
     assert f"| wrist | {joints[0]:.3g} | | | |" in text
     assert "| index | " + " | ".join(f"{joint:.3g}" for joint in joints[5:9]) + " |" in text
-    green = metrics["test_by_background"]["green_screen"]
+    green = metrics["test_by_group"]["green_screen"]
     assert f"| green screen | 2 | {green['mean_error_percent']:.3g} | {green['pck@0.1']:.3g} | {green['auc']:.3g} |" in text
-    del metrics["test_by_background"]
+    del metrics["test_by_group"]
     try:
         _, text = card_of(run, tmp_path)
     finally:
-        metrics["test_by_background"] = small_run(MODEL)[0]["test_by_background"]
+        metrics["test_by_group"] = small_run(MODEL)[0]["test_by_group"]
     assert "background" not in text.split("## Results")[1].split("## How")[0]
+
+
+def test_results_of_scenes_stand_by_source(run, tmp_path):
+    metrics, splits, arrays = run
+    _, text = card_of((metrics, dataclasses.replace(splits, grouped_by="source"), arrays), tmp_path)
+    assert "By where the hands are from" in text and "| source | hands |" in text and "error by source](figures/" in text
 
 
 def test_freihand_makes_the_weights_research_only(run, tmp_path):
@@ -135,7 +142,7 @@ def test_a_saved_folder_has_every_file_that_its_card_shows(tmp_path):
     folder = save_small_model(tmp_path / "run")
     card = (folder / "README.md").read_text()
     shown = re.findall(r"!\[.*?\]\((.*?)\)", card)
-    assert {"figures/failures.png", "figures/background_errors.png", "figures/predictions.png"} <= set(shown)
+    assert {"figures/failures.png", "figures/group_errors.png", "figures/predictions.png"} <= set(shown)
     for name in shown:
         with Image.open(folder / name) as image:
             assert min(image.size) > 100, name
@@ -163,7 +170,7 @@ def test_a_block_is_filled_refilled_and_emptied():
     assert fill_block("no marks", "x", "text") == "no marks"
 
 
-def test_backgrounds_are_scored_apart():
+def test_groups_are_scored_apart():
     keypoints = np.tile(np.linspace(20, 100, 42).reshape(21, 2), (4, 1, 1))
     offsets = np.array([1.28, 2.56, 3.84, 1.28])  # px of 128: 1, 2, 3 and 1 %
     arrays = {
@@ -176,7 +183,7 @@ def test_backgrounds_are_scored_apart():
         "index": np.array([0, 2, 3, 5]),
     }
     arrays["visibility"][3] = False
-    results = score_by_background(load_metric(), arrays, ["a", "?", "b", "a", "?", "c"])
+    results = score_by_group(load_metric(), arrays, ["a", "?", "b", "a", "?", "c"])
     assert results.keys() == {"a", "b"}  # no sample of ? was scored, and c has no keypoint
     assert results["a"]["mean_error_percent"] == pytest.approx(2.0) and results["a"]["num_hands"] == 2
     assert results["b"]["mean_error_percent"] == pytest.approx(2.0) and results["b"]["num_hands"] == 1
@@ -188,17 +195,17 @@ def test_freihands_four_backgrounds_are_known_for_every_test_sample(tmp_path):
     settings = {"dataset": "freihand", "data_dir": str(tmp_path / "freihand"), "cache_dir": str(tmp_path / "cache")}
     settings |= {"eval_only": True, "model": "any", "split": "train"}
     splits = load_splits(Arguments(backgrounds="all", **settings))
-    assert splits.test_backgrounds == [name for name in ("green_screen", "hom", "sample", "auto") for _ in range(2)]
+    assert splits.test_groups == [name for name in ("green_screen", "hom", "sample", "auto") for _ in range(2)]
     few = load_splits(Arguments(backgrounds="all", test_samples=3, **settings))
-    assert few.test_backgrounds == ["green_screen", "green_screen", "hom"] and len(few.test) == 3
-    assert load_splits(Arguments(backgrounds="raw", **settings)).test_backgrounds is None
+    assert few.test_groups == ["green_screen", "green_screen", "hom"] and len(few.test) == 3
+    assert load_splits(Arguments(backgrounds="raw", **settings)).test_groups is None
 
 
 def test_a_drawn_hands_background_is_the_one_that_its_row_names(tmp_path):
     settings = {"cache_dir": str(tmp_path), "difficulty": "full", "eval_only": True, "model": "any", "test_samples": 8}
     splits = load_splits(Arguments(**settings))
-    assert splits.test_backgrounds == [splits.test.dataset[index]["background"] for index in range(8)]
-    assert len(set(splits.test_backgrounds)) > 2
+    assert splits.test_groups == [splits.test.dataset[index]["background"] for index in range(8)]
+    assert len(set(splits.test_groups)) > 2
 
 
 def test_the_failures_are_the_worst_hands(run, tmp_path):

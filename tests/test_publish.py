@@ -28,7 +28,7 @@ CODE = {
 DATA = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json", "metrics.json"}
 DATA |= {"training_arguments.json", "handler.py", "requirements.txt", "examples/examples.json"}
 EXAMPLES = {f"examples/{name}.jpg" for name in ("left", "open", "pointing", "three")}
-FIGURES = {"losses", "joint_errors", "success_rate", "predictions", "failures", "background_errors", "reliability"}
+FIGURES = {"losses", "joint_errors", "success_rate", "predictions", "failures", "group_errors", "reliability"}
 FIGURES = {f"figures/{name}.png" for name in FIGURES}
 SPACE = {"app.py", "crop.html", "crop.css", "crop.js", "requirements.txt", "README.md", "examples/examples.json"}
 ONNX = {"onnx/model.onnx"}
@@ -227,4 +227,4 @@ print(json.dumps(None))
         assert b"- tester/trained" in hub.files("tester/page", "space")["README.md"]
     assert files.keys() - {".gitattributes"} - ONNX == CODE | DATA | EXAMPLES | FIGURES | SCREENSHOT
     assert b'model="tester/trained"' in files["README.md"]
-    assert json.loads(files["metrics.json"])["test_by_background"]
+    assert json.loads(files["metrics.json"])["test_by_group"]

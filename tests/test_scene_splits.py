@@ -49,7 +49,7 @@ def test_hands_that_are_validated_on_are_not_trained_on(tmp_path):
     )  # fmt: skip
     splits = load_splits(args)
     assert (len(splits.train), len(splits.validation), len(splits.test)) == (8, 3 + 40, 2 + 40)
-    assert splits.test_backgrounds == ["drawn"] * 2 + ["cut-outs"] * 40
+    assert splits.test_groups == ["drawn"] * 2 + ["cut-outs"] * 40
     assert [len(part) for part in splits.test_negatives.values()] == [42] * 3
     assert not any(item["visibility"].any() for part in splits.test_negatives.values() for item in part)
     item = splits.validation[4]

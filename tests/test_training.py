@@ -53,7 +53,7 @@ def test_a_run_leaves_the_whole_folder(trained):
     names = {path.name for path in trained.output.iterdir()}
     assert names == {"arguments.json", "checkpoints", "figures", "logs", "metrics.json", "model"}
     assert {path.name for path in (trained.output / "figures").iterdir()} == {
-        "losses.png", "background_errors.png", "failures.png", "joint_errors.png", "success_rate.png", "predictions.png",
+        "losses.png", "group_errors.png", "failures.png", "joint_errors.png", "success_rate.png", "predictions.png",
         "reliability.png",
     }  # fmt: skip
     metrics = json.loads((trained.output / "metrics.json").read_text())
@@ -110,9 +110,9 @@ def test_eval_only_gives_the_figures_of_the_run(trained, tmp_path):
     figures = json.loads(log[log.index("{") :])
     metrics = json.loads((trained.output / "metrics.json").read_text())
     assert {name: figures[name] for name in metrics["test"]} == metrics["test"]
-    assert figures["by_source"].keys() == metrics["test_by_background"].keys()
+    assert figures["by_source"].keys() == metrics["test_by_group"].keys()
     for name, part in figures["by_source"].items():
-        assert part.items() <= {k: v for k, v in metrics["test_by_background"][name].items() if k in part}.items()
+        assert part.items() <= {k: v for k, v in metrics["test_by_group"][name].items() if k in part}.items()
     errors = [part["mean_error_percent"] for part in figures["by_source"].values()]
     assert figures["mean_over_sources"]["mean_error_percent"] == pytest.approx(sum(errors) / len(errors))
     with Image.open(tmp_path / "sheet.png") as sheet:

@@ -31,7 +31,8 @@ class Splits:
     test: Dataset
     source: str
     research_only: bool
-    test_backgrounds: list[str] | None = None  # of each test sample, where they are known and differ
+    test_groups: list[str] | None = None  # of each test sample, where they are known and differ: its background or source
+    grouped_by: str = "background"
     test_negatives: dict[str, Dataset] = field(default_factory=dict)  # images without a right hand in their middle
     left_out: dict[str, str] = field(default_factory=dict)  # images that cannot be read, with the reasons
     scenes: Scenes | None = None  # what makes images of the training samples, where these are layers
@@ -215,7 +216,7 @@ def _synthetic(args: Arguments, cache: Path) -> Splits:
     drawn = hands(args.test_samples, TEST_STREAM)
     test = HandCrops(drawn, args.image_size, cache_dir=cache)
     source = f"synthetic hands ({args.difficulty})"
-    return Splits(train, validation, test, source, research_only=False, test_backgrounds=_drawn_backgrounds(drawn))
+    return Splits(train, validation, test, source, research_only=False, test_groups=_drawn_backgrounds(drawn))
 
 
 # Side of the layers for crops of 128 px: the hand as large as there, and room for the arm around it.
@@ -245,7 +246,7 @@ def _scenes(args: Arguments, cache: Path) -> Splits:
 
     test, kinds = fixed(TEST_STREAM, args.test_samples)
     source = " and ".join(["synthetic hands", *(["cut-out photographs"] if args.cutouts else [])]) + " (scenes)"
-    splits = Splits(None, None, test, source, research_only=False, test_backgrounds=kinds, scenes=scenes)
+    splits = Splits(None, None, test, source, research_only=False, test_groups=kinds, grouped_by="source", scenes=scenes)
     if not args.eval_only:
         for kind in NEGATIVES:
             splits.test_negatives[kind], _ = fixed(TEST_STREAM, args.test_samples, negatives=1.0, kinds=(kind,))
@@ -293,7 +294,7 @@ def _freihand(args: Arguments, cache: Path) -> Splits:
     tested = part(args.split if args.eval_only else "test", args.test_samples)
     test = HandCrops(tested, args.image_size, box_fill=args.box_fill, cache_dir=cache)
     about = {"source": f"FreiHAND ({args.backgrounds})", "research_only": True, "left_out": builder.left_out()}
-    about["test_backgrounds"] = tested["background"][:] if args.backgrounds == "all" else None
+    about["test_groups"] = tested["background"][:] if args.backgrounds == "all" else None
     if args.eval_only:
         return Splits(None, None, test, **about)
     train, validation = crops("train", args.train_samples), crops("validation", args.validation_samples)
@@ -314,7 +315,7 @@ def _coco(args: Arguments, cache: Path) -> Splits:
     if args.eval_only:
         (everything,) = splits.values()
         sources = everything["source"][:]
-        about["test_backgrounds"] = sources if len(set(sources)) > 1 else None
+        about |= {"test_groups": sources if len(set(sources)) > 1 else None, "grouped_by": "source"}
         return Splits(None, None, crops(everything), **about)
     train, validation = (crops(splits[name]) for name in ("train", "validation"))
     return Splits(train, validation, validation, **about)

@@ -71,11 +71,11 @@ def score(metric: evaluate.Metric, arrays: dict[str, np.ndarray], image_size: in
     return {"loss": float(arrays["loss"][seen].astype(np.float64).mean()), **figures}
 
 
-def score_by_background(
-    metric: evaluate.Metric, arrays: dict[str, np.ndarray], backgrounds: Sequence[str], image_size: int = 128
+def score_by_group(
+    metric: evaluate.Metric, arrays: dict[str, np.ndarray], groups: Sequence[str], image_size: int = 128
 ) -> dict:
-    """[`score`]'s figures for each background; `backgrounds` has that of every sample of the split, by its index."""
-    names = np.asarray(backgrounds)[arrays["index"]]
+    """[`score`]'s figures for each group; `groups` has that of every sample of the split, by its index."""
+    names = np.asarray(groups)[arrays["index"]]
     results = {}
     for name in sorted(set(names.tolist())):
         chosen = {key: values[names == name] for key, values in arrays.items()}

@@ -29,8 +29,8 @@ def draw_figures(folder: Path, metrics: dict, arrays: dict[str, np.ndarray], tes
     ]
     if "calibration" in metrics:
         figures.append(draw_reliability(folder / "reliability.png", metrics["calibration"]))
-    if "test_by_background" in metrics:
-        figures.append(draw_background_errors(folder / "background_errors.png", metrics["test_by_background"]))
+    if "test_by_group" in metrics:
+        figures.append(draw_group_errors(folder / "group_errors.png", metrics["test_by_group"], metrics["grouped_by"]))
     return figures
 
 
@@ -87,10 +87,10 @@ def draw_success_rate(path: Path, figures: dict, baseline: dict) -> Path:
     return _save(figure, path)
 
 
-def draw_background_errors(path: Path, by_background: dict[str, dict]) -> Path:
-    """Mean error on each background of the test split, the best first, with the number of hands."""
-    figure, axes = _axes("Mean error by background, test split", "% of the image side", "")
-    ranked = sorted(by_background.items(), key=lambda item: item[1]["mean_error_percent"])
+def draw_group_errors(path: Path, by_group: dict[str, dict], grouped_by: str) -> Path:
+    """Mean error on each group of the test split, the best first, with the number of hands."""
+    figure, axes = _axes(f"Mean error by {grouped_by}, test split", "% of the image side", "")
+    ranked = sorted(by_group.items(), key=lambda item: item[1]["mean_error_percent"])
     names = [f"{name.replace('_', ' ')} ({figures['num_hands']})" for name, figures in ranked]
     axes.barh(names, [figures["mean_error_percent"] for _, figures in ranked], color="#3c78d8")
     axes.invert_yaxis()

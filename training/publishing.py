@@ -61,8 +61,8 @@ REPORTED = {
     "success_rate@10_percent": ("success rate, 10 %", "share of hands whose mean error is below 10 % of the image side"),
     "score_auroc": ("score AUROC", "chance that a keypoint more than 0.1 of the box off has a lower score than another"),
 }
-# Those of them that the card gives for each background, too.
-REPORTED_BY_BACKGROUND = ("mean_error_percent", "pck@0.1", "auc")
+# Those of them that the card gives for each background or source, too.
+REPORTED_BY_GROUP = ("mean_error_percent", "pck@0.1", "auc")
 FREIHAND = "freihand"
 FREIHAND_PAGE = "https://lmb.informatik.uni-freiburg.de/projects/freihand/"
 RESEARCH_ONLY = "research-only"
@@ -181,7 +181,7 @@ def read_card_data(name: str) -> ModelCardData | None:
 
 def make_card(model, args: Arguments, metrics: dict, splits, repo_id: str | None = None) -> ModelCard:
     """The model card, filled in with this run's figures; [`assemble`] names the repository where `repo_id` is not known."""
-    test, by_background = metrics["test"], metrics.get("test_by_background", {})
+    test, by_group = metrics["test"], metrics.get("test_by_group", {})
     own_name = re.sub(r"[^A-Za-z0-9_.-]+|--+", "-", Path(args.output_dir).name).strip("-.") or "handunet"
     repo_id = repo_id or f"{OWNER}/{own_name}"
     terms = find_terms(args, splits.research_only)
@@ -203,7 +203,7 @@ def make_card(model, args: Arguments, metrics: dict, splits, repo_id: str | None
         model_name=repo_id.split("/")[-1],
         eval_results=[
             result
-            for name, figures in [(None, test), *by_background.items()]
+            for name, figures in [(None, test), *by_group.items()]
             for result in evaluation_results(args, splits, figures, name)
         ],
     )
@@ -227,11 +227,13 @@ def make_card(model, args: Arguments, metrics: dict, splits, repo_id: str | None
         training_data=describe_data(args, splits, terms),
         results="\n".join(f"| {title} | {number(test[key])} | {text} |" for key, (title, text) in REPORTED.items()),
         joints="\n".join(rows),
-        by_background="\n".join(
+        grouped_by=splits.grouped_by,
+        what_groups={"background": "what lies behind the hand", "source": "where the hands are from"}[splits.grouped_by],
+        by_group="\n".join(
             f"| {name.replace('_', ' ')} | {figures['num_hands']} | "
-            + " | ".join(number(figures[key]) for key in REPORTED_BY_BACKGROUND)
+            + " | ".join(number(figures[key]) for key in REPORTED_BY_GROUP)
             + " |"
-            for name, figures in by_background.items()
+            for name, figures in by_group.items()
         ),
         training=describe_training(args, metrics, len(splits.train)),
         confidence=describe_confidence(metrics),
@@ -241,21 +243,21 @@ def make_card(model, args: Arguments, metrics: dict, splits, repo_id: str | None
     )
 
 
-def evaluation_results(args: Arguments, splits, figures: dict, background: str | None) -> list[EvalResult]:
-    """The figures of the whole test split, or of one background of it, as the Hub's model-index holds them."""
+def evaluation_results(args: Arguments, splits, figures: dict, group: str | None) -> list[EvalResult]:
+    """The figures of the whole test split, or of one group of it, as the Hub's model-index holds them."""
     return [
         EvalResult(
             task_type=TASK,
             dataset_type=args.dataset,
             dataset_name=splits.source,
-            dataset_config=f"background {background}" if background else None,
+            dataset_config=f"{splits.grouped_by} {group}" if group else None,
             dataset_split="test",
             metric_type=metric,
             metric_name=f"{title}: {definition}",
             metric_value=round(figures[metric], 5),
         )
         for metric, (title, definition) in REPORTED.items()
-        if figures[metric] is not None and (background is None or metric in REPORTED_BY_BACKGROUND)
+        if figures[metric] is not None and (group is None or metric in REPORTED_BY_GROUP)
     ]
 
 
