@@ -272,11 +272,12 @@ def crop_square(image: Image.Image, square: tuple[float, float, float], size: in
 
 def normalize_crops(pixels: np.ndarray, factor: float, mean, std) -> np.ndarray:
     """8-bit crops (B, H, W, 3) to the network's input (B, 3, H, W): float32, times `factor`, minus `mean`, over `std`."""
-    values = pixels.transpose(0, 3, 1, 2).astype(np.float32)
+    count, height, width, channels = pixels.shape
+    values = pixels.reshape(count, height, width * channels).astype(np.float32)  # rows as they lie in memory: faster
     values *= np.float32(factor)
-    values -= np.asarray(mean, np.float32).reshape(3, 1, 1)
-    values /= np.asarray(std, np.float32).reshape(3, 1, 1)
-    return values
+    values -= np.tile(np.asarray(mean, np.float32), width)
+    values /= np.tile(np.asarray(std, np.float32), width)
+    return np.ascontiguousarray(values.reshape(pixels.shape).transpose(0, 3, 1, 2))
 
 
 def to_crop(points, square: tuple[float, float, float], size: int):
