@@ -1,10 +1,10 @@
 """What each choice of the training is worth: one change a row, every row on the same number of samples.
 
     python -m benchmarks.ablation --folder outputs/ablation -- --hand_mesh right.glb --cutouts cutouts --photos photos
-    python -m benchmarks.ablation --folder outputs/ablation --rows base mse    # only these; those that are done are read
+    python -m benchmarks.ablation --folder outputs/ablation --rows base squared_error    # only these
     python -m benchmarks.ablation --folder outputs/ablation --print            # the table of what is done
 
-Options after `--` go to train.py in every row.  Each row is a training of its own from random weights, scored on the
+Options after `--` go to train.py in every row, and are kept in the folder.  Each row is a training of its own from random weights, scored on the
 validation scenes of `base`: drawn hands and held-out cut-outs.  A run that was stopped goes on where it was.
 """
 
@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from benchmarks.trainings import kept_options
 from modeling_handunet import HandUNetForPoseEstimation, modeling_handunet
 from modeling_handunet.heatmaps import DECODING_METHODS
 from modeling_handunet.losses import HeatmapLoss
@@ -106,7 +107,7 @@ def train(row: Row, seed: int, output: Path, options: list[str]) -> None:
     if row.plain_scenes:
         data.Scenes = lambda *args, **more: make_scenes(*args, **{**PLAIN_SCENES, **more})
     load = data.load_splits
-    program.load_splits = lambda args: load(dataclasses.replace(args, seed=0))
+    program.load_splits = lambda args, *more: load(dataclasses.replace(args, seed=0), *more)
     sys.argv = ["train.py", *BASE, *options_of(row, options), "--seed", str(seed), "--output_dir", str(output)]
     if output.exists():
         sys.argv.append("--resume")
@@ -197,7 +198,7 @@ def main() -> None:
         name, seed = args.train
         train(ROWS[name], int(seed), args.folder / f"{name}-{seed}", args.options)
         return
-    args.folder.mkdir(parents=True, exist_ok=True)
+    args.options = kept_options(args.folder, args.options)
     file = args.folder / "ablation.json"
     results = json.loads(file.read_text()) if file.exists() else {}
     wanted = [(name, seed) for name in args.rows for seed in ROWS[name].seeds[: args.seeds]]

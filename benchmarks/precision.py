@@ -3,7 +3,7 @@
     python -m benchmarks.precision --folder outputs/precision              # an hour or more; goes on where it was stopped
     python -m benchmarks.precision --folder outputs/precision -- --train_samples 800    # smaller, for a first look
 
-Options after `--` go to train.py.  The answer is the mean test error over the seeds, in % of the image's side.
+Options after `--` go to train.py, and are kept in the folder.  The answer is the mean test error over the seeds, in % of the image's side.
 """
 
 import argparse
@@ -12,6 +12,8 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
+
+from benchmarks.trainings import kept_options
 
 ROOT = Path(__file__).resolve().parents[1]
 PRECISIONS = ("no", "bf16")
@@ -48,8 +50,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("options", nargs="*", help="further options of train.py, after --")
     args = parser.parse_args()
-    args.folder.mkdir(parents=True, exist_ok=True)
-    result = compare(args.folder, args.seeds, args.options)
+    result = compare(args.folder, args.seeds, kept_options(args.folder, args.options))
     (args.folder / "precision.json").write_text(json.dumps(result, indent=2) + "\n")
     verdict = "reached" if result["ratio"] <= AT_MOST else "missed"
     print(f"bf16 ends at {result['ratio']:.3f} times float32's error, at most {AT_MOST} wanted: {verdict}.")

@@ -72,5 +72,8 @@ def test_rows_are_trained_and_scored_on_the_same_scenes(tmp_path):
     assert set(results) == {"coordinates-0", "plain_scenes-0"}
     assert all(0 < run["local"]["mean_error_over_box"] < 2 for run in results.values())
     assert results["coordinates-0"] != results["plain_scenes-0"]
+    command = command[: command.index("--")]  # the folder keeps the options
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)  # reads what is done
     assert again.stdout.splitlines()[-2:] == result.stdout.splitlines()[-2:]
+    other = subprocess.run([*command, "--", "--layers", "9"], cwd=ROOT, capture_output=True, text=True)
+    assert other.returncode == 1 and "was begun with the options --train_samples 16" in other.stderr
