@@ -37,7 +37,7 @@ from training.data import load_splits
 from training.evaluation import load_metric, mean_over, mean_pose_arrays, normalize, predict, score, score_by_group
 from training.figures import draw_contact_sheet, draw_figures
 from training.memory import keep_freed_memory
-from training.publishing import load_any_model, push_model, save_model
+from training.publishing import load_any_model, load_processor, push_model, save_model
 from training.run import Run, is_better, make_loader
 
 SELECTED_BY = "mean_error_percent"  # of the validation split; lower is better
@@ -51,6 +51,7 @@ def main() -> None:
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()  # they would flood a log file
     accelerator = Accelerator(
+        cpu=torch.backends.mps.is_available(),  # Apple's GPUs have no float64, which random keys and metrics are made of
         mixed_precision=args.mixed_precision,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))],  # the others wait while one prepares data
         gradient_accumulation_steps=args.gradient_accumulation_steps,
@@ -74,7 +75,8 @@ def main() -> None:
 def evaluate_only(args: Arguments, accelerator: Accelerator) -> None:
     """Score any model on any dataset, by the project's metric."""
     model = load_any_model(args.model)
-    splits = load_splits(args)
+    args.take_crops_of(model.config.image_size, load_processor(args.model).box_fill)
+    splits = load_splits(args, accelerator.device)
     say_what_is_left_out(accelerator, splits.left_out)
     loader = DataLoader(splits.test, args.batch_size, num_workers=args.workers)
     model, loader = accelerator.prepare(model, loader)
@@ -112,7 +114,7 @@ def training_function(args: Arguments, accelerator: Accelerator) -> None:
     output = prepare_output(args, accelerator)
     say(accelerator, f"Preparing {args.dataset} data ...")
     with accelerator.main_process_first():
-        splits = load_splits(args)
+        splits = load_splits(args, accelerator.device)
     say_what_is_left_out(accelerator, splits.left_out)
     run = Run(args, accelerator, splits)
     if args.resume:
@@ -149,7 +151,7 @@ def train_one_epoch(run: Run, interrupts: "Interrupts") -> float:
     started, images_done = time.perf_counter(), 0
     quiet = not accelerator.is_main_process or not sys.stderr.isatty()
     bar = tqdm(total=len(run.train_loader), initial=run.batch, desc=f"epoch {run.epoch + 1}", disable=quiet, leave=False)
-    samples = []  # of the batches that make up this step
+    samples, losses = [], []  # of the batches that make up this step
     with closing(iter(loader)) as batches:  # ends the dataloader's workers at once, however the loop is left
         for batch in batches:
             if not samples:
@@ -160,6 +162,7 @@ def train_one_epoch(run: Run, interrupts: "Interrupts") -> float:
                 labels = render_heatmaps(keypoints, images.shape[-1], args.sigma, quantize=args.targets == "quantized")
                 pixel_values = normalize(images).contiguous(memory_format=torch.channels_last)
                 loss = model(pixel_values=pixel_values, labels=labels, visibility=visibility).loss
+                losses.append(loss.detach())
                 accelerator.backward(loss * (1 + 0 * loss.detach()))  # an infinite loss, too, has NaN gradients
                 run.batch += 1
                 images_done += len(images) * accelerator.num_processes
@@ -168,13 +171,13 @@ def train_one_epoch(run: Run, interrupts: "Interrupts") -> float:
                     norm = accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm or float("inf"))
                     if torch.isfinite(norm):
                         take_step(run)
-                        run.loss_sum += torch.tensor([loss.item(), 1.0], dtype=torch.float64)
+                        run.loss_sum += torch.tensor([torch.stack(losses).mean().item(), 1.0], dtype=torch.float64)
                     else:
                         skip_step(run, statistics, samples)
                 run.optimizer.zero_grad()
             if not accelerator.sync_gradients:
                 continue
-            samples = []
+            samples, losses = [], []
             speed = images_done / (time.perf_counter() - started)
             bar.set_postfix(loss=f"{loss.item():.3f}", images_per_s=f"{speed:.0f}")
             due = run.step % args.checkpoint_every == 0 and not run.bad_steps
@@ -273,7 +276,8 @@ def finish(run: Run, metric, output: Path) -> None:
         for name, images in run.splits.test_negatives.items()
     }
     if accelerator.is_main_process:
-        seen = run.splits.validation if run.splits.scenes else run.splits.train  # layers have no place in a crop
+        posed = "validation" if run.splits.scenes else "training"  # layers have no place in a crop
+        seen = run.splits.validation if run.splits.scenes else run.splits.train
         baseline = score(metric, mean_pose_arrays(seen, arrays), args.image_size)
         test = score(metric, arrays, args.image_size)
         ratio = test[SELECTED_BY] / max(baseline[SELECTED_BY], 1e-9)  # 0 where all hands are the same
@@ -286,6 +290,7 @@ def finish(run: Run, metric, output: Path) -> None:
             "validation": run.best["validation"],
             "test": test,
             "mean_pose": baseline,
+            "mean_pose_of": posed,
             "error_over_mean_pose": ratio,
             "calibration": calibration(validation, arrays),
             "history": run.history,
@@ -306,7 +311,7 @@ def finish(run: Run, metric, output: Path) -> None:
             accelerator,
             f"Test: mean error {test['mean_error_percent']:.2f} % of the image side ({test['mean_error_px_128']:.2f} px of "
             f"128), PCK@0.1 {test['pck@0.1']:.3f}, AUC {test['auc']:.3f}.\n"
-            f"Always answering the training set's mean pose: {baseline['mean_error_percent']:.2f} %; this model makes "
+            f"Always answering the {posed} set's mean pose: {baseline['mean_error_percent']:.2f} %; this model makes "
             f"{ratio:.2f} of that error.\n"
             f"Model: {output / 'model'}   Figures: {output / 'figures'}   All figures: {output / 'metrics.json'}\n"
             f"Try it: python predict.py PHOTO --model {output / 'model'}",

@@ -1,7 +1,7 @@
 """Hands without backgrounds, kept as RGBA so that training can put the same hand into ever new scenes.
 
-Drawing a hand costs several times what compositing one does, and photographs that were cut out cannot be drawn anew at
-all.  So a hand is made once, in the middle of a square somewhat larger than the crop it will be seen in, and every use
+Drawing a hand takes about as long as putting it into a scene does, and photographs that were cut out cannot be drawn anew
+at all.  So a hand is made once, in the middle of a square somewhat larger than the crop it will be seen in, and every use
 turns, scales and colours it and puts it over another background (`training/compositing.py`).
 """
 

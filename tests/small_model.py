@@ -58,6 +58,7 @@ def small_run(model: HandUNetForPoseEstimation, *, research_only: bool = False) 
         "best_epoch": 1,
         "test": test,
         "mean_pose": mean_pose,
+        "mean_pose_of": "training",
         "error_over_mean_pose": test["mean_error_percent"] / mean_pose["mean_error_percent"],
         "grouped_by": splits.grouped_by,
         "test_by_group": score_by_group(metric, arrays, splits.test_groups),

@@ -22,6 +22,11 @@ def test_the_seed_recipe_sets_its_fields_and_lets_others_be_chosen():
     args = parse_arguments(["--recipe", "seed", "--epochs", "7"])
     assert (args.batch_size, args.learning_rate, args.optimizer) == (48, 0.1, "sgd")
     assert (args.targets, args.decoding, args.schedule, args.epochs) == ("quantized", "mean", "plateau", 7)
+    asked = "--optimizer adamw --targets continuous --decoding local --learning_rate 2.5e-3 --patience 10".split()
+    args = parse_arguments(["--recipe", "seed", *asked])  # some of them the default of the other recipe
+    assert (args.optimizer, args.targets, args.decoding, args.learning_rate, args.patience) == (
+        ("adamw", "continuous", "local", 2.5e-3, 10)
+    )
     assert SEED_RECIPE.keys() <= {field.name for field in dataclasses.fields(Arguments)}
 
 
@@ -31,6 +36,9 @@ def test_the_seed_recipe_sets_its_fields_and_lets_others_be_chosen():
         "--dataset freihand",
         "--dataset coco",
         "--streaming --data_dir X",
+        "--photos X",
+        "--cutouts X --difficulty full",
+        "--hand_mesh X --data_dir Y",
         "--eval_only",
         "--model X",
         "--space me/page",

@@ -4,6 +4,7 @@ from accelerate.data_loader import prepare_data_loader
 
 from dataset_script import HandCrops, SyntheticHands
 from modeling_handunet import HandUNetConfig, HandUNetForPoseEstimation
+from tests.tiny_training import make_run, train_steps
 from training import data
 from training.arguments import Arguments
 from training.data import EpochShuffle, Resident
@@ -74,3 +75,35 @@ def test_crops_are_held_by_a_gpu_only_while_half_of_its_memory_stays_free(tmp_pa
     assert data.resident_where_it_fits(crops, torch.device("cpu")) is crops
     drawn_anew = HandCrops(SyntheticHands(4, image_size=32), 32)
     assert data.resident_where_it_fits(drawn_anew, gpu) is drawn_anew
+
+
+def test_what_is_saved_of_a_run_is_what_it_started_from_and_was_told(tmp_path):
+    network(4, 6, 8).save_pretrained(tmp_path / "start")
+    run = make_run(tmp_path / "run", init=str(tmp_path / "start"), hidden_sizes=(16, 32), image_size=64, sigma=1.5)
+    assert run.config.hidden_sizes == (4, 6, 8) and run.args.to_dict()["hidden_sizes"] == [4, 6, 8]
+    assert run.config.sigma == 1.5 and run.model.loss.energy == pytest.approx(torch.pi * 1.5**2)
+
+
+def test_the_training_loss_is_that_of_all_batches_of_the_steps(tmp_path):
+    """With weights that stand still, accumulating gradients over two batches changes no figure."""
+    sums = []
+    for batches in (1, 2):
+        settings = {"batch_size": 4 // batches, "gradient_accumulation_steps": batches, "augmentation": 0.0}
+        run = make_run(tmp_path / str(batches), learning_rate=1e-30, **settings)
+        run.model.eval()
+        run.model.train = lambda *_: run.model  # batch statistics, too
+        train_steps(run)
+        total, count = run.loss_sum.tolist()
+        assert count == 2
+        sums.append(total)
+    assert sums[0] == pytest.approx(sums[1], rel=0.02)  # the mean over batches; keypoints outside weigh a little otherwise
+
+
+def test_a_model_is_scored_on_crops_as_it_wants_them_unless_others_are_asked_for():
+    args = Arguments(eval_only=True, model="x")
+    args.take_crops_of(96, 0.6)
+    assert (args.image_size, args.box_fill) == (96, 0.6)
+    args = Arguments(eval_only=True, model="x", image_size=64, box_fill=0.5)
+    args.take_crops_of(96, 0.6)
+    assert (args.image_size, args.box_fill) == (64, 0.5)
+    assert (Arguments().image_size, Arguments().box_fill) == (128, 0.45)

@@ -225,6 +225,17 @@ def test_two_processes_train_stop_and_go_on_together(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_model_for_small_crops_is_trained_and_scored_on_them(tmp_path):
+    options = [*TINY, "--image_size", "32", "--box_fill", "0.6", "--epochs", "1", "--output_dir", tmp_path / "run"]
+    status, log = forked(tmp_path, *options)
+    assert status == 0, log
+    status, log = forked(tmp_path, "--eval_only", "--model", tmp_path / "run" / "model", *TINY)
+    assert status == 0, log
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert json.loads(log[log.index("{") :])["mean_error_percent"] == metrics["test"]["mean_error_percent"]
+
+
+@pytest.mark.slow
 def test_a_process_that_fails_ends_the_others_within_a_minute_and_its_error_is_shown(tmp_path):
     arguments = [*TINY, "--batch_size", "2", "--output_dir", tmp_path / "run"]
     line = ["tests/failing_process.py" if part == "train.py" else part for part in command(*arguments, processes=2)]

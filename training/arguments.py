@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from modeling_handunet import HandUNetConfig, HandUNetImageProcessor
 from modeling_handunet.heatmaps import DECODING_METHODS
 
 # Settings that may differ between a run and its continuation: they do not change what is computed.  The places of the
@@ -109,12 +110,14 @@ class Arguments:
 
     init: str | None = _option("model", None, "start from these weights, a folder or an id on the Hub")
     init_levels: int | None = _option("model", None, "with --init: leave out the deeper levels of a deeper U-Net")
-    image_size: int = _option("model", 128, "side of the crops in pixels")
-    box_fill: float = _option("model", 0.45, "longer side of a hand's box, of the crop's side")
+    image_size: int | None = _option("model", None, "side of the crops in pixels (default: 128; with --eval_only the model's)")
+    box_fill: float | None = _option(
+        "model", None, "longer side of a hand's box, of the crop's side (default: 0.45; with --eval_only the model's)"
+    )
     hidden_sizes: tuple[int, ...] = _option(
         "model", (16, 32, 64, 128), "channels of each level of a new U-Net", nargs="+"
     )
-    sigma: float = _option("model", 3.0, "standard deviation of the target heatmaps in px of the 128 px input")
+    sigma: float = _option("model", 3.0, "standard deviation of the target heatmaps in px of the crop")
 
     recipe: str = _option(
         "optimisation", "default", "seed: batch 48, SGD 0.1 halved on plateaus, quantized targets, mean decoding",
@@ -164,20 +167,22 @@ class Arguments:
     space: str | None = _option("output", None, "with --push_to_hub: and the page to try it on to this one")
 
     def __post_init__(self):
-        if self.recipe == "seed":
-            defaults = {f.name: f.default for f in dataclasses.fields(self)}
-            for name, value in SEED_RECIPE.items():
-                if getattr(self, name) == defaults[name]:  # what was asked for explicitly stays
-                    setattr(self, name, value)
         if self.mixed_precision == "auto":  # a checkpoint keeps what it came to
             self.mixed_precision = "bf16" if bf16_is_fast() else "no"
         if self.dataset is None:
             self.dataset = "coco" if self.annotations else "freihand" if self.data_dir else "synthetic"
         self.hidden_sizes = tuple(self.hidden_sizes)
+        if not self.eval_only:
+            self.take_crops_of(HandUNetConfig().image_size, HandUNetImageProcessor.box_fill)
         for name, value in DATASET_DEFAULTS[self.dataset].items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
         self._check()
+
+    def take_crops_of(self, image_size: int, box_fill: float) -> None:
+        """Cut hands out as a model wants them, unless the command line says how."""
+        self.image_size = image_size if self.image_size is None else self.image_size
+        self.box_fill = box_fill if self.box_fill is None else self.box_fill
 
     def _check(self):
         def refuse(problem: str, remedy: str):
@@ -187,8 +192,11 @@ class Arguments:
             refuse("--dataset freihand has no --data_dir", "name the folder or zip of FreiHAND")
         if self.dataset == "coco" and not self.annotations:
             refuse("--dataset coco has no --annotations", "name the COCO keypoint file, and --images")
-        if self.cutouts and (self.dataset, self.difficulty) != ("synthetic", "scenes"):
-            refuse("--cutouts without scenes", "add --difficulty scenes, and no other dataset")
+        for name in ("cutouts", "photos"):
+            if getattr(self, name) and (self.dataset, self.difficulty) != ("synthetic", "scenes"):
+                refuse(f"--{name} without scenes", "add --difficulty scenes, and no other dataset")
+        if self.dataset != "synthetic" and (self.hand_mesh or self.difficulty != "easy"):
+            refuse(f"--hand_mesh or --difficulty with --dataset {self.dataset}", "only synthetic hands have them")
         if self.streaming and self.dataset != "synthetic":
             refuse(f"--streaming with --dataset {self.dataset}", "only synthetic hands are endless")
         if self.eval_only and not self.model:
@@ -201,14 +209,14 @@ class Arguments:
             refuse("--model without --eval_only", "to start training from weights use --init")
         if self.space and not self.push_to_hub:
             refuse("--space without --push_to_hub", "the page loads the model from its repository, name that too")
-        for name in ("epochs", "batch_size", "gradient_accumulation_steps", "patience", "checkpoint_every", "keep_checkpoints", "max_bad_steps", "layers", "image_size"):
+        for name in ("epochs", "batch_size", "gradient_accumulation_steps", "patience", "checkpoint_every", "keep_checkpoints", "max_bad_steps", "layers"):
             if getattr(self, name) < 1:
                 refuse(f"--{name} {getattr(self, name)}", "give 1 or more")
-        for name in ("train_samples", "validation_samples", "test_samples"):
+        for name in ("train_samples", "validation_samples", "test_samples", "image_size"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 refuse(f"--{name} {getattr(self, name)}", "give 1 or more")
         for name in ("learning_rate", "sigma", "box_fill"):
-            if not getattr(self, name) > 0:
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
                 refuse(f"--{name} {getattr(self, name)}", "give a number above 0")
         for name in ("weight_decay", "max_grad_norm", "augmentation", "max_rotation", "workers"):
             if not getattr(self, name) >= 0:
@@ -255,6 +263,8 @@ def parse_arguments(argv: list[str] | None = None, description: str | None = Non
             continue
         kind = (typing.get_args(hints[option.name]) or (hints[option.name],))[0]  # int of int | None or tuple[int, ...]
         group.add_argument(f"--{option.name}", type=kind, default=default, help=text.replace("%", "%%"), **details)
+    if parser.parse_args(argv).recipe == "seed":
+        parser.set_defaults(**SEED_RECIPE)  # what the command line asks for stays
     namespace = parser.parse_args(argv)
     try:
         return Arguments(**vars(namespace))

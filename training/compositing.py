@@ -141,7 +141,7 @@ class Scenes:
         if len(chosen):
             draw = draw[chosen]
             which = (draw[:, 1] * len(self.photos)).long()
-            photos = self.photos.to(keys.device)[which].float() / 255
+            photos = self.photos[which.to(self.photos.device)].to(keys.device).float() / 255
             zoom = 0.25 + 0.6 * draw[:, 2]  # of the tile's side that is seen
             angle = (draw[:, 3] * 2 - 1) * math.radians(20)
             matrix = rotation(angle) * zoom[:, None, None]
@@ -167,9 +167,8 @@ class Scenes:
         """Low resolution, motion blur and black-and-white, for some."""
         draw = counter_rng.uniform(keys, "degrade", (6,))
         images = images.clone()
-        for share, factor in ((0.5, 2), (0.8, 3), (1.0, 4)):
-            lower = {0.5: 0.0, 0.8: 0.5, 1.0: 0.8}[share]
-            chosen = ((draw[:, 0] >= lower * self.coarse) & (draw[:, 0] < share * self.coarse)).nonzero(as_tuple=True)[0]
+        for low, high, factor in ((0.0, 0.5, 2), (0.5, 0.8, 3), (0.8, 1.0, 4)):
+            chosen = ((draw[:, 0] >= low * self.coarse) & (draw[:, 0] < high * self.coarse)).nonzero(as_tuple=True)[0]
             if len(chosen):
                 small = F.interpolate(images[chosen], size=(self.size // factor,) * 2, mode="area")
                 images[chosen] = F.interpolate(small, size=(self.size,) * 2, mode="bilinear", align_corners=False)

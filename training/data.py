@@ -14,6 +14,7 @@ from dataset_script import CocoHands, FreiHAND, HandCrops, SyntheticHands, count
 from dataset_script.cutouts import Cutouts
 from dataset_script.layers import HandLayers, LayerSource, layer_arrays
 from dataset_script.synthetic.backgrounds import KINDS, backgrounds
+from dataset_script.transforms import BOX_FILL, IMAGE_SIZE
 from training.arguments import Arguments
 from training.augmentation import augmentation_keys
 from training.compositing import NEGATIVES, Scenes, load_photos
@@ -81,7 +82,7 @@ class LayerStream(Dataset):
         shares: Sequence[float],
         count: int,
         seed: int,
-        device: str = "cpu",
+        device: str | torch.device = "cpu",
     ):
         self.sources, self.count, self.seed, self.epoch = list(sources), count, seed, 0
         self.device = device  # where hands are drawn that are not kept
@@ -174,11 +175,11 @@ def resident_where_it_fits(dataset: Dataset, device: torch.device) -> Dataset:
     return Resident(dataset, device) if 2 * len(dataset) * 3 * dataset.image_size**2 < free else dataset
 
 
-def scene_crops(layers: HandLayers, count: int, scenes: Scenes, stream: int, batch_size: int = 64) -> Iterator[dict]:
-    """Scenes that never change, of `count` evenly spread layers, as [`HandCrops`] items: to validate and to test on."""
-    for first in range(0, count, batch_size):
-        numbers = list(range(first, min(first + batch_size, count)))
-        rows = [layers[number * len(layers) // count] for number in numbers]
+def scene_crops(layers: HandLayers, scenes: Scenes, stream: int, batch_size: int = 64) -> Iterator[dict]:
+    """Scenes that never change, one of each layer, as [`HandCrops`] items: to validate and to test on."""
+    for first in range(0, len(layers), batch_size):
+        numbers = list(range(first, min(first + batch_size, len(layers))))
+        rows = [layers[number] for number in numbers]
         rgba, keypoints, skin = (
             torch.from_numpy(np.stack([row[name] for row in rows])) for name in ("rgba", "keypoints", "skin")
         )
@@ -190,17 +191,16 @@ def scene_crops(layers: HandLayers, count: int, scenes: Scenes, stream: int, bat
             yield {"image": image, "keypoints": points, "visibility": visible, "box_size": float(size)}
 
 
-def load_splits(args: Arguments) -> Splits:
-    """Load and prepare the splits; raises `ValueError` or `OSError` naming what is wrong with the data."""
+def load_splits(args: Arguments, device: str | torch.device = "cpu") -> Splits:
+    """Load and prepare the splits, drawing hands that are not kept on `device`; raises `ValueError` or `OSError` naming what is wrong with the data."""
+    args.take_crops_of(IMAGE_SIZE, BOX_FILL)  # where nothing else was said
     cache = Path(args.cache_dir or Path(datasets.config.HF_DATASETS_CACHE) / "handunet")
-    loaders = {"synthetic": _synthetic, "freihand": _freihand, "coco": _coco}
-    return loaders[args.dataset](args, cache)
+    if args.dataset == "synthetic":
+        return _scenes(args, cache, device) if args.difficulty == "scenes" else _synthetic(args, cache)
+    return {"freihand": _freihand, "coco": _coco}[args.dataset](args, cache)
 
 
 def _synthetic(args: Arguments, cache: Path) -> Splits:
-    if args.difficulty == "scenes":
-        return _scenes(args, cache)
-
     def hands(count: int, seed: int) -> SyntheticHands:
         return SyntheticHands(
             count, seed=seed, image_size=args.image_size, difficulty=args.difficulty, hand_mesh=args.hand_mesh
@@ -223,7 +223,7 @@ def _synthetic(args: Arguments, cache: Path) -> Splits:
 LAYER_SIZE = 160
 
 
-def _scenes(args: Arguments, cache: Path) -> Splits:
+def _scenes(args: Arguments, cache: Path, device: str | torch.device) -> Splits:
     """Drawn hands of one or two bodies and cut-outs in ever new scenes; validated and tested on others than trained on."""
     meshes = [None, args.hand_mesh] if args.hand_mesh else [None]
 
@@ -241,7 +241,7 @@ def _scenes(args: Arguments, cache: Path) -> Splits:
         unseen = [("drawn", kept(drawn(count, stream, mesh))) for mesh in meshes]
         if args.cutouts:
             unseen.append(("cut-outs", kept(Cutouts(args.cutouts, "held out", variants=1))))
-        items = (item for _, layers in unseen for item in scene_crops(layers, len(layers), maker, stream))
+        items = (item for _, layers in unseen for item in scene_crops(layers, maker, stream))
         return Items(items), [name for name, layers in unseen for _ in range(len(layers))]
 
     test, kinds = fixed(TEST_STREAM, args.test_samples)
@@ -257,8 +257,8 @@ def _scenes(args: Arguments, cache: Path) -> Splits:
         if args.cutouts:
             sources.append(kept(Cutouts(args.cutouts, "train")))
             shares = [share * (1 - args.cutouts_share) for share in shares] + [args.cutouts_share]
-        device = "cuda" if torch.cuda.is_available() and not args.workers else "cpu"  # workers cannot share a GPU
-        splits.train = LayerStream(sources, shares, args.train_samples, args.seed, device)
+        drawn_on = "cpu" if args.workers else device  # workers cannot share a GPU
+        splits.train = LayerStream(sources, shares, args.train_samples, args.seed, drawn_on)
         splits.validation, _ = fixed(VALIDATION_STREAM, args.validation_samples)
     return splits
 

@@ -91,6 +91,14 @@ def load_any_model(name: str):
         raise ValueError(f"{name} is not a HandUNet that this version can load: {error}") from error
 
 
+def load_processor(name: str) -> HandUNetImageProcessor:
+    """The processor of the HandUNet `name`, or the usual one where it has none."""
+    try:
+        return HandUNetImageProcessor.from_pretrained(name)
+    except OSError:
+        return HandUNetImageProcessor()
+
+
 # Saving.
 
 
@@ -271,7 +279,10 @@ def describe_data(args: Arguments, splits, terms: Terms) -> str:
     if args.dataset == "freihand":
         own = FREIHAND_TERMS
     elif args.dataset == "coco":
-        own = f"{len(splits.train)} annotated hands of the trainer's own photographs."
+        own = (
+            f"{len(splits.train)} annotated hands of the trainer's own photographs. The test split is the validation split: "
+            "the weights were chosen by it."
+        )
     else:
         own = (
             f"{splits.source[0].upper()}{splits.source[1:]}. The synthetic hands are modelled, posed and drawn by the "
@@ -285,6 +296,8 @@ def describe_data(args: Arguments, splits, terms: Terms) -> str:
         else:
             names = ", ".join(name for name, place in foreign.items() if place)
             own += f" What {names} gave is the trainer's own; no terms are stated."
+        if args.cutouts:
+            own += " Validation and test have the same cut-out photographs, in other scenes; none was trained on."
         if terms.license == "apache-2.0":
             own += " The weights are free under the Apache License 2.0."
     if terms.license_name == RESEARCH_ONLY and args.dataset != "freihand":
@@ -294,11 +307,12 @@ def describe_data(args: Arguments, splits, terms: Terms) -> str:
 
 def describe_training(args: Arguments, metrics: dict, samples: int) -> str:
     """The run in a paragraph; `training_arguments.json` has every setting."""
+    a_step = args.batch_size * args.gradient_accumulation_steps * metrics["processes"]
     return (
-        f"`train.py`, recipe `{args.recipe}`: {metrics['steps']} steps of {args.batch_size * metrics['processes']} samples "
+        f"`train.py`, recipe `{args.recipe}`: {metrics['steps']} steps of {a_step} samples "
         f"out of {samples} an epoch, {args.optimizer} at {args.learning_rate:g}, IoU loss on {args.targets} targets with a "
         f"sigma of {args.sigma:g} px, averaged weights (decay {args.ema_decay:g}); the weights of epoch "
-        f"{metrics['best_epoch']} were the best on validation. Always answering the training set's mean pose makes "
+        f"{metrics['best_epoch']} were the best on validation. Always answering the {metrics['mean_pose_of']} set's mean pose makes "
         f"{metrics['mean_pose']['mean_error_percent']:.2f} %; this model makes {metrics['error_over_mean_pose']:.2f} of "
         "that error. Every setting is in `training_arguments.json`, every figure in `metrics.json`."
     )

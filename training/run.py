@@ -33,7 +33,9 @@ FINGERPRINT_SAMPLES = 32
 def make_model(args: Arguments) -> HandUNetForPoseEstimation:
     """A new model, or the one that --init names."""
     if args.init:
-        model = HandUNetForPoseEstimation.from_pretrained(args.init, dtype=torch.float32, image_size=args.image_size)
+        model = HandUNetForPoseEstimation.from_pretrained(
+            args.init, dtype=torch.float32, image_size=args.image_size, sigma=args.sigma
+        )
         return model if args.init_levels is None else without_deep_levels(model, args.init_levels)
     torch.manual_seed(args.seed)
     return HandUNetForPoseEstimation(HandUNetConfig(hidden_sizes=args.hidden_sizes, sigma=args.sigma, image_size=args.image_size))
@@ -106,6 +108,7 @@ class Run:
         self.args, self.accelerator, self.splits = args, accelerator, splits
         model = make_model(args)
         self.config = model.config
+        args.hidden_sizes = tuple(model.config.hidden_sizes)  # which --init may have set
         model = model.to(memory_format=torch.channels_last)  # faster on CPUs and on GPUs with tensor cores
         self.average = averaged_model(model, args.ema_decay).to(accelerator.device)
         self.sampler = EpochShuffle(len(splits.train), args.seed)
