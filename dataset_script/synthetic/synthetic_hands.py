@@ -60,7 +60,8 @@ class SyntheticHands(Dataset):
     @property
     def fingerprint(self) -> str:
         """What tells these samples from any others, the drawing code itself included: a key for caches."""
-        code = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))]
+        files = [Path(counter_rng.__file__), *sorted(Path(__file__).parent.glob("*.py"))]
+        code = [path.read_bytes() for path in files]
         mesh = b"" if self.hand_mesh is None else Path(self.hand_mesh).read_bytes()
         options = repr((self.seed, self.image_size, self.difficulty)).encode()
         return hashlib.sha256(b"".join([*code, mesh, options])).hexdigest()[:16]
