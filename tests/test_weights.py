@@ -14,9 +14,9 @@ from modeling_handunet import HandUNetConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 # By the protocol on real photographs, the mean over their sources: (error over box, PCK@0.1, PCK@0.2), as measured.
-MEASURED = {"handunet": (0.1612, 0.5128, 0.7502), "handunet-base": (0.1139, 0.6645, 0.8545)}
-# The calibration error on validation that each keeps below; 0.05 is the aim.
-CALIBRATION = {"handunet": 0.07, "handunet-base": 0.03}
+MEASURED = {"handunet": (0.1366, 0.5829, 0.7659), "handunet-base": (0.1139, 0.6645, 0.8545)}
+# The calibration error on validation that each keeps below.
+CALIBRATION = {"handunet": 0.03, "handunet-base": 0.03}
 every_model = pytest.mark.parametrize("name", MEASURED)
 
 
