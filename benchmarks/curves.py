@@ -86,7 +86,9 @@ def draw(curve: dict, name: str, path: Path) -> None:
             other.set_ylabel("MB of memory (dashed)")
         else:
             axes.plot(x, [unit * value for value in y], "o-", label=label)
-    axes.set(xlabel=across, ylabel=up, ylim=(0, None))
+    axes.set(xlabel=across, ylabel=up, ylim=(0, 1.1 * axes.dataLim.y1))
+    if name == "processes":
+        axes.set_xticks([count for count, _ in curve["points"]["images_per_s"]])
     if name == "batch":
         axes.set_xscale("log", base=2)
         axes.set_xticks(BATCHES, list(map(str, BATCHES)))
