@@ -276,8 +276,8 @@ def finish(run: Run, metric, output: Path) -> None:
         for name, images in run.splits.test_negatives.items()
     }
     if accelerator.is_main_process:
-        posed = "validation" if run.splits.scenes else "training"  # layers have no place in a crop
-        seen = run.splits.validation if run.splits.scenes else run.splits.train
+        splits = run.splits  # the layers of scenes have no place in a crop
+        posed, seen = ("validation", splits.validation) if splits.scenes else ("training", splits.train)
         baseline = score(metric, mean_pose_arrays(seen, arrays), args.image_size)
         test = score(metric, arrays, args.image_size)
         ratio = test[SELECTED_BY] / max(baseline[SELECTED_BY], 1e-9)  # 0 where all hands are the same

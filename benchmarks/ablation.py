@@ -4,8 +4,9 @@
     python -m benchmarks.ablation --folder outputs/ablation --rows base squared_error    # only these
     python -m benchmarks.ablation --folder outputs/ablation --print            # the table of what is done
 
-Options after `--` go to train.py in every row, and are kept in the folder.  Each row is a training of its own from random weights, scored on the
-validation scenes of `base`: drawn hands and held-out cut-outs.  A run that was stopped goes on where it was.
+Options after `--` go to train.py in every row, and are kept in the folder.  Each row is a training of its own from random
+weights, scored on the validation scenes of `base`: drawn hands and held-out cut-outs.  A run that was stopped goes on where
+it was.
 """
 
 import argparse
@@ -17,12 +18,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from benchmarks.trainings import kept_options
 from modeling_handunet import HandUNetForPoseEstimation, modeling_handunet
-from modeling_handunet.heatmaps import DECODING_METHODS
+from modeling_handunet.heatmaps import DECODING_METHODS, decode_heatmaps
 from modeling_handunet.losses import HeatmapLoss
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,9 +52,7 @@ class WithCoordinates(HeatmapLoss):
 
 def centre_of_mass(heatmaps: Tensor) -> Tensor:
     """(B, N, 2) px, x then y, of heatmaps (B, N, S, S)."""
-    centers = torch.arange(heatmaps.shape[-1], device=heatmaps.device) + 0.5
-    mass = heatmaps.sum((2, 3)).clamp_min(1e-6)
-    return torch.stack([(heatmaps.sum(2) * centers).sum(-1), (heatmaps.sum(3) * centers).sum(-1)], -1) / mass[..., None]
+    return decode_heatmaps(heatmaps, "mean")[0]
 
 
 LOSSES = {"squared_error": WithSquaredError, "coordinates": WithCoordinates}
@@ -157,21 +155,16 @@ def table(results: dict[str, dict]) -> str:
     """A row of Markdown for each change, the mean over its seeds; the decodings of the base's models at the end."""
     lines = ["| | seeds | error / box | PCK@0.1 | on drawn hands | on cut-outs |", "|---|---|---|---|---|---|"]
 
-    def mean(runs: list[dict], *keys) -> float:
-        values = []
-        for figures in runs:
-            for key in keys:
-                figures = figures[key]
-            values.append(figures)
-        return statistics.mean(values)
+    def mean(figures: list[dict], key: str) -> str:
+        return f"{statistics.mean(figure[key] for figure in figures):.3f}"
 
     def line(what: str, runs: list[dict]) -> str:
         errors = [run["mean_error_over_box"] for run in runs]
         spread = f" ({min(errors):.3f}-{max(errors):.3f})" if len(errors) > 1 else ""
-        cells = [what, str(len(runs)), f"{statistics.mean(errors):.3f}{spread}", f"{mean(runs, 'pck@0.1'):.3f}"]
+        cells = [what, str(len(runs)), mean(runs, "mean_error_over_box") + spread, mean(runs, "pck@0.1")]
         for source in ("drawn", "cut-outs"):
-            known = source in runs[0].get("by_source", {})
-            cells.append(f"{mean(runs, 'by_source', source, 'mean_error_over_box'):.3f}" if known else "")
+            parts = [run["by_source"][source] for run in runs if source in run.get("by_source", {})]
+            cells.append(mean(parts, "mean_error_over_box") if parts else "")
         return f"| {' | '.join(cells)} |"
 
     for name, row in ROWS.items():

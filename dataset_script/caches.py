@@ -68,7 +68,9 @@ def reserve(path: Path) -> None:
             try:
                 os.posix_fallocate(file.fileno(), 0, size)
             except OSError as error:
-                raise OSError(f"There is no room for the {size / 1e6:.1f} MB of {path}: {error}. Make room, or name another --cache_dir.") from error
+                raise OSError(
+                    f"There is no room for the {size / 1e6:.1f} MB of {path}: {error}. Make room, or name another --cache_dir."
+                ) from error
 
 
 class _Parts(Dataset):
