@@ -56,7 +56,7 @@ def draw_losses(path: Path, history: list[dict]) -> Path:
     axes.plot(epochs, [entry["train_loss"] for entry in history], "o-", color="#888888", label="training (augmented)")
     axes.plot(epochs, [entry["validation"]["loss"] for entry in history], "o-", color="#3c78d8", label="validation")
     axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.1 * axes.dataLim.y1)
     axes.legend(frameon=False)
     return _save(figure, path)
 
