@@ -92,11 +92,10 @@ def load_any_model(name: str):
 
 
 def load_processor(name: str) -> HandUNetImageProcessor:
-    """The processor of the HandUNet `name`, or the usual one where it has none."""
-    try:
-        return HandUNetImageProcessor.from_pretrained(name)
-    except OSError:
+    """The processor of the HandUNet `name`, or the usual one for a folder that has none."""
+    if os.path.isdir(name) and not os.path.exists(os.path.join(name, "preprocessor_config.json")):
         return HandUNetImageProcessor()
+    return HandUNetImageProcessor.from_pretrained(name)  # damaged, it is an error
 
 
 # Saving.
