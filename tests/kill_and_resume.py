@@ -50,8 +50,8 @@ class Training:
         self.output, self.data, self.processes = output, data, processes
         self.checkpoints = output / "checkpoints"
         self.log = output.with_suffix(".log")
-        self.pids: list[int] = []
-        self.status: int | None = None
+        self.pids: list[int] = []  # of its processes, the first is looked at
+        self.statuses: dict[int, int] = {}  # exit codes of those that are over
         self.phases, self.workers = 0, set()
 
     def start(self) -> None:
@@ -61,39 +61,53 @@ class Training:
         port = free_port()
         ranks = range(self.processes)
         self.pids = [fork(*arguments, log=self.log, rank=rank, processes=self.processes, port=port) for rank in ranks]
-        self.status, self.phases, self.workers = None, 0, set()
+        self.statuses, self.phases, self.workers = {}, 0, set()
+
+    def running(self) -> list[int]:
+        return [pid for pid in self.pids if pid not in self.statuses]
+
+    def wait(self, pid: int, options: int = 0) -> None:
+        """Wait for a process as `os.waitpid` does, and keep its exit code if it is over."""
+        waited, status = os.waitpid(pid, options)
+        if waited and not os.WIFSTOPPED(status):
+            self.statuses[pid] = os.waitstatus_to_exitcode(status)
 
     def ended(self) -> bool:
         """Whether the first process is over; sees a new set of dataloader workers in passing."""
-        if self.status is None:
-            pid, status = os.waitpid(self.pids[0], os.WNOHANG)
-            if pid:
-                self.status = os.waitstatus_to_exitcode(status)
-                for other in self.pids[1:]:
-                    os.waitpid(other, 0)
-                if self.status:
-                    raise AssertionError(f"{self.output.name} ended with {self.status}:\n{self.log.read_text()}")
-        if self.status is None and (new := children(self.pids[0]) - self.workers):
+        first = self.pids[0]
+        if first not in self.statuses:
+            self.wait(first, os.WNOHANG)
+        if first in self.statuses:
+            for other in self.running():
+                self.wait(other)
+            if self.statuses[first]:
+                raise AssertionError(f"{self.output.name} ended with {self.statuses}:\n{self.log.read_text()}")
+            return True
+        if new := children(first) - self.workers:
             self.workers |= new
             self.phases += 1
-        return self.status is not None
+        return False
 
-    def stop(self) -> None:
-        """Halt all processes where they are; the first is looked at, so it is halted first."""
-        for pid in self.pids:
+    def stop(self) -> bool:
+        """Halt all processes where they are, the first one first; returns False where that one came to its end before."""
+        for pid in self.running():
             os.kill(pid, signal.SIGSTOP)
-            os.waitpid(pid, os.WUNTRACED)
+            self.wait(pid, os.WUNTRACED)
+            if self.pids[0] in self.statuses:
+                return False
+        return True
 
     def go_on(self) -> None:
-        for pid in self.pids:
+        for pid in self.running():
             os.kill(pid, signal.SIGCONT)
 
     def kill(self) -> None:
         """SIGKILL the halted processes and their dataloader workers, as a failing machine does."""
-        for pid in [*self.pids, *(child for pid in self.pids for child in children(pid))]:
+        running = self.running()
+        for pid in [*running, *(child for pid in running for child in children(pid))]:
             os.kill(pid, signal.SIGKILL)
-        for pid in self.pids:
-            os.waitpid(pid, 0)
+        for pid in running:
+            self.wait(pid)
 
     def unfinished(self) -> list[str]:
         """What a write in progress has in the folder of checkpoints."""
@@ -152,7 +166,8 @@ def interrupt(
             time.sleep(0.001)
             continue
         time.sleep(patience)
-        training.stop()
+        if not training.stop():
+            continue
         found = where(training)
         if kind in (ANY, found):
             training.kill()
@@ -237,7 +252,7 @@ def main(argv: list[str] | None = None) -> collections.Counter:
             kills += 1
             counts[found] += 1
             print(f"kill {counts.total()}, {data} samples: {found}", flush=True)
-        if training.status is None:
+        if found is not None:  # it was killed, and has not come to its end
             training.start()
             while not training.ended():
                 time.sleep(0.01)
