@@ -124,7 +124,7 @@ class CocoHands(HandRowsBuilder):
         path = Path(self.config.annotations)
         hands = read_coco_hands(path, Path(self.config.images))
         names = {hand["image"] for hand in hands}
-        held_out = _hold_out(names, self.config.validation_share)
+        held_out = _hold_out(names, Path(self.config.images), self.config.validation_share)
         splits = {self.config.split: names - held_out, "validation": held_out}
         generators = []
         for split, members in splits.items():
@@ -154,10 +154,14 @@ class CocoHands(HandRowsBuilder):
                     yield Key(shard, index), row
 
 
-def _hold_out(names: set[str], share: float) -> set[str]:
-    """`share` of the photographs, at least one where there is a share: the first by the hash of their file names."""
-    ordered = sorted(names, key=lambda name: hashlib.sha256(os.path.basename(name).encode()).digest())
-    return set(ordered[: max(1, round(share * len(names)))] if share else [])
+def _hold_out(photographs: set[str], folder: Path, share: float) -> set[str]:
+    """`share` of the photographs, at least one where there is a share: the first by the hash of their names in `folder`."""
+
+    def place(photograph: str) -> tuple[bytes, str]:
+        name = Path(photograph).relative_to(folder).as_posix()
+        return hashlib.sha256(name.encode()).digest(), name
+
+    return set(sorted(photographs, key=place)[: max(1, round(share * len(photographs)))] if share else [])
 
 
 def read_coco_hands(path: Path, images: Path) -> list[dict]:

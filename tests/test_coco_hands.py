@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from dataset_script import CocoHands, HandCrops
+from dataset_script.coco_hands import _hold_out
 from modeling_handunet import KEYPOINT_NAMES
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "coco_hands"
@@ -88,6 +89,24 @@ def test_photographs_are_split_whole_and_always_alike(coco, build, tmp_path):
     coco["annotations"].reverse()
     again = build(coco, split="mine", validation_share=0.25)
     assert set(again["validation"]["image_id"]) == images["validation"]
+
+
+def test_photographs_of_one_name_in_several_folders_are_split_always_alike(coco, build, tmp_path):
+    held_out = []
+    for order in (1, -1):
+        coco["images"], coco["annotations"] = [], []
+        for number in list(range(12))[::order]:
+            (tmp_path / "images" / str(number)).mkdir(exist_ok=True)
+            Image.new("RGB", (200, 150)).save(tmp_path / "images" / str(number) / "hand.png")
+            coco["images"].append({"id": number, "file_name": f"{number}/hand.png"})
+            coco["annotations"].append({"id": number, "image_id": number, "keypoints": keypoints(10)})
+        held_out.append(set(build(coco, validation_share=0.5)["validation"]["image_id"]))
+    assert held_out[0] == held_out[1] and len(held_out[0]) == 6
+    folder = tmp_path / "images"
+    names = {str(folder / str(number) / "hand.png") for number in range(12)}
+    assert held_out[0] == {Path(name).parent.name for name in _hold_out(names, folder, 0.5)}
+    moved = {name.replace(str(folder), "/elsewhere") for name in names}
+    assert held_out[0] == {Path(name).parent.name for name in _hold_out(moved, Path("/elsewhere"), 0.5)}
 
 
 def test_the_rows_of_many_hands_come_from_several_processes_alike(coco, build, tmp_path, monkeypatch):
