@@ -75,7 +75,7 @@ def main() -> None:
 def evaluate_only(args: Arguments, accelerator: Accelerator) -> None:
     """Score any model on any dataset, by the project's metric."""
     model = load_any_model(args.model)
-    args.take_crops_of(model.config.image_size, load_processor(args.model).box_fill)
+    args.take_from_model(model.config.image_size, load_processor(args.model).box_fill, model.config.sigma)
     splits = load_splits(args, accelerator.device)
     say_what_is_left_out(accelerator, splits.left_out)
     loader = DataLoader(splits.test, args.batch_size, num_workers=args.workers)
@@ -87,7 +87,7 @@ def evaluate_only(args: Arguments, accelerator: Accelerator) -> None:
         if splits.test_groups:
             parts = score_by_group(load_metric(), arrays, splits.test_groups, args.image_size)
             shown = {name: {k: v for k, v in part.items() if not isinstance(v, list)} for name, part in parts.items()}
-            figures |= {"by_source": shown, "mean_over_sources": mean_over(parts)}
+            figures |= {f"by_{splits.grouped_by}": shown, f"mean_over_{splits.grouped_by}s": mean_over(parts)}
         print(json.dumps(figures, indent=2))
         if args.contact_sheet:
             draw_contact_sheet(Path(args.contact_sheet), arrays, splits.test)
@@ -112,6 +112,8 @@ def prepare_output(args: Arguments, accelerator: Accelerator) -> Path:
 def training_function(args: Arguments, accelerator: Accelerator) -> None:
     """The whole of a training, from the data to the saved model."""
     output = prepare_output(args, accelerator)
+    if args.init:
+        load_processor(args.init)  # refuses weights that were trained on pixels normalised otherwise
     say(accelerator, f"Preparing {args.dataset} data ...")
     with accelerator.main_process_first():
         splits = load_splits(args, accelerator.device)

@@ -47,6 +47,24 @@ def test_the_seed_recipe_sets_its_fields_and_lets_others_be_chosen():
         "--learning_rate 0",
         "--learning_rate nan",
         "--ema_decay 1",
+        "--box_fill 1.2 --data_dir X",
+        "--box_fill 0.005 --data_dir X",
+        "--box_fill 0.5",
+        "--box_fill 0.5 --difficulty full",
+        "--push_to_hub noslash",
+        "--space a/b/c --push_to_hub a/b",
+        "--validation_share 0 --dataset coco --annotations X",
+        "--validation_share 0.3",
+        "--backgrounds all",
+        "--split train --data_dir X",
+        "--augmentation 1 --difficulty scenes",
+        "--max_rotation 20",
+        "--negatives 0.2 --difficulty full",
+        "--layers 9",
+        "--layers 9 --difficulty scenes --streaming",
+        "--cutouts_share 0.5 --difficulty scenes",
+        "--init_levels 2",
+        "--contact_sheet X",
         "--validation_share 1.5",
         "--hidden_sizes a",
         "--decoding best",
@@ -59,6 +77,24 @@ def test_arguments_that_make_no_sense_end_in_a_sentence_that_names_them(command,
     assert stop.value.code == 2
     name = command.split()[0].lstrip("-") if "dataset" not in command else command.split()[1]
     assert name in capsys.readouterr().err
+
+
+def test_options_that_have_an_effect_are_taken():
+    for command in (
+        "--data_dir X --backgrounds all --box_fill 0.5 --max_rotation 20 --augmentation 0.5",
+        "--difficulty scenes --cutouts X --cutouts_share 0.5 --negatives 0.2 --layers 9 --box_fill 0.6 --photos Y",
+        "--annotations X --images Y --validation_share 0.3 --train_samples 9",
+        "--augmentation 1 --max_rotation 20 --hand_mesh X --difficulty full --streaming",
+        "--eval_only --model X --data_dir Y --split evaluation --contact_sheet Z",
+        "--recipe seed --data_dir X",
+    ):
+        parse_arguments(command.split())
+
+
+def test_scenes_have_defaults_of_their_own_and_negatives_only_after_a_first_training():
+    args = parse_arguments(["--difficulty", "scenes"])
+    assert (args.batch_size, args.epochs, args.train_samples, args.negatives) == (16, 15, 10_000, 0.0)
+    assert parse_arguments(["--difficulty", "scenes", "--init", "X"]).negatives == 0.1
 
 
 def test_settings_survive_json_and_their_differences_are_named(tmp_path):

@@ -1,13 +1,18 @@
+import json
+
+import numpy as np
 import pytest
 import torch
 from accelerate.data_loader import prepare_data_loader
+from PIL import Image
 
 from dataset_script import HandCrops, SyntheticHands
-from modeling_handunet import HandUNetConfig, HandUNetForPoseEstimation
+from modeling_handunet import HandUNetConfig, HandUNetForPoseEstimation, HandUNetImageProcessor
 from tests.tiny_training import make_run, train_steps
 from training import data
 from training.arguments import Arguments
-from training.data import EpochShuffle, Resident
+from training.data import EpochShuffle, Resident, load_splits
+from training.publishing import load_processor
 from training.run import make_loader, make_model, without_deep_levels
 
 
@@ -39,7 +44,7 @@ def test_training_may_start_from_a_model_at_another_image_size_or_depth(tmp_path
 def test_levels_that_are_not_there_are_refused():
     with pytest.raises(ValueError, match="--init_levels 5: the model to start from has 3 levels"):
         without_deep_levels(network(4, 6, 8), 5)
-    with pytest.raises(ValueError, match="--init_levels without --init"):
+    with pytest.raises(ValueError, match="--init_levels has no effect here: .* by --init"):
         Arguments(init_levels=2)
 
 
@@ -79,7 +84,7 @@ def test_crops_are_held_by_a_gpu_only_while_half_of_its_memory_stays_free(tmp_pa
 
 def test_what_is_saved_of_a_run_is_what_it_started_from_and_was_told(tmp_path):
     network(4, 6, 8).save_pretrained(tmp_path / "start")
-    run = make_run(tmp_path / "run", init=str(tmp_path / "start"), hidden_sizes=(16, 32), image_size=64, sigma=1.5)
+    run = make_run(tmp_path / "run", init=str(tmp_path / "start"), hidden_sizes=HandUNetConfig().hidden_sizes, image_size=64, sigma=1.5)
     assert run.config.hidden_sizes == (4, 6, 8) and run.args.to_dict()["hidden_sizes"] == [4, 6, 8]
     assert run.config.sigma == 1.5 and run.model.loss.energy == pytest.approx(torch.pi * 1.5**2)
 
@@ -100,10 +105,54 @@ def test_the_training_loss_is_that_of_all_batches_of_the_steps(tmp_path):
 
 
 def test_a_model_is_scored_on_crops_as_it_wants_them_unless_others_are_asked_for():
-    args = Arguments(eval_only=True, model="x")
-    args.take_crops_of(96, 0.6)
-    assert (args.image_size, args.box_fill) == (96, 0.6)
-    args = Arguments(eval_only=True, model="x", image_size=64, box_fill=0.5)
-    args.take_crops_of(96, 0.6)
-    assert (args.image_size, args.box_fill) == (64, 0.5)
-    assert (Arguments().image_size, Arguments().box_fill) == (128, 0.45)
+    args = Arguments(eval_only=True, model="x", annotations="y")
+    args.take_from_model(96, 0.6, 2.0)
+    assert (args.image_size, args.box_fill, args.sigma) == (96, 0.6, 2.0)
+    args = Arguments(eval_only=True, model="x", annotations="y", image_size=64, box_fill=0.5, sigma=4.0)
+    args.take_from_model(96, 0.6, 2.0)
+    assert (args.image_size, args.box_fill, args.sigma) == (64, 0.5, 4.0)
+    args = Arguments(annotations="y")
+    assert (args.image_size, args.box_fill, args.sigma) == (128, 0.45, 3.0)
+
+
+def test_hands_that_are_drawn_as_crops_say_how_much_of_them_a_box_takes():
+    """Their model is then given hands of the size that it has learnt, wherever a box cuts them out."""
+    for difficulty in ("easy", "full"):
+        args = Arguments(difficulty=difficulty)
+        sizes = [row["box_size"] for row in HandCrops(SyntheticHands(64, difficulty=difficulty), 128)]
+        assert np.mean(sizes) / 128 == pytest.approx(args.box_fill, abs=0.02)
+
+
+def test_other_levels_than_those_of_the_weights_to_start_from_are_refused(tmp_path):
+    network(4, 6).save_pretrained(tmp_path)
+    assert make_model(Arguments(init=str(tmp_path))).config.hidden_sizes == (4, 6)
+    with pytest.raises(ValueError, match="--hidden_sizes 4 8: --init .* brings its own, 4 6"):
+        make_model(Arguments(init=str(tmp_path), hidden_sizes=(4, 8)))
+
+
+@pytest.mark.parametrize("statistics", ["image_mean", "image_std"])
+def test_a_processor_that_normalises_otherwise_is_refused_by_name(tmp_path, statistics):
+    HandUNetImageProcessor(**{statistics: [0.1, 0.2, 0.3]}).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"{tmp_path.name} normalises by {statistics} .0.1, 0.2, 0.3"):
+        load_processor(str(tmp_path))
+
+
+def test_photographs_are_counted_and_too_few_are_refused_by_name(tmp_path):
+    Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
+    Image.new("RGB", (40, 40)).save(tmp_path / "b.png")
+    points = [float(number % 21 + 5) for number in range(42)]
+    keypoints = [value for x, y in zip(points[::2], points[1::2]) for value in (x, y, 2)]
+    file = tmp_path / "hands.json"
+
+    def prepare(names: str, **options):
+        images = [{"id": name, "file_name": f"{name}.png"} for name in names]
+        hands = [{"id": f"{name}{hand}", "image_id": name, "keypoints": keypoints} for name in names for hand in range(3)]
+        file.write_text(json.dumps({"images": images, "annotations": hands}))
+        return load_splits(Arguments(annotations=str(file), images=str(tmp_path), cache_dir=str(tmp_path / "cache"), **options))
+
+    with pytest.raises(ValueError, match=f"{file.name} leaves no photograph for train"):
+        prepare("a")
+    splits = prepare("ab", train_samples=2, test_samples=1)
+    assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [2, 3, 1]
+    assert splits.source == file.name  # goes onto cards: no folder of this machine
+    assert len(prepare("ab", eval_only=True, model="x", test_samples=4).test) == 4

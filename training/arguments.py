@@ -12,9 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from huggingface_hub.utils import validate_repo_id
 
+from dataset_script.synthetic.ranges import EASY, FULL
 from modeling_handunet import HandUNetConfig, HandUNetImageProcessor
 from modeling_handunet.heatmaps import DECODING_METHODS
+from modeling_handunet.image_processing_handunet import MIN_BOX_FILL
 
 # Settings that may differ between a run and its continuation: they do not change what is computed.  The places of the
 # data are among them, because a checkpoint knows the data itself again.
@@ -24,8 +27,9 @@ FREE_ON_RESUME = frozenset(
     | {"credits", "contact_sheet", *PLACES}
 )
 
-# What a run on each dataset takes where the command line does not say.  The synthetic default is sized for minutes on
-# two CPU cores, and its hands are drawn varied enough to be learnt from as they are; photographs are augmented.
+# What a run on each dataset takes where the command line does not say; "scenes" are synthetic hands of that difficulty.
+# The synthetic default is sized for minutes on two CPU cores, and its hands are drawn varied enough to be learnt from as
+# they are; photographs are augmented.
 DATASET_DEFAULTS = {
     "synthetic": {
         "train_samples": 2200,
@@ -35,9 +39,19 @@ DATASET_DEFAULTS = {
         "batch_size": 8,
         "augmentation": 0.0,
     },
+    "scenes": {
+        "train_samples": 10_000,
+        "validation_samples": 300,
+        "test_samples": 300,
+        "epochs": 15,
+        "batch_size": 16,
+        "augmentation": 0.0,
+    },
     "freihand": {"epochs": 100, "batch_size": 32, "augmentation": 1.0},
     "coco": {"epochs": 50, "batch_size": 16, "augmentation": 1.0},
 }
+# Longer side of a hand's box, of the crop's side, where hands are drawn as crops; elsewhere it is cut out with its box.
+DRAWN_FILL = {"easy": sum(EASY.fill) / 2, "full": sum(FULL.fill) / 2}
 
 # The training of the student project that this design comes from, for comparison; only fields that differ.
 SEED_RECIPE = {
@@ -54,6 +68,13 @@ SEED_RECIPE = {
     "targets": "quantized",
     "decoding": "mean",
 }
+
+
+def check_repo_id(name: str) -> None:
+    """Raise `ValueError` unless `name` is USER/NAME as the Hub allows it."""
+    validate_repo_id(name)
+    if "/" not in name:
+        raise ValueError(f"The repository {name!r} names no owner: give USER/NAME.")
 
 
 def bf16_is_fast() -> bool:
@@ -98,13 +119,16 @@ class Arguments:
     )
     layers: int = _option("data", 20000, "scenes: drawn hands that are kept for new scenes; with --streaming none is")
     cutouts: str | None = _option("data", None, "scenes: a folder of cut-out photographs of hands with keypoints")
-    cutouts_share: float = _option("data", 0.4, "scenes: share of the samples that are cut-outs")
+    cutouts_share: float = _option("data", 0.35, "scenes: share of the samples that are cut-outs")
     photos: str | None = _option("data", None, "scenes: a folder of photographs without hands, as backgrounds")
-    negatives: float = _option("data", 0.1, "scenes: share with no hand, a left hand or a hand far off centre")
+    negatives: float | None = _option(
+        "data", None, "scenes: share with no hand, a left hand or a hand far off centre (default: 0.1 with --init; without, "
+        "0, since from random weights on they end a training)"
+    )  # fmt: skip
     max_unreadable_share: float = _option("data", 0.001, "photographs: share that may be unreadable and is left out")
-    train_samples: int | None = _option("data", None, f"training samples an epoch ({_by_dataset('train_samples')})")
-    validation_samples: int | None = _option("data", None, f"validation samples ({_by_dataset('validation_samples')})")
-    test_samples: int | None = _option("data", None, f"test samples ({_by_dataset('test_samples')})")
+    train_samples: int | None = _option("data", None, f"training samples an epoch: of photographs the first ones ({_by_dataset('train_samples')})")
+    validation_samples: int | None = _option("data", None, f"validation samples, the first ones ({_by_dataset('validation_samples')})")
+    test_samples: int | None = _option("data", None, f"test samples, the first ones ({_by_dataset('test_samples')})")
     cache_dir: str | None = _option("data", None, "where decoded images are kept (default: the datasets library's cache)")
     workers: int = _option("data", 0, "processes that prepare batches beside the training process")
 
@@ -112,12 +136,15 @@ class Arguments:
     init_levels: int | None = _option("model", None, "with --init: leave out the deeper levels of a deeper U-Net")
     image_size: int | None = _option("model", None, "side of the crops in pixels (default: 128; with --eval_only the model's)")
     box_fill: float | None = _option(
-        "model", None, "longer side of a hand's box, of the crop's side (default: 0.45; with --eval_only the model's)"
-    )
+        "model", None, "longer side of a hand's box, of the crop's side, where hands are cut out (default: 0.45; with "
+        "--eval_only the model's)"
+    )  # fmt: skip
     hidden_sizes: tuple[int, ...] = _option(
         "model", (16, 32, 64, 128), "channels of each level of a new U-Net", nargs="+"
     )
-    sigma: float = _option("model", 3.0, "standard deviation of the target heatmaps in px of the crop")
+    sigma: float | None = _option(
+        "model", None, "standard deviation of the target heatmaps in px of the crop (default: 3; with --eval_only the model's)"
+    )
 
     recipe: str = _option(
         "optimisation", "default", "seed: batch 48, SGD 0.1 halved on plateaus, quantized targets, mean decoding",
@@ -125,10 +152,10 @@ class Arguments:
     )  # fmt: skip
     epochs: int | None = _option("optimisation", None, f"passes over the training samples ({_by_dataset('epochs')})")
     batch_size: int | None = _option("optimisation", None, f"samples a step and process ({_by_dataset('batch_size')})")
-    gradient_accumulation_steps: int = _option("optimisation", 1, "batches whose gradients are summed for one step")
+    gradient_accumulation_steps: int = _option("optimisation", 1, "batches whose gradients are averaged for one step")
     optimizer: str = _option("optimisation", "adamw", "", choices=("adamw", "sgd"))
     learning_rate: float = _option("optimisation", 2.5e-3, "peak learning rate")
-    weight_decay: float = _option("optimisation", 0.01, "AdamW's weight decay")
+    weight_decay: float = _option("optimisation", 0.01, "the optimizer's weight decay")
     schedule: str = _option(
         "optimisation", "cosine", "cosine after a warm-up, or halved when the training loss stalls",
         choices=("cosine", "plateau"),
@@ -172,17 +199,51 @@ class Arguments:
         if self.dataset is None:
             self.dataset = "coco" if self.annotations else "freihand" if self.data_dir else "synthetic"
         self.hidden_sizes = tuple(self.hidden_sizes)
+        self._refuse_what_has_no_effect()
+        scenes = self.dataset == "synthetic" and self.difficulty == "scenes"
         if not self.eval_only:
-            self.take_crops_of(HandUNetConfig().image_size, HandUNetImageProcessor.box_fill)
-        for name, value in DATASET_DEFAULTS[self.dataset].items():
+            drawn = self.dataset == "synthetic" and not scenes
+            fill = DRAWN_FILL[self.difficulty] if drawn else HandUNetImageProcessor.box_fill
+            self.take_from_model(HandUNetConfig().image_size, fill, HandUNetConfig().sigma)
+        for name, value in DATASET_DEFAULTS["scenes" if scenes else self.dataset].items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
+        if self.negatives is None:
+            self.negatives = 0.1 if self.init else 0.0
         self._check()
 
-    def take_crops_of(self, image_size: int, box_fill: float) -> None:
-        """Cut hands out as a model wants them, unless the command line says how."""
+    def take_from_model(self, image_size: int, box_fill: float, sigma: float) -> None:
+        """Cut hands out and draw their heatmaps as a model wants them, unless the command line says how."""
         self.image_size = image_size if self.image_size is None else self.image_size
         self.box_fill = box_fill if self.box_fill is None else self.box_fill
+        self.sigma = sigma if self.sigma is None else self.sigma
+
+    def _refuse_what_has_no_effect(self):
+        """Options that this run would read and not use; the user meant something else by them."""
+        scenes = self.dataset == "synthetic" and self.difficulty == "scenes"
+        photographs = self.dataset in ("freihand", "coco")
+        only_with = [  # options, whether they have an effect here, and where they have one
+            (("data_dir", "backgrounds"), self.dataset == "freihand", "--dataset freihand has it"),
+            (("split",), self.dataset == "freihand" and self.eval_only, "--eval_only with --data_dir has it"),
+            (("annotations", "images"), self.dataset == "coco", "--dataset coco has it"),
+            (("validation_share",), self.dataset == "coco" and not self.eval_only, "a training on --annotations has it"),
+            (("difficulty", "hand_mesh", "streaming"), self.dataset == "synthetic", "--dataset synthetic has it"),
+            (("layers", "cutouts", "cutouts_share", "photos", "negatives"), scenes, "--difficulty scenes has it"),
+            (("layers",), not self.streaming, "with --streaming no hand is kept"),
+            (("cutouts_share",), bool(self.cutouts), "--cutouts has it"),
+            (("augmentation",), not (scenes and self.augmentation), "scenes turn and colour every hand themselves"),
+            (("max_rotation",), bool(self.augmentation) or (photographs and self.augmentation is None), "--augmentation has it"),
+            (("box_fill",), photographs or scenes, "these hands are drawn as crops, none is cut out"),
+            (("init_levels",), bool(self.init), "name the deeper model to start from by --init"),
+            (("contact_sheet", "model"), self.eval_only, "--eval_only has it; a training starts from weights by --init"),
+            (("space",), bool(self.push_to_hub), "name the repository of the model, too, by --push_to_hub"),
+        ]
+        defaults = {option.name: option.default for option in dataclasses.fields(self)}
+        recipe = SEED_RECIPE if self.recipe == "seed" else {}
+        for names, has_effect, where in only_with:
+            for name in names:
+                if not has_effect and getattr(self, name) not in (defaults[name], recipe.get(name, defaults[name])):
+                    raise ValueError(f"--{name} has no effect here: {where}.")
 
     def _check(self):
         def refuse(problem: str, remedy: str):
@@ -192,38 +253,30 @@ class Arguments:
             refuse("--dataset freihand has no --data_dir", "name the folder or zip of FreiHAND")
         if self.dataset == "coco" and not self.annotations:
             refuse("--dataset coco has no --annotations", "name the COCO keypoint file, and --images")
-        for name in ("cutouts", "photos"):
-            if getattr(self, name) and (self.dataset, self.difficulty) != ("synthetic", "scenes"):
-                refuse(f"--{name} without scenes", "add --difficulty scenes, and no other dataset")
-        if self.dataset != "synthetic" and (self.hand_mesh or self.difficulty != "easy"):
-            refuse(f"--hand_mesh or --difficulty with --dataset {self.dataset}", "only synthetic hands have them")
-        if self.streaming and self.dataset != "synthetic":
-            refuse(f"--streaming with --dataset {self.dataset}", "only synthetic hands are endless")
         if self.eval_only and not self.model:
             refuse("--eval_only has no --model", "name the folder or Hub id to score")
-        if self.init_levels is not None and not self.init:
-            refuse("--init_levels without --init", "name the deeper model to start from")
-        if self.contact_sheet and not self.eval_only:
-            refuse("--contact_sheet without --eval_only", "a run draws its own figures")
-        if self.model and not self.eval_only:
-            refuse("--model without --eval_only", "to start training from weights use --init")
-        if self.space and not self.push_to_hub:
-            refuse("--space without --push_to_hub", "the page loads the model from its repository, name that too")
-        for name in ("epochs", "batch_size", "gradient_accumulation_steps", "patience", "checkpoint_every", "keep_checkpoints", "max_bad_steps", "layers"):
-            if getattr(self, name) < 1:
-                refuse(f"--{name} {getattr(self, name)}", "give 1 or more")
-        for name in ("train_samples", "validation_samples", "test_samples", "image_size"):
+        for name in ("push_to_hub", "space"):
+            if getattr(self, name):
+                check_repo_id(getattr(self, name))
+        for name in (
+            *("epochs", "batch_size", "gradient_accumulation_steps", "patience", "checkpoint_every", "keep_checkpoints"),
+            *("max_bad_steps", "layers", "train_samples", "validation_samples", "test_samples", "image_size"),
+        ):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 refuse(f"--{name} {getattr(self, name)}", "give 1 or more")
-        for name in ("learning_rate", "sigma", "box_fill"):
+        for name in ("learning_rate", "sigma"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 refuse(f"--{name} {getattr(self, name)}", "give a number above 0")
+        if self.box_fill is not None and not MIN_BOX_FILL <= self.box_fill <= 1:
+            refuse(f"--box_fill {self.box_fill}", f"give a share of the crop's side in [{MIN_BOX_FILL}, 1]")
         for name in ("weight_decay", "max_grad_norm", "augmentation", "max_rotation", "workers"):
             if not getattr(self, name) >= 0:
                 refuse(f"--{name} {getattr(self, name)}", "give 0 or more")
         for name in ("ema_decay", "warmup_share", "validation_share", "max_unreadable_share", "cutouts_share", "negatives"):
             if not 0 <= getattr(self, name) < 1:
                 refuse(f"--{name} {getattr(self, name)}", "give a share in [0, 1)")
+        if self.dataset == "coco" and not self.eval_only and not self.validation_share:
+            refuse("--validation_share 0", "a training chooses its weights by the photographs held out, hold some out")
 
     def to_dict(self) -> dict:
         """The settings as JSON has them."""

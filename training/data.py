@@ -15,6 +15,7 @@ from dataset_script.cutouts import Cutouts
 from dataset_script.layers import HandLayers, LayerSource, layer_arrays
 from dataset_script.synthetic.backgrounds import KINDS, backgrounds
 from dataset_script.transforms import BOX_FILL, IMAGE_SIZE
+from modeling_handunet import HandUNetConfig
 from training.arguments import Arguments
 from training.augmentation import augmentation_keys
 from training.compositing import NEGATIVES, Scenes, load_photos
@@ -193,7 +194,7 @@ def scene_crops(layers: HandLayers, scenes: Scenes, stream: int, batch_size: int
 
 def load_splits(args: Arguments, device: str | torch.device = "cpu") -> Splits:
     """Load and prepare the splits, drawing hands that are not kept on `device`; raises `ValueError` or `OSError` naming what is wrong with the data."""
-    args.take_crops_of(IMAGE_SIZE, BOX_FILL)  # where nothing else was said
+    args.take_from_model(IMAGE_SIZE, BOX_FILL, HandUNetConfig().sigma)  # where nothing else was said
     cache = Path(args.cache_dir or Path(datasets.config.HF_DATASETS_CACHE) / "handunet")
     if args.dataset == "synthetic":
         return _scenes(args, cache, device) if args.difficulty == "scenes" else _synthetic(args, cache)
@@ -273,6 +274,11 @@ def _drawn_backgrounds(drawn: SyntheticHands, batch_size: int = 512) -> list[str
     return [KINDS[kind] for kind in kinds]
 
 
+def first_rows(rows: datasets.Dataset, count: int | None) -> datasets.Dataset:
+    """The first `count` rows, or all of them."""
+    return rows if count is None else rows.select(range(min(count, len(rows))))
+
+
 def _freihand(args: Arguments, cache: Path) -> Splits:
     share = args.max_unreadable_share
     builder = FreiHAND(args.data_dir, args.backgrounds, max_unreadable_share=share, cache_dir=args.cache_dir)
@@ -285,8 +291,7 @@ def _freihand(args: Arguments, cache: Path) -> Splits:
                 "FreiHAND's frames 0-25999 (train), 26000-30999 (validation) and 31000-32559 (test); --eval_only needs "
                 "those of its --split."
             )
-        split = splits[name]
-        return split if count is None else split.select(range(min(count, len(split))))
+        return first_rows(splits[name], count)
 
     def crops(name: str, count: int | None) -> HandCrops:
         return HandCrops(part(name, count), args.image_size, box_fill=args.box_fill, cache_dir=cache)
@@ -311,11 +316,17 @@ def _coco(args: Arguments, cache: Path) -> Splits:
     share = 0.0 if args.eval_only else args.validation_share
     builder = CocoHands(args.annotations, images, validation_share=share, **options)
     splits = builder.build()
-    about = {"source": str(args.annotations), "research_only": False, "left_out": builder.left_out()}
+    about = {"source": Path(args.annotations).name, "research_only": False, "left_out": builder.left_out()}
     if args.eval_only:
         (everything,) = splits.values()
+        everything = first_rows(everything, args.test_samples)
         sources = everything["source"][:]
         about |= {"test_groups": sources if len(set(sources)) > 1 else None, "grouped_by": "source"}
         return Splits(None, None, crops(everything), **about)
-    train, validation = (crops(splits[name]) for name in ("train", "validation"))
-    return Splits(train, validation, validation, **about)
+    if missing := {"train", "validation"} - splits.keys():
+        raise ValueError(
+            f"{args.annotations} leaves no photograph for {' and '.join(sorted(missing))} when --validation_share "
+            f"{share:g} of them is held out: annotate two or more, or give another share."
+        )
+    wanted = (("train", args.train_samples), ("validation", args.validation_samples), ("validation", args.test_samples))
+    return Splits(*(crops(first_rows(splits[name], count)) for name, count in wanted), **about)

@@ -26,12 +26,11 @@ from huggingface_hub import (
     RepoCard,
     hf_hub_download,
 )
-from huggingface_hub.utils import validate_repo_id
 from transformers import AutoModelForPoseEstimation, pipeline
 
 from modeling_handunet import KEYPOINT_NAMES, HandUNetForPoseEstimation, HandUNetImageProcessor
 from modeling_handunet.registration import TASK
-from training.arguments import Arguments
+from training.arguments import Arguments, check_repo_id
 
 ROOT = Path(__file__).resolve().parent.parent
 TEMPLATE = ROOT / "model_card.md"
@@ -92,10 +91,21 @@ def load_any_model(name: str):
 
 
 def load_processor(name: str) -> HandUNetImageProcessor:
-    """The processor of the HandUNet `name`, or the usual one for a folder that has none."""
+    """The processor of the HandUNet `name`, or the usual one for a folder that has none.
+
+    Raises `ValueError` where it normalises otherwise than training and scoring do ([`training.evaluation.normalize`]).
+    """
+    usual = HandUNetImageProcessor()
     if os.path.isdir(name) and not os.path.exists(os.path.join(name, "preprocessor_config.json")):
-        return HandUNetImageProcessor()
-    return HandUNetImageProcessor.from_pretrained(name)  # damaged, it is an error
+        return usual
+    processor = HandUNetImageProcessor.from_pretrained(name)  # damaged, it is an error
+    for statistics in ("image_mean", "image_std"):
+        if list(getattr(processor, statistics)) != list(getattr(usual, statistics)):
+            raise ValueError(
+                f"{name} normalises by {statistics} {list(getattr(processor, statistics))}, and train.py by "
+                f"{list(getattr(usual, statistics))}: it can be used, but neither be scored nor trained on by train.py."
+            )
+    return processor
 
 
 # Saving.
@@ -387,13 +397,6 @@ def assemble(folder: Path, repo_id: str, target: Path, space: str | None = None)
         text = f"Try it in the [Space]({link})." if space else ""
     (target / "README.md").write_text(fill_block(card, "space", text))
     return problem
-
-
-def check_repo_id(name: str) -> None:
-    """Raise `ValueError` unless `name` is USER/NAME as the Hub allows it."""
-    validate_repo_id(name)
-    if "/" not in name:
-        raise ValueError(f"The repository {name!r} names no owner: give USER/NAME.")
 
 
 def export_onnx(target: Path) -> str | None:

@@ -36,7 +36,11 @@ def make_model(args: Arguments) -> HandUNetForPoseEstimation:
         model = HandUNetForPoseEstimation.from_pretrained(
             args.init, dtype=torch.float32, image_size=args.image_size, sigma=args.sigma
         )
-        return model if args.init_levels is None else without_deep_levels(model, args.init_levels)
+        model = model if args.init_levels is None else without_deep_levels(model, args.init_levels)
+        if args.hidden_sizes not in (HandUNetConfig().hidden_sizes, model.config.hidden_sizes):
+            asked, found = (" ".join(map(str, sizes)) for sizes in (args.hidden_sizes, model.config.hidden_sizes))
+            raise ValueError(f"--hidden_sizes {asked}: --init {args.init} brings its own, {found}. Leave one of them out.")
+        return model
     torch.manual_seed(args.seed)
     return HandUNetForPoseEstimation(HandUNetConfig(hidden_sizes=args.hidden_sizes, sigma=args.sigma, image_size=args.image_size))
 
