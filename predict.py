@@ -136,14 +136,20 @@ def main() -> None:
     from modeling_handunet.crops import load_image
     from modeling_handunet.drawing import draw_hand
 
+    output, names = Path(args.output), output_names(args.photos)
     try:
         photos = [load_image(photo) for photo in args.photos]
+        if output.exists() and not output.is_dir():
+            raise ValueError(f"--output {output} is a file: name a folder")
+        inputs = {Path(photo).resolve(): photo for photo in args.photos}
+        overwritten = [inputs[path] for path in ((output / name).resolve() for name in names) if path in inputs]
+        if overwritten:
+            raise ValueError(f"--output {output} would write over {', '.join(overwritten)}: name another folder")
         results = predict(args.model, photos, args.boxes, "left" if args.left else "right")
+        output.mkdir(parents=True, exist_ok=True)
     except (ImportError, OSError, ValueError) as error:
         sys.exit(f"predict.py: {error}")
-    output = Path(args.output)
-    output.mkdir(parents=True, exist_ok=True)
-    for photo, name, hands in zip(photos, output_names(args.photos), results):
+    for photo, name, hands in zip(photos, names, results):
         for hand in hands:
             points = [(keypoint["x"], keypoint["y"]) for keypoint in hand["keypoints"]]
             photo = draw_hand(photo, points, [keypoint["score"] for keypoint in hand["keypoints"]])

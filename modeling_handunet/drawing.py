@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .keypoints import SKELETON, keypoint_color
+from .keypoints import NUM_KEYPOINTS, SKELETON, keypoint_color
 
 # Lines are drawn on a canvas this many times as large and reduced, since ImageDraw does not smooth them.
 SUPERSAMPLING = 3
@@ -12,16 +12,19 @@ MAX_CANVAS = 6144
 
 
 def draw_hand(
-    image: Image.Image, keypoints, scores=None, *, skeleton=SKELETON, width: float | None = None
+    image: Image.Image, keypoints, scores=None, *, skeleton=None, width: float | None = None
 ) -> Image.Image:
     """A copy of an RGB `image` with one hand drawn over it.
 
     Args:
-        keypoints: (21, 2), (x, y) in pixels of `image`; NaN ones are left out.
+        keypoints: (21, 2), (x, y) in pixels of `image`; NaN ones are left out.  Of a model with its own keypoints (K, 2).
         scores: (21,) in [0, 1]; a keypoint and the bones that end in it fade with its score.  Opaque by default.
+        skeleton: pairs of keypoints that a bone joins; by default `SKELETON`, and none for another number than 21.
         width: of the bones, in pixels; by default in proportion to the hand.
     """
     keypoints = np.asarray(keypoints, dtype=np.float64)
+    if skeleton is None:
+        skeleton = SKELETON if len(keypoints) == NUM_KEYPOINTS else ()
     scores = np.ones(len(keypoints)) if scores is None else np.nan_to_num(np.asarray(scores, dtype=np.float64))
     present = np.isfinite(keypoints).all(1)
     if not present.any():

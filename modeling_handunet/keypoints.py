@@ -19,7 +19,7 @@ FINGER_COLORS = ((255, 99, 72), (255, 190, 40), (80, 200, 90), (60, 160, 255), (
 
 def keypoint_color(index: int) -> tuple[int, int, int]:
     """RGB colour of keypoint `index`: one colour a finger, the same in every picture the project draws."""
-    return WRIST_COLOR if index == 0 else FINGER_COLORS[(index - 1) // 4]
+    return WRIST_COLOR if index == 0 else FINGER_COLORS[(index - 1) // 4 % len(FINGER_COLORS)]
 
 
 def describe_hand(handedness: str, box, names, keypoints, scores) -> dict:

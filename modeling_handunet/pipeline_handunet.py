@@ -11,7 +11,6 @@ from .image_processing_handunet import nest_boxes, split_by_image
 from .keypoints import describe_hand
 
 TASK = "keypoint-detection"
-NO_HAND = "none"
 
 
 class HandKeypointDetectionPipeline(ChunkPipeline):
@@ -91,16 +90,17 @@ class HandKeypointDetectionPipeline(ChunkPipeline):
         boxes = None if boxes is None else nest_boxes(boxes, 1)[0]
         hands = [None] if boxes is None else boxes
         (sides,) = split_by_image(item.get("handedness"), [len(hands)], "handedness")
-        if not hands:  # every image needs an item; this one is left out again at the end
-            boxes, hands, sides = None, [None], [NO_HAND]
-        handedness = None if sides == [NO_HAND] else [sides]
-        pixel_values = self.image_processor(image, boxes and [boxes], handedness).pixel_values  # (hands, 3, 128, 128)
+        is_empty = not hands  # every image needs an item; this one is left out again at the end
+        if is_empty:
+            boxes, hands, sides = None, [None], [None]
+        pixel_values = self.image_processor(image, boxes and [boxes], [sides]).pixel_values  # (hands, 3, 128, 128)
         for index, (box, side) in enumerate(zip(hands, sides)):
             yield {
                 "pixel_values": pixel_values[index : index + 1],
                 "size": image.size,
                 "box": box,
                 "handedness": side or "right",
+                "is_empty": is_empty,
                 "is_last": index == len(hands) - 1,
             }
 
@@ -113,7 +113,7 @@ class HandKeypointDetectionPipeline(ChunkPipeline):
         hands = []
         names = self.model.config.id2label
         for output in model_outputs:
-            if output["handedness"] == NO_HAND:
+            if output["is_empty"]:
                 continue
             ((pose,),) = self.image_processor.post_process_pose_estimation(
                 {"heatmaps": output["heatmaps"]},

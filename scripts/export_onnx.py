@@ -9,7 +9,7 @@ MODEL is a folder written by `save_pretrained`, or an id on the Hub.  The graph 
 The metadata entry `handunet` holds, as JSON, what a caller must know of the processor and the keypoints.  Before the file gets its name it is run against torch: heatmaps within
 1e-4, keypoints within 0.01 px.
 
-Exporting needs `pip install handunet[onnx]`; using the file needs onnxruntime, an image reader and the README's ten lines,
+Exporting needs `pip install -e '.[onnx]'`; using the file needs onnxruntime, an image reader and the README's ten lines,
 or `python predict.py photo.jpg --backend onnx --model OUTPUT.onnx`.
 """
 
@@ -91,7 +91,7 @@ def export(model: HandUNetForPoseEstimation, processor: HandUNetImageProcessor, 
         import onnxruntime  # noqa: F401  for the check
         import onnxscript  # noqa: F401  torch's exporter needs it
     except ImportError as error:
-        raise ImportError(f"Exporting needs onnx, onnxruntime and onnxscript ({error}): pip install handunet[onnx]") from None
+        raise ImportError(f"Exporting needs onnx, onnxruntime and onnxscript ({error}): pip install -e '.[onnx]'") from None
     settings = settings_of(model, processor)
     graph = HandUNetWithDecoder(model.float().cpu(), processor.temperature).eval()
     example = smooth_noise(2, model.config.num_channels, model.config.image_size)

@@ -5,7 +5,7 @@
     python -m scripts.publish outputs/handunet/model USER/NAME --dry_run               # only list what would go
 
 Log in first with `hf auth login`.  The model's repository gets weights, configuration, processor, code, card, figures,
-examples, the endpoint's handler and an ONNX file (which needs `pip install handunet[onnx]`) in one commit; a push that
+examples, the endpoint's handler and an ONNX file (which needs `pip install -e '.[onnx]'`) in one commit; a push that
 breaks leaves a repository as it was.  `train.py --push_to_hub USER/NAME` does the same at the end of a training.
 """
 
@@ -31,7 +31,7 @@ def main() -> None:
     logging.disable_progress_bar()
     try:
         push_model(args.folder, args.repo_id, space=args.space, private=args.private, dry_run=args.dry_run)
-    except (OSError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: an ONNX file that does not agree with torch
         sys.exit(f"publish.py: {error}")
 
 

@@ -53,3 +53,15 @@ def test_a_small_hand_in_a_huge_photograph_is_drawn_as_in_a_small_one():
     huge = Image.new("RGB", (9000, 6000))
     drawn = draw_hand(huge, keypoints + [7000, 4000], width=120 * 0.8 / 45)
     assert np.abs(np.asarray(drawn.crop((7000, 4000, 7120, 4080))).astype(int) - small).max() <= 1
+
+
+@pytest.mark.parametrize("count", [1, 5, 25])
+def test_a_hand_of_another_number_of_keypoints_is_drawn_with_its_own_skeleton_or_none(count):
+    image, points = Image.new("RGB", (200, 100)), np.linspace((20, 50), (180, 50), count)
+    dots = np.asarray(draw_hand(image, points, width=2.0))
+    for index, (x, y) in enumerate(points):
+        assert dots[int(y), int(x)].tolist() == pytest.approx(keypoint_color(index), abs=3)
+    if count == 5:
+        assert dots[50, 40].sum() == 0
+        joined = np.asarray(draw_hand(image, points, skeleton=[(0, 1)], width=2.0))
+        assert joined[50, 40].sum() > 0 and joined[50, 80].sum() == 0

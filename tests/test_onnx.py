@@ -37,8 +37,8 @@ def session(path):
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory) -> Path:
     """A folder with a small untrained model of unusual settings and its export."""
-    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install handunet[onnx]")
-    pytest.importorskip("onnxscript", reason="onnxscript is not installed: pip install handunet[onnx]")
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install -e '.[onnx]'")
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed: pip install -e '.[onnx]'")
     folder = tmp_path_factory.mktemp("onnx")
     torch.manual_seed(0)
     model = HandUNetForPoseEstimation(HandUNetConfig(image_size=64, hidden_sizes=(4, 8), skeleton=((0, 1),)))
@@ -54,8 +54,8 @@ def exported(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def reference(shared_data, tmp_path_factory) -> Path:
     """A folder with converted weights that were trained on photographs and their export."""
-    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install handunet[onnx]")
-    pytest.importorskip("onnxscript", reason="onnxscript is not installed: pip install handunet[onnx]")
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install -e '.[onnx]'")
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed: pip install -e '.[onnx]'")
     folder = tmp_path_factory.mktemp("reference")
     for command in (
         ("scripts.convert_shallow_unet", shared_data / "peer" / "model_final", folder / "model"),
@@ -199,7 +199,7 @@ def test_predict_py_answers_the_same_by_onnxruntime_and_imports_no_torch(referen
 
 
 def test_predict_py_refuses_what_is_no_exported_file(tmp_path):
-    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install handunet[onnx]")
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install -e '.[onnx]'")
     Image.new("RGB", (20, 20)).save(tmp_path / "hand.png")
     (tmp_path / "model.onnx").write_bytes(b"no graph")
     for model, sentence in (("model.onnx", "model.onnx is no file that `python -m scripts.export_onnx` wrote"),

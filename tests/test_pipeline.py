@@ -195,6 +195,7 @@ def test_the_decoding_method_is_passed_on(pipe, image):
         (np.zeros((9, 9, 3), np.uint8), {"boxes": [[float("nan")] * 4]}, ValueError, "finite"),
         (np.zeros((9, 9, 3), np.uint8), {"boxes": [1, 2, 3, 4]}, ValueError, "one list of boxes"),
         (np.zeros((9, 9, 3), np.uint8), {"handedness": "up"}, ValueError, "'right' or 'left'"),
+        (np.zeros((9, 9, 3), np.uint8), {"handedness": "none"}, ValueError, "'right' or 'left'"),
         (np.zeros((9, 9, 3), np.uint8), {"method": "median"}, ValueError, "'median'"),
         (np.zeros((9, 9, 3), np.uint8), {"treshold": 0.5}, TypeError, "treshold"),
         ("http://127.0.0.1:9/hand.jpg", {}, OSError, "Could not fetch the image http://127.0.0.1:9/hand.jpg"),

@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
+import modeling_handunet
 import predict
 from modeling_handunet import HandUNetConfig, HandUNetForPoseEstimation, HandUNetImageProcessor
 
@@ -61,6 +62,20 @@ def test_what_cannot_be_used_ends_in_a_sentence(monkeypatch, capsys, tmp_path, m
         run(monkeypatch, *arguments, "--model", model, "--output", tmp_path / "out")
     assert sentence in f"{stop.value} {capsys.readouterr().err}"
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("backend", ["torch", "onnx"])
+def test_a_photograph_is_never_written_over(monkeypatch, tmp_path, model, photo, backend):
+    before = photo.read_bytes()
+    arguments = ["--backend", "onnx", "--model", model / "config.json"] if backend == "onnx" else ["--model", model]
+    try:
+        with pytest.raises(SystemExit, match=f"--output {tmp_path} would write over {photo}"):
+            run(monkeypatch, photo, *arguments, "--output", tmp_path)
+    finally:
+        monkeypatch.setitem(sys.modules, "modeling_handunet", modeling_handunet)  # `--backend onnx` leaves torch out
+    assert photo.read_bytes() == before
+    with pytest.raises(SystemExit, match="is a file: name a folder"):
+        run(monkeypatch, photo, "--model", model, "--output", photo)
 
 
 def test_without_a_model_named_the_repositorys_own_is_taken(monkeypatch, tmp_path, photo):

@@ -141,7 +141,7 @@ def test_the_lines_that_serve_run_as_printed_in_a_fresh_clone(what, paths, clone
         pytest.importorskip("gradio", reason="Gradio is not installed: pip install handunet[space]")
     if what == "web":
         need_node()
-        pytest.importorskip("onnxscript", reason="onnxscript is not installed: pip install handunet[onnx]")
+        pytest.importorskip("onnxscript", reason="onnxscript is not installed: pip install -e '.[onnx]'")
     # On a port of its own: the printed one may be taken on this machine.
     with started(f"{line}{' --' * (what == 'web')} --port {free_port()}", clone) as process:
         address = read_until(process, r"http://127\.0\.0\.1:\d+")[0]

@@ -126,7 +126,7 @@ def model_folder(tmp_path_factory) -> Path:
 def dist(playwright, model_folder, tmp_path_factory) -> Path:
     """The page built from a clean copy, the exported model in it."""
     need_node()
-    pytest.importorskip("onnxscript", reason="onnxscript is not installed: pip install handunet[onnx]")
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed: pip install -e '.[onnx]'")
     folder = tmp_path_factory.mktemp("web") / "web"
     shutil.copytree(WEB, folder, ignore=shutil.ignore_patterns("node_modules", "dist", "model.onnx"))
     install = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
