@@ -298,7 +298,7 @@ def finish(run: Run, metric, output: Path) -> None:
             "history": run.history,
         }
         if negatives:
-            metrics["told_from_negatives"] = told_from_negatives(arrays, negatives)
+            metrics["told_from_negatives"] = told_from_negatives(arrays, negatives, metrics["calibration"]["temperature"])
         if run.splits.test_groups:
             metrics["grouped_by"] = run.splits.grouped_by
             metrics["test_by_group"] = score_by_group(

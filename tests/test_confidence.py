@@ -63,4 +63,7 @@ def test_a_negative_is_told_by_its_mean_score():
     hands = {"scores": np.array([[0.9, 0.7], [0.25, 0.25]])}  # means 0.8 and 0.25
     others = {"no hand": {"scores": np.array([[0.125, 0.125], [0.25, 0.25]])}}
     # Of the four pairs three are won, and one is a tie: (3 + 0.5) / 4.
-    assert told_from_negatives(hands, others) == {"no hand": pytest.approx(3.5 / 4)}
+    assert told_from_negatives(hands, others, 1.0) == {"no hand": pytest.approx(3.5 / 4)}
+    hands, others = {"scores": np.array([[0.999, 0.2]])}, {"no hand": {"scores": np.array([[0.58, 0.58]])}}
+    assert told_from_negatives(hands, others, 1.0) == {"no hand": 1.0}
+    assert told_from_negatives(hands, others, 0.2) == {"no hand": 0.0}  # a score is what the processor makes of it

@@ -11,7 +11,7 @@ from PIL import Image
 
 from dataset_script import SyntheticHands
 from tests.small_model import arguments, save_small_model, small_network, small_run
-from training.arguments import Arguments
+from training.arguments import Arguments, parse_arguments
 from training.data import load_splits
 from training.evaluation import load_metric, score_by_group
 from training.figures import draw_failures, rank_hands
@@ -116,13 +116,13 @@ def test_weights_that_started_from_freihands_are_research_only_too(run, tmp_path
     start = base(tmp_path / "start", metadata)
     found, text = card_of(run, tmp_path, init=start)
     assert (found["license"], found["license_name"], found["license_link"]) == ("other", "research-only", FREIHAND_PAGE)
-    assert "research only, not commercially" in text and start in text and "free under" not in text
+    assert "research only, not commercially" in text and "from `start`" in text and "free under" not in text
 
 
 @pytest.mark.parametrize(
     "metadata, license, name, words",
     [
-        ("license: mit\nbase_model: someone/first\n", "apache-2.0", None, "(mit)"),
+        ("license: mit\nbase_model: someone/first\n", "unknown", None, "(mit)"),
         ("license: cc-by-nc-4.0\n", "cc-by-nc-4.0", None, "terms hold on: cc-by-nc-4.0"),
         ("license: other\nlicense_name: own\nlicense_link: LICENSE\n", "other", "own", "terms hold on: own"),
         ("tags: [hands]\n", "unknown", None, "states no terms"),
@@ -134,8 +134,44 @@ def test_fine_tuned_weights_keep_the_terms_of_those_they_started_from(run, tmp_p
     start = str(tmp_path) if metadata is None else base(tmp_path / "start", metadata)
     found, text = card_of(run, tmp_path / "out", init=start, dataset="coco", annotations="hands.json")
     assert (found["license"], found.get("license_name")) == (license, name) and words in text
-    assert found.get("base_model") == ("someone/first" if license == "apache-2.0" else None)
+    assert found.get("base_model") == ("someone/first" if words == "(mit)" else None)
     assert (found.get("base_model_relation") == "finetune") == ("base_model" in found)
+
+
+@pytest.mark.parametrize(
+    "settings, license",
+    [
+        ({"cutouts": "hands", "photos": "rooms"}, "unknown"),
+        ({"cutouts": "hands", "photos": "rooms", "credits": "Hands of mine."}, "apache-2.0"),
+    ],
+)
+def test_what_others_gave_is_free_only_where_its_terms_are_stated(run, tmp_path, settings, license):
+    found, text = card_of(run, tmp_path, difficulty="scenes", **settings)
+    assert found["license"] == license and ("free under" in text) == (license == "apache-2.0")
+    assert ("Hands of mine." if "credits" in settings else "What --cutouts, --photos gave is the trainer's own") in text
+
+
+def test_own_photographs_have_terms_that_only_the_trainer_knows(run, tmp_path):
+    found, text = card_of(run, tmp_path, dataset="coco", annotations="hands.json")
+    assert found["license"] == "unknown" and "whose terms are not stated" in text
+    assert "on test, which are the same photographs" in text
+
+
+def test_the_command_is_stated_without_the_folders_of_this_machine(run, tmp_path):
+    settings = {"annotations": str(tmp_path / "me" / "hands.json"), "images": "photos", "learning_rate": 1e-3}
+    args = arguments(tmp_path / "me" / "out", init=str(tmp_path / "me" / "first" / "model"), **settings)
+    command = "train.py --annotations hands.json --images photos --init first/model --learning_rate 0.001"
+    assert args.command() == command
+    assert args.for_others()["output_dir"] == "out" and args.to_dict()["output_dir"] == str(tmp_path / "me" / "out")
+    again = parse_arguments(command.split()[1:])
+    assert again.learning_rate == 1e-3 and again.dataset == "coco"
+    _, text = card_of(run, tmp_path / "out", seed=7)
+    assert "```bash\ntrain.py --hidden_sizes 4 8 --seed 7\n```" in text and str(tmp_path) not in text
+    assert parse_arguments([]).command() == "train.py"
+    scenes = ["--difficulty", "scenes", "--cutouts", "/far/away/hands", "--negatives", "0.2", "--streaming"]
+    assert parse_arguments(scenes).command() == (
+        "train.py --difficulty scenes --streaming --cutouts hands --negatives 0.2"
+    )
 
 
 def test_a_saved_folder_has_every_file_that_its_card_shows(tmp_path):

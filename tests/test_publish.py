@@ -66,6 +66,13 @@ def names(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
+def test_a_folder_without_figures_gets_its_page_too(tmp_path, folder, without_onnx):
+    bare = shutil.copytree(folder, tmp_path / "bare", ignore=shutil.ignore_patterns("figures"))
+    assemble(bare, "someone/hands", tmp_path / "target", "someone/page")
+    assert (tmp_path / "target" / "README.md").is_file()
+    assert {path.relative_to(tmp_path / "target").as_posix() for path in (tmp_path / "target").glob("figures/*")} == SCREENSHOT
+
+
 def test_a_dry_run_lists_every_file_with_its_size_and_sends_nothing(folder, without_onnx):
     said = []
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}

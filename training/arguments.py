@@ -7,6 +7,7 @@ beside the weights.  A field's comment in `help` is its manual; its group is the
 import argparse
 import dataclasses
 import json
+import os
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,6 +76,15 @@ def check_repo_id(name: str) -> None:
     validate_repo_id(name)
     if "/" not in name:
         raise ValueError(f"The repository {name!r} names no owner: give USER/NAME.")
+
+
+def name_for_others(place: str) -> str:
+    """A path as it is published: a relative one as it is, of another its last part, or two where that is a run's `model`."""
+    path = Path(place)
+    if not path.is_absolute() and ".." not in path.parts:
+        return place
+    path = path.resolve()
+    return f"{path.parent.name}/{path.name}" if path.name == "model" else path.name
 
 
 def bf16_is_fast() -> bool:
@@ -282,6 +292,31 @@ class Arguments:
         """The settings as JSON has them."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
+    def for_others(self) -> dict:
+        """The settings as they are published: of places on this machine their last name alone."""
+        settings = self.to_dict()
+        places = [name for name in (*PLACES, "init", "model", "output_dir") if settings[name]]
+        return settings | {name: name_for_others(settings[name]) for name in places}
+
+    def command(self) -> str:
+        """What gives these settings on a command line, without what the defaults give and where the results went."""
+        needed = {name: getattr(self, name) for name in ("dataset", "data_dir", "annotations", "difficulty", "recipe", "init")}
+        usual, settings = Arguments(**needed).to_dict(), self.for_others()
+        left_out = {"output_dir", "resume", "push_to_hub", "space", "credits", "cache_dir", "hidden_sizes" if self.init else ""}
+        given = {
+            option.name: settings[option.name]
+            for option in dataclasses.fields(self)
+            if option.name not in left_out
+            and (settings[option.name] != usual[option.name] or needed.get(option.name) not in (None, option.default))
+        }
+        if given.get("dataset") in ("freihand", "coco", "synthetic"):
+            del given["dataset"]  # follows from the others
+        parts = ["train.py"]
+        for name, value in given.items():
+            values = value if isinstance(value, list) else [value]
+            parts.append(f"--{name}" if value is True else f"--{name} {' '.join(map(str, values))}")
+        return " ".join(parts)
+
     def differences(self, saved: dict) -> list[str]:
         """The settings that differ from those of a saved run and change what is computed, each as a sentence's part."""
         mine = self.to_dict()
@@ -291,9 +326,9 @@ class Arguments:
             if name not in FREE_ON_RESUME and saved.get(name) != mine[name]
         ]
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path, for_others: bool = False) -> None:
         """Write the settings as JSON."""
-        path.write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+        path.write_text(json.dumps(self.for_others() if for_others else self.to_dict(), indent=2) + "\n")
 
 
 def parse_arguments(argv: list[str] | None = None, description: str | None = None) -> Arguments:

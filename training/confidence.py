@@ -89,7 +89,15 @@ def chance_of_higher(scores: np.ndarray, others: np.ndarray) -> float:
     return float(higher.mean() + 0.5 * equal.mean())
 
 
-def told_from_negatives(hands: dict[str, np.ndarray], negatives: dict[str, dict[str, np.ndarray]]) -> dict[str, float]:
-    """For each kind of negative the chance that a right hand's mean score is higher than such an image's."""
-    scores = hands["scores"].mean(1)
-    return {name: chance_of_higher(scores, arrays["scores"].mean(1)) for name, arrays in negatives.items()}
+def told_from_negatives(
+    hands: dict[str, np.ndarray], negatives: dict[str, dict[str, np.ndarray]], temperature: float
+) -> dict[str, float]:
+    """For each kind of negative the chance that a right hand's mean score is higher than such an image's.
+
+    Scores are as the image processor gives them, with the `temperature`: their mean over the keypoints is a hand's.
+    """
+    scores = with_temperature(hands["scores"], temperature).mean(1)
+    return {
+        name: chance_of_higher(scores, with_temperature(arrays["scores"], temperature).mean(1))
+        for name, arrays in negatives.items()
+    }

@@ -65,6 +65,7 @@ REPORTED_BY_GROUP = ("mean_error_percent", "pck@0.1", "auc")
 FREIHAND = "freihand"
 FREIHAND_PAGE = "https://lmb.informatik.uni-freiburg.de/projects/freihand/"
 RESEARCH_ONLY = "research-only"
+UNKNOWN = "unknown"
 FREIHAND_TERMS = (
     f"Trained on [FreiHAND]({FREIHAND_PAGE}) (Zimmermann et al., ICCV 2019), whose terms allow research only and prohibit "
     "commercial use: that holds for these weights too."
@@ -125,7 +126,7 @@ def save_model(
     (unfinished / "figures").mkdir()
     for figure in figures:
         shutil.copy(figure, unfinished / "figures" / figure.name)
-    args.save(unfinished / "training_arguments.json")
+    args.save(unfinished / "training_arguments.json", for_others=True)
     (unfinished / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     make_card(model, args, metrics, splits, repo_id=args.push_to_hub).save(unfinished / "README.md")
     add_companions(unfinished)
@@ -164,27 +165,34 @@ class Terms:
 def find_terms(args: Arguments, research_only: bool) -> Terms:
     """The terms of a run's weights: those of its data, and of the weights that it started from where they are stricter."""
     terms = Terms(datasets=[FREIHAND] if args.dataset == "freihand" else [])
+    if args.dataset == "coco" or (foreign_data(args) and not args.credits):
+        terms.license = UNKNOWN  # the trainer's to say, in README.md
     inherited = ""
     if args.init:
-        base = read_card_data(args.init)
+        base, start = read_card_data(args.init), args.for_others()["init"]
         terms.base_model = args.init if not os.path.isdir(args.init) else getattr(base, "base_model", None)
         known = list(getattr(base, "datasets", None) or [])
         terms.datasets = list(dict.fromkeys([*known, *terms.datasets]))
         if FREIHAND in known or getattr(base, "license_name", None) == RESEARCH_ONLY:
             research_only = True
-            inherited = f"Training started from `{args.init}`, which was trained on data for research only."
+            inherited = f"Training started from `{start}`, which was trained on data for research only."
         elif base is None or not base.license:
-            terms.license = "unknown"
-            inherited = f"Training started from `{args.init}`, which states no terms: ask whoever made it before you use this."
+            terms.license = UNKNOWN
+            inherited = f"Training started from `{start}`, which states no terms: ask whoever made it before you use this."
         elif base.license in PERMISSIVE:
-            inherited = f"Training started from `{args.init}` ({base.license})."
+            inherited = f"Training started from `{start}` ({base.license})."
         else:
             terms.license, terms.license_name, terms.license_link = base.license, base.license_name, base.license_link
-            inherited = f"Training started from `{args.init}`, whose terms hold on: {base.license_name or base.license}."
+            inherited = f"Training started from `{start}`, whose terms hold on: {base.license_name or base.license}."
     if research_only:
         terms.license, terms.license_name, terms.license_link = "other", RESEARCH_ONLY, FREIHAND_PAGE
     terms.text = inherited
     return terms
+
+
+def foreign_data(args: Arguments) -> list[str]:
+    """The options that brought another's data into the synthetic hands of a run."""
+    return [f"--{name}" for name in ("hand_mesh", "cutouts", "photos") if getattr(args, name)]
 
 
 def read_card_data(name: str) -> ModelCardData | None:
@@ -252,8 +260,10 @@ def make_card(model, args: Arguments, metrics: dict, splits, repo_id: str | None
             + " |"
             for name, figures in by_group.items()
         ),
+        command=args.command(),
+        image_size=model.config.image_size,
         training=describe_training(args, metrics, len(splits.train)),
-        confidence=describe_confidence(metrics),
+        confidence=describe_confidence(args, metrics),
         limits=describe_limits(args),
         whose_pictures=describe_pictures(args),
         citations=FREIHAND_CITATION if FREIHAND in terms.datasets else "",
@@ -289,22 +299,20 @@ def describe_data(args: Arguments, splits, terms: Terms) -> str:
         own = FREIHAND_TERMS
     elif args.dataset == "coco":
         own = (
-            f"{len(splits.train)} annotated hands of the trainer's own photographs. The test split is the validation split: "
-            "the weights were chosen by it."
+            f"{len(splits.train)} annotated hands of the trainer's own photographs ({splits.source}), whose terms are not "
+            "stated. The test split is the validation split: the weights and the temperature were chosen by it."
         )
     else:
         own = (
             f"{splits.source[0].upper()}{splits.source[1:]}. The synthetic hands are modelled, posed and drawn by the "
             "project itself."
         )
-        foreign = {"--hand_mesh": args.hand_mesh, "--cutouts": args.cutouts, "--photos": args.photos}
-        if not any(foreign.values()):
+        if not foreign_data(args):
             own += " No photograph and no third party's data is in it."
         elif args.credits:
             own += f" {args.credits}"
         else:
-            names = ", ".join(name for name, place in foreign.items() if place)
-            own += f" What {names} gave is the trainer's own; no terms are stated."
+            own += f" What {', '.join(foreign_data(args))} gave is the trainer's own; no terms are stated."
         if args.cutouts:
             own += " Validation and test have the same cut-out photographs, in other scenes; none was trained on."
         if terms.license == "apache-2.0":
@@ -317,25 +325,31 @@ def describe_data(args: Arguments, splits, terms: Terms) -> str:
 def describe_training(args: Arguments, metrics: dict, samples: int) -> str:
     """The run in a paragraph; `training_arguments.json` has every setting."""
     a_step = args.batch_size * args.gradient_accumulation_steps * metrics["processes"]
+    negatives = " and squared error on the empty maps of negatives" if args.difficulty == "scenes" and args.negatives else ""
+    rate = {"cosine": "cosine schedule", "plateau": "halved on plateaus"}[args.schedule]
+    average = f"averaged weights (decay {args.ema_decay:g})" if args.ema_decay else "no averaging of the weights"
     return (
-        f"`train.py`, recipe `{args.recipe}`: {metrics['steps']} steps of {a_step} samples "
-        f"out of {samples} an epoch, {args.optimizer} at {args.learning_rate:g}, IoU loss on {args.targets} targets with a "
-        f"sigma of {args.sigma:g} px, averaged weights (decay {args.ema_decay:g}); the weights of epoch "
+        f"`train.py`, recipe `{args.recipe}`, seed {args.seed}: {metrics['steps']} steps of {a_step} samples "
+        f"out of {samples} an epoch, {args.optimizer} at {args.learning_rate:g} ({rate}), IoU loss on {args.targets} targets "
+        f"with a sigma of {args.sigma:g} px{negatives}, {average}; the weights of epoch "
         f"{metrics['best_epoch']} were the best on validation. Always answering the {metrics['mean_pose_of']} set's mean pose makes "
         f"{metrics['mean_pose']['mean_error_percent']:.2f} %; this model makes {metrics['error_over_mean_pose']:.2f} of "
-        "that error. Every setting is in `training_arguments.json`, every figure in `metrics.json`."
+        "that error. Every setting is in `training_arguments.json`, every figure in `metrics.json`; the command, on "
+        f"{metrics['processes']} process{'es' if metrics['processes'] > 1 else ''}:"
     )
 
 
-def describe_confidence(metrics: dict) -> str:
+def describe_confidence(args: Arguments, metrics: dict) -> str:
     """What a score is worth on this run's hands."""
     found = metrics["calibration"]
     within, errors = found["right_within"], {name: found[name]["expected_calibration_error"] for name in ("validation", "test")}
     text = (
         f"A score is the chance that its keypoint lies within {within:g} of the longer side of the hand's box: after a "
         f"temperature of {found['temperature']:.3g}, fitted on validation, the expected calibration error is "
-        f"{errors['validation']:.3f} there and {errors['test']:.3f} on test. That holds for hands like those of the test."
+        f"{errors['validation']:.3f} there and {errors['test']:.3f} on test"
     )
+    text += ", which are the same photographs." if args.dataset == "coco" else "."
+    text += " That holds for hands like those of the test."
     told = metrics.get("told_from_negatives")
     if told:
         chances = ", ".join(f"{name} {chance:.3f}" for name, chance in told.items())
@@ -345,13 +359,14 @@ def describe_confidence(metrics: dict) -> str:
 
 def describe_limits(args: Arguments) -> str:
     """What this run's data cannot teach."""
-    return {
-        "synthetic": "It has seen drawn hands "
-        + ("and cut-out photographs of few people only" if args.cutouts else "only")
-        + "; expect larger errors on photographs.",
-        "freihand": "FreiHAND's raw photographs have a green screen: check it on your own backgrounds.",
-        "coco": "It knows the photographs it was trained on; check it on others before you rely on it.",
-    }[args.dataset]
+    if args.dataset == "synthetic":
+        cutouts = "and cut-out photographs of few people only" if args.cutouts else "only"
+        return f"It has seen drawn hands {cutouts}; expect larger errors on photographs."
+    if args.dataset == "coco":
+        return "It knows the photographs it was trained on; check it on others before you rely on it."
+    if args.backgrounds == "all":
+        return "FreiHAND's backgrounds are put in by computer: check it on photographs of your own."
+    return "FreiHAND's raw photographs have a green screen: check it on your own backgrounds."
 
 
 def describe_pictures(args: Arguments) -> str:
@@ -390,6 +405,7 @@ def assemble(folder: Path, repo_id: str, target: Path, space: str | None = None)
     card = fill_block(card, "onnx", "" if problem else onnx)
     link = f"https://huggingface.co/spaces/{space}"
     if space and SCREENSHOT.is_file():
+        (target / "figures").mkdir(exist_ok=True)
         shutil.copy(SCREENSHOT, target / "figures" / "space.jpg")
         picture = "![The Space: a photograph, a box, the skeleton, a table](figures/space.jpg)"
         text = f"Try it in the [Space]({link}):\n\n[{picture}]({link})"
