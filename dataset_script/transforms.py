@@ -143,6 +143,8 @@ class HandCrops(Dataset):
     With `cache_dir` all crops are decoded once, into a file of `len(dataset) * 3 * size**2` bytes that is then read
     through a memory map: by later runs too, and by all processes of one machine together.  It is named after the
     dataset's fingerprint and the options, and written under a temporary name that is renamed when it is whole.
+
+    A dataset that draws its samples draws them on `device`; items are on the CPU in any case.
     """
 
     def __init__(
@@ -152,9 +154,10 @@ class HandCrops(Dataset):
         *,
         box_fill: float = BOX_FILL,
         cache_dir: str | os.PathLike | None = None,
+        device: str | torch.device = "cpu",
     ):
         self.dataset = _only_crop_columns(dataset)
-        self.image_size, self.box_fill = image_size, box_fill
+        self.image_size, self.box_fill, self.device = image_size, box_fill, device
         self.cache: Path | None = None
         self._arrays: dict[str, np.ndarray] | None = None
         if cache_dir is not None:
@@ -193,7 +196,7 @@ class HandCrops(Dataset):
             if not hasattr(self.dataset, "__getitems__"):
                 return [self._crop(index, self.dataset[index]) for index in indices]
             return list(map(self._crop, indices, self.dataset.__getitems__(indices)))  # rows of files, read together
-        batch = self.dataset.render(torch.tensor(indices))
+        batch = self.dataset.render(torch.tensor(indices), self.device)
         crops = []
         for image, points in zip(batch["images"].cpu().numpy(), batch["keypoints"].cpu().numpy()):
             visibility = ((points >= 0) & (points < self.image_size)).all(1)

@@ -156,3 +156,16 @@ def test_photographs_are_counted_and_too_few_are_refused_by_name(tmp_path):
     assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [2, 3, 1]
     assert splits.source == file.name  # goes onto cards: no folder of this machine
     assert len(prepare("ab", eval_only=True, model="x", test_samples=4).test) == 4
+
+
+@pytest.mark.parametrize("difficulty", ["easy", "scenes"])
+def test_endless_hands_are_drawn_where_the_training_runs_unless_workers_draw_them(tmp_path, monkeypatch, difficulty):
+    used, draw = [], SyntheticHands.render_hands
+    monkeypatch.setattr(SyntheticHands, "render_hands", lambda self, indices, device="cpu": used.append(device) or draw(self, indices))
+    counts = {"train_samples": 2, "validation_samples": 1, "test_samples": 1}
+    for workers, expected in ((0, "gpu"), (1, "cpu")):
+        args = Arguments(difficulty=difficulty, streaming=True, workers=workers, image_size=32, cache_dir=str(tmp_path), **counts)
+        train = load_splits(args, "gpu").train
+        used.clear()
+        train.__getitems__([0, 1])
+        assert used == [expected]

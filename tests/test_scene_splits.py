@@ -62,7 +62,7 @@ def test_hands_that_are_validated_on_are_not_trained_on(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"cutouts": "x"}, "--cutouts without scenes: add --difficulty scenes"),
+        ({"cutouts": "x"}, "--cutouts has no effect here: --difficulty scenes has it"),
         ({"difficulty": "scenes", "negatives": 1.5}, r"--negatives 1.5: give a share in \[0, 1\)"),
         ({"difficulty": "scenes", "layers": 0}, "--layers 0: give 1 or more"),
     ],

@@ -197,11 +197,16 @@ def load_splits(args: Arguments, device: str | torch.device = "cpu") -> Splits:
     args.take_from_model(IMAGE_SIZE, BOX_FILL, HandUNetConfig().sigma)  # where nothing else was said
     cache = Path(args.cache_dir or Path(datasets.config.HF_DATASETS_CACHE) / "handunet")
     if args.dataset == "synthetic":
-        return _scenes(args, cache, device) if args.difficulty == "scenes" else _synthetic(args, cache)
+        return _scenes(args, cache, device) if args.difficulty == "scenes" else _synthetic(args, cache, device)
     return {"freihand": _freihand, "coco": _coco}[args.dataset](args, cache)
 
 
-def _synthetic(args: Arguments, cache: Path) -> Splits:
+def drawn_on(args: Arguments, device: str | torch.device) -> str | torch.device:
+    """Where endless hands are drawn: on the training's device, unless workers draw them, which cannot share a GPU."""
+    return "cpu" if args.workers else device
+
+
+def _synthetic(args: Arguments, cache: Path, device: str | torch.device) -> Splits:
     def hands(count: int, seed: int) -> SyntheticHands:
         return SyntheticHands(
             count, seed=seed, image_size=args.image_size, difficulty=args.difficulty, hand_mesh=args.hand_mesh
@@ -210,7 +215,8 @@ def _synthetic(args: Arguments, cache: Path) -> Splits:
     train = validation = None
     if not args.eval_only:
         if args.streaming:
-            train = Stream(HandCrops(hands(2**40, args.seed), args.image_size), args.train_samples)
+            endless = HandCrops(hands(2**40, args.seed), args.image_size, device=drawn_on(args, device))
+            train = Stream(endless, args.train_samples)
         else:
             train = HandCrops(hands(args.train_samples, args.seed), args.image_size, cache_dir=cache)
         validation = HandCrops(hands(args.validation_samples, VALIDATION_STREAM), args.image_size, cache_dir=cache)
@@ -258,8 +264,7 @@ def _scenes(args: Arguments, cache: Path, device: str | torch.device) -> Splits:
         if args.cutouts:
             sources.append(kept(Cutouts(args.cutouts, "train")))
             shares = [share * (1 - args.cutouts_share) for share in shares] + [args.cutouts_share]
-        drawn_on = "cpu" if args.workers else device  # workers cannot share a GPU
-        splits.train = LayerStream(sources, shares, args.train_samples, args.seed, drawn_on)
+        splits.train = LayerStream(sources, shares, args.train_samples, args.seed, drawn_on(args, device))
         splits.validation, _ = fixed(VALIDATION_STREAM, args.validation_samples)
     return splits
 
