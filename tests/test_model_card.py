@@ -14,7 +14,7 @@ from tests.small_model import arguments, save_small_model, small_network, small_
 from training.arguments import Arguments, parse_arguments
 from training.data import load_splits
 from training.evaluation import load_metric, score_by_group
-from training.figures import draw_failures, rank_hands
+from training.figures import draw_contact_sheet, draw_failures, rank_hands
 from training.publishing import FREIHAND_PAGE, REPORTED, fill_block, make_card, name_repository
 
 MODEL = small_network()
@@ -257,3 +257,19 @@ def test_the_failures_are_the_worst_hands(run, tmp_path):
     item = splits.test[int(ranked[-1])]["image"].permute(1, 2, 0).numpy()
     large = np.asarray(Image.fromarray(item).resize((256, 256), Image.Resampling.BICUBIC))
     assert (worst == large).all(-1).mean() > 0.5  # the skeleton covers the rest
+
+
+def test_a_contact_sheet_begins_with_the_largest_error_over_the_box(run, tmp_path):
+    _, splits, arrays = run
+    _, errors = rank_hands(arrays)
+    arrays = {**arrays, "box_size": np.where(np.arange(8) == np.argmin(errors), 1e-3, arrays["box_size"])}
+    sheet = draw_contact_sheet(tmp_path / "sheet.png", arrays, splits.test, columns=4)
+    with Image.open(sheet) as picture:
+        assert picture.size == (4 * 256, 2 * 256)
+        tiles = [np.asarray(picture.crop((256 * (k % 4), 256 * (k // 4), 256 * (k % 4 + 1), 256 * (k // 4 + 1)))) for k in range(8)]
+    expected = np.argsort(-errors / arrays["box_size"])
+    assert expected[0] == np.argmin(errors)
+    for tile, index in zip(tiles, expected):
+        item = splits.test[int(index)]["image"].permute(1, 2, 0).numpy()
+        large = np.asarray(Image.fromarray(item).resize((256, 256), Image.Resampling.BICUBIC))
+        assert (tile == large).all(-1).mean() > 0.5

@@ -137,17 +137,18 @@ def draw_failures(path: Path, arrays: dict[str, np.ndarray], test: Dataset, coun
 
 
 def draw_contact_sheet(path: Path, arrays: dict[str, np.ndarray], test: Dataset, most: int = 100, columns: int = 10) -> Path:
-    """Predictions over the hands, the worst first, each with its error over the hand's box; truth as white dots."""
-    ranked, error = rank_hands(arrays)
+    """Predictions over the hands, each with its error over the hand's box, the largest first; truth as white dots."""
+    ranked, errors = rank_hands(arrays)
+    errors = errors / arrays["box_size"]
     tiles = []
-    for row in ranked[::-1][:most]:
+    for row in sorted(ranked, key=lambda row: -errors[row])[:most]:
         image = Image.fromarray(test[int(arrays["index"][row])]["image"].permute(1, 2, 0).contiguous().numpy())
         image = image.resize((image.width * ZOOM, image.height * ZOOM), Image.Resampling.BICUBIC)
         tile = draw_hand(image, arrays["predictions"][row] * ZOOM, arrays["scores"][row])
         pen = ImageDraw.Draw(tile)
         for x, y in arrays["keypoints"][row][arrays["visibility"][row]] * ZOOM:
             pen.ellipse((x - 2, y - 2, x + 2, y + 2), fill="white", outline="black")
-        text = f"{error[row] / arrays['box_size'][row]:.3f}"
+        text = f"{errors[row]:.3f}"
         pen.text((6, 6), text, fill="white", stroke_width=2, stroke_fill="black")
         tiles.append(np.asarray(tile))
     tiles += [np.zeros_like(tiles[0])] * (-len(tiles) % columns)
