@@ -15,6 +15,7 @@ from accelerate.utils import set_seed
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForPoseEstimation
 
+from dataset_script import SyntheticHands
 from tests import full_size_freihand, kill_and_resume
 from tests.tiny_training import (
     ROOT, TINY, NoiseHands, command, environment, fork, make_run, run, start, train_steps, wait_for,
@@ -396,8 +397,6 @@ def test_training_starts_from_the_weights_that_init_names(trained, tmp_path):
         torch.testing.assert_close(mine, other, atol=1e-8, rtol=0, msg=name)
 
 
-
-
 @pytest.mark.slow
 def test_freihand_is_trained_on_from_weights(trained, tmp_path):
     """A tree of the real size and layout, whose jpgs are a few drawn hands over and over."""
@@ -409,3 +408,39 @@ def test_freihand_is_trained_on_from_weights(trained, tmp_path):
     assert metrics["dataset"] == "FreiHAND (raw)" and metrics["test"]["num_hands"] == 6
     card = (tmp_path / "run" / "model" / "README.md").read_text()
     assert "license_name: research-only" in card and "prohibit commercial use" in card
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backgrounds, samples", [("raw", 16), ("all", 64)])
+def test_the_documented_way_to_freihand_starts_from_the_repositorys_weights(tmp_path, monkeypatch, backgrounds, samples):
+    """On 24 frames in the official layout with its four background versions, split where FreiHAND's frames are split."""
+    monkeypatch.setattr("dataset_script.freihand.SPLITS", {"train": (0, 16), "validation": (16, 20), "test": (20, 24)})
+    SyntheticHands(24, seed=7).write_freihand(tmp_path / "freihand", versions=4)
+    data = ["--data_dir", tmp_path / "freihand", "--backgrounds", backgrounds, "--cache_dir", tmp_path / "cache"]
+    start = ["--init", ROOT / "weights" / "handunet-base", "--epochs", "1", "--batch_size", "8", "--learning_rate", "1e-4"]
+    status, log = forked(tmp_path, *data, *start, "--output_dir", tmp_path / "run")
+    assert status == 0, log
+    assert f"{samples} training samples of FreiHAND ({backgrounds})" in log and "1,967,558 parameters" in log
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["test"]["num_hands"] == samples // 4
+    assert metrics["test"]["mean_error_percent"] < 0.8 * metrics["mean_pose"]["mean_error_percent"]  # it knows hands
+    assert metrics.get("test_by_group", {}).keys() == ({"auto", "green_screen", "hom", "sample"} if samples == 64 else set())
+    model = tmp_path / "run" / "model"
+    card = (model / "README.md").read_text()
+    assert "license_name: research-only" in card and "--init handunet-base" in card and str(tmp_path) not in card
+    status, log = forked(tmp_path, *data, "--eval_only", "--model", model)
+    assert status == 0, log
+    figures = json.loads(log[log.index("{") :])
+    assert figures["mean_error_percent"] == metrics["test"]["mean_error_percent"]
+    assert ("by_background" in figures) == (backgrounds == "all")
+
+
+@pytest.mark.slow
+def test_freihands_real_samples_are_scored(tmp_path, shared_data):
+    data = ["--data_dir", shared_data / "freihand_real", "--split", "train", "--cache_dir", tmp_path / "cache"]
+    errors = {}
+    for name in ("handunet", "handunet-base"):
+        status, log = forked(tmp_path, "--eval_only", "--model", ROOT / "weights" / name, *data)
+        assert status == 0 and "on FreiHAND (raw): 5 hands" in log, log
+        errors[name] = json.loads(log[log.index("{") :])["mean_error_over_box"]
+    assert max(errors.values()) < 0.3  # always the centre of the box: 0.325 on photographs
