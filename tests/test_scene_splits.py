@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from dataset_script import SyntheticHands
 from dataset_script.cutouts import Cutouts
@@ -39,6 +40,22 @@ def test_streamed_hands_are_new_ones_every_time():
         stream.epoch = epoch
         seen |= {item["keypoints"].numpy().tobytes() for item in stream.__getitems__(list(range(20)))}
     assert len(seen) == 40
+
+
+def test_both_bodies_cut_outs_and_photographs_have_their_share(tmp_path, shared_data):
+    write_cutouts(tmp_path / "cutouts")
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (100, 100), (0, 255, 0)).save(tmp_path / "photos" / "green.png")
+    mesh = str(shared_data / "hand_mesh" / "right.glb")
+    args = Arguments(
+        difficulty="scenes", layers=5, cutouts=str(tmp_path / "cutouts"), cutouts_share=0.2, photos=str(tmp_path / "photos"),
+        hand_mesh=mesh, train_samples=4, validation_samples=1, test_samples=1, cache_dir=str(tmp_path), image_size=64,
+    )  # fmt: skip
+    splits = load_splits(args)
+    first, second, cutouts = splits.train.sources
+    assert (len(first), len(second), second.source.hand_mesh) == (5, 3, mesh) and isinstance(cutouts.source, Cutouts)
+    np.testing.assert_allclose(np.diff(splits.train.limits, prepend=0), [0.5, 0.3, 0.2])
+    assert splits.scenes.photos.shape[1] == 3 and splits.test_groups == ["drawn"] * 2 + ["cut-outs"] * 40
 
 
 def test_hands_that_are_validated_on_are_not_trained_on(tmp_path):

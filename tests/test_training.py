@@ -17,6 +17,7 @@ from transformers import AutoImageProcessor, AutoModelForPoseEstimation
 
 from dataset_script import SyntheticHands
 from tests import full_size_freihand, kill_and_resume
+from tests.test_cutouts import write_cutouts
 from tests.tiny_training import (
     ROOT, TINY, NoiseHands, command, environment, fork, make_run, run, start, train_steps, wait_for,
     wait_for_end,
@@ -444,3 +445,25 @@ def test_freihands_real_samples_are_scored(tmp_path, shared_data):
         assert status == 0 and "on FreiHAND (raw): 5 hands" in log, log
         errors[name] = json.loads(log[log.index("{") :])["mean_error_over_box"]
     assert max(errors.values()) < 0.3  # always the centre of the box: 0.325 on photographs
+
+
+# Scenes
+
+
+@pytest.mark.slow
+def test_a_run_on_scenes_of_two_bodies_cut_outs_and_photographs_says_all_of_them(tmp_path, shared_data):
+    write_cutouts(tmp_path / "cutouts")
+    (tmp_path / "photos").mkdir()
+    Image.effect_noise((150, 150), 90).convert("RGB").save(tmp_path / "photos" / "noise.png")
+    given = ["--hand_mesh", shared_data / "hand_mesh" / "right.glb", "--cutouts", tmp_path / "cutouts"]
+    given += ["--photos", tmp_path / "photos", "--layers", "5", "--negatives", "0.2", "--cache_dir", tmp_path / "cache"]
+    size = ["--image_size", "64", "--epochs", "1", "--output_dir", tmp_path / "run"]
+    status, log = forked(tmp_path, *TINY, "--difficulty", "scenes", *given, *size)
+    assert status == 0, log
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["told_from_negatives"].keys() == {"no hand", "left hand", "far off centre"}
+    assert metrics["grouped_by"] == "source" and metrics["test_by_group"].keys() == {"drawn", "cut-outs"}
+    assert metrics["test"]["num_hands"] == 2 * 6 + 40
+    card = (tmp_path / "run" / "model" / "README.md").read_text()
+    assert "reads a 64x64 crop" in card and "squared error on the empty maps" in card and "license: unknown" in card
+    assert "--hand_mesh right.glb --layers 5 --cutouts cutouts" in card and str(tmp_path) not in card

@@ -7,10 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoImageProcessor, AutoModelForPoseEstimation, pipeline
 
-from modeling_handunet import HandUNetConfig
+from modeling_handunet import HandUNetConfig, decode_heatmaps
+from modeling_handunet.heatmaps import calibrate_scores
+from scripts.export_onnx import export
 
 ROOT = Path(__file__).resolve().parents[1]
 # By the protocol on real photographs, the mean over their sources: (error over box, PCK@0.1, PCK@0.2), as measured.
@@ -49,6 +52,25 @@ def test_the_files_say_where_the_weights_come_from(name):
     processor = AutoImageProcessor.from_pretrained(folder)
     assert processor.temperature == pytest.approx(metrics["calibration"]["temperature"], abs=1e-3) != 1.0
     assert metrics["calibration"]["validation"]["expected_calibration_error"] <= CALIBRATION[name]
+
+
+@every_model
+def test_the_exported_file_gives_what_torch_gives_on_photographs(name, tmp_path, shared_data):
+    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install -e '.[onnx]'")
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed: pip install -e '.[onnx]'")
+    model, processor = load(name), AutoImageProcessor.from_pretrained(ROOT / "weights" / name)
+    export(model, processor, tmp_path / "model.onnx")
+    photos = [Image.open(path).convert("RGB") for path in sorted((shared_data / "freihand_real" / "training" / "rgb").iterdir())]
+    pixel_values = processor(photos).pixel_values
+    with torch.no_grad():
+        outputs = model(pixel_values)
+        keypoints, scores = decode_heatmaps(outputs.heatmaps)
+        scores = calibrate_scores(scores, processor.temperature)
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    found = session.run(["heatmaps", "keypoints", "scores"], {"pixel_values": pixel_values.numpy()})
+    np.testing.assert_allclose(found[0], outputs.heatmaps, atol=1e-4)
+    np.testing.assert_allclose(found[1], keypoints, atol=0.01)
+    np.testing.assert_allclose(found[2], scores, atol=1e-4)
 
 
 @every_model
