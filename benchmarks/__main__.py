@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.0, help="times the usual duration")
     parser.add_argument("--turns", type=int, default=3, help="of each way at least")
     args = parser.parse_args()
-    results = load(args.output)
+    results, load_average = load(args.output), os.getloadavg()[0]
     if args.print:
         print(report.table(results))
         return
@@ -84,7 +84,7 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         prepare(folder)
         threads = args.threads or len(os.sched_getaffinity(0))
-        machine = {**describe(threads), "date": date.today().isoformat()}
+        machine = {**describe(threads, load_average), "date": date.today().isoformat()}
         for group in dict.fromkeys(named[name].group for name in chosen):
             print(f"{group} ...", file=sys.stderr, flush=True)
             ways, seconds = groups(bf16)[group].ways, groups(bf16)[group].seconds * args.seconds

@@ -7,13 +7,13 @@ import time
 
 import torch
 
+from benchmarks.rows import GPU_TARGETS
 from modeling_handunet import HandUNetConfig, HandUNetForPoseEstimation, render_heatmaps
 from training.augmentation import Augmentation, augmentation_keys
 from training.evaluation import normalize
 
 BATCH, SIZE = 256, 128
 IMAGES = (32_560, 130_240)
-TRAINING_TARGET, INFERENCE_TARGET = 20_000, 80_000  # images/s on one H200
 
 
 def activation_bytes(config: HandUNetConfig, training: bool, width: int = 2) -> int:
@@ -67,10 +67,7 @@ def measure() -> dict:
     rows = [{"what": "copying", "figure": f"{rate / 1e9:.0f} GB/s"}]
     for compiled in (False, True):
         suffix = ", compiled" if compiled else ""
-        for name, way, target, training in (
-            ("training with augmentation", train, TRAINING_TARGET, True),
-            ("inference", infer, INFERENCE_TARGET, False),
-        ):
+        for (name, target), way, training in zip(GPU_TARGETS.items(), (train, infer), (True, False)):
             per_second = way(compiled)
             limit = rate / activation_bytes(HandUNetConfig(), training)
             figure = f"{per_second:,.0f} images/s, {per_second / limit:.0%} of the bandwidth's {limit:,.0f}"

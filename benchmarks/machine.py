@@ -18,8 +18,11 @@ def best(act, items: float, seconds: float = 1.0) -> float:
     return max(rates)
 
 
-def describe(threads: int) -> dict:
-    """Processor, cores, memory, versions, load, and measured rates of multiplying matrices and of copying."""
+def describe(threads: int, load: float) -> dict:
+    """Processor, cores, memory, versions, and measured rates of multiplying matrices and of copying.
+
+    `load` is the load average before the benchmarks themselves made any.
+    """
     torch.set_num_threads(threads)
     side = 1024
     rates = {}
@@ -36,7 +39,7 @@ def describe(threads: int) -> dict:
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
         **rates,
         "copy_gb_per_s": round(best(lambda: target.copy_(source), copied) / 1e9, 1),
-        "load_average": round(os.getloadavg()[0], 1),
+        "load_average": round(load, 1),
         "python": platform.python_version(),
         "torch": torch.__version__,
     }

@@ -1,5 +1,7 @@
 """The results as tables of Markdown."""
 
+from benchmarks.rows import GPU_TARGETS
+
 
 def rounded(value, digits: int = 4):
     """`value` with every float in it at `digits` significant digits."""
@@ -49,6 +51,8 @@ def table(results: dict) -> str:
                 value = f"{line['value']:.0f} MB"
             ours = f"`{line['ours']}`" if row["memory"] else f"`{line['ours']}` {spread(line['times'])}"
             lines.append(f"| {what} | {ours} | {against} | {value} | {wanted} | {verdict} |")
+    if not results.get("gpu"):
+        lines += [f"| one GPU, {what} | | | | {wanted:,} images/s | not measured: `--gpu` |" for what, wanted in GPU_TARGETS.items()]
     return "\n".join(lines)
 
 

@@ -26,7 +26,7 @@ def test_the_plain_network_computes_what_ours_does(tmp_path):
 
 
 def test_the_plain_targets_loss_and_decoding_are_ours():
-    pytest.importorskip("cv2", reason="opencv is not installed: pip install handunet[benchmarks]")
+    pytest.importorskip("cv2", reason="opencv is not installed: pip install -e '.[benchmarks]'")
     keypoints = 26 + 76 * torch.rand(21, 2)
     targets = render_heatmaps(keypoints, 128, 3.0, quantize=True)
     np.testing.assert_allclose(reference.blur_targets(keypoints.numpy()), targets, atol=1e-3)
@@ -74,7 +74,7 @@ def test_the_committed_table_is_the_committed_figures():
 
 @pytest.mark.slow
 def test_the_command_measures_a_row_and_leaves_the_others(tmp_path):
-    pytest.importorskip("cv2", reason="opencv is not installed: pip install handunet[benchmarks]")
+    pytest.importorskip("cv2", reason="opencv is not installed: pip install -e '.[benchmarks]'")
     output = tmp_path / "figures.json"
     command = [sys.executable, "-m", "benchmarks", "--folder", tmp_path, "--output", output, "--threads", "1"]
     command += ["--seconds", "0", "--turns", "2", "--rows"]
@@ -84,3 +84,9 @@ def test_the_command_measures_a_row_and_leaves_the_others(tmp_path):
     figures = json.loads(output.read_text())
     assert list(figures["rows"]) == ["heatmaps", "decoding"]
     assert figures["rows"]["heatmaps"]["machine"]["threads"] == 1
+
+
+def test_rows_of_a_gpu_that_were_not_measured_stay_in_the_table():
+    text = report.table({"rows": {}, "gpu": {}})
+    assert "| one GPU, inference | | | | 80,000 images/s | not measured: `--gpu` |" in text
+    assert "one GPU" not in report.table({"rows": {}, "gpu": {"rows": []}})

@@ -138,7 +138,7 @@ def test_the_line_that_predicts_runs_as_printed_in_a_fresh_clone(clone):
 def test_the_lines_that_serve_run_as_printed_in_a_fresh_clone(what, paths, clone):
     (line,) = [line for line in TRY.splitlines() if line.startswith("python ") and f"demo/{what}" in line and ".jpg" not in line]
     if what == "space":
-        pytest.importorskip("gradio", reason="Gradio is not installed: pip install handunet[space]")
+        pytest.importorskip("gradio", reason="Gradio is not installed: pip install -e '.[space]'")
     if what == "web":
         need_node()
         pytest.importorskip("onnxscript", reason="onnxscript is not installed: pip install -e '.[onnx]'")
@@ -154,7 +154,7 @@ def test_the_lines_that_serve_run_as_printed_in_a_fresh_clone(what, paths, clone
 @pytest.mark.parametrize("program", ["demo/space/app.py", "demo/endpoint/serve.py"])
 def test_without_weights_the_programs_say_what_to_do(program, clone, tmp_path):
     if "space" in program:
-        pytest.importorskip("gradio", reason="Gradio is not installed: pip install handunet[space]")
+        pytest.importorskip("gradio", reason="Gradio is not installed: pip install -e '.[space]'")
     shutil.copytree(clone, tmp_path / "bare", ignore=shutil.ignore_patterns("weights", "node_modules"))
     with started(f"python {program} --port {free_port()}", tmp_path / "bare") as process:
         sentence = read_until(process, "there is no .*weights/handunet-base.*--model.*")[0]

@@ -121,11 +121,11 @@ def model(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def browser():
     """A launcher of Chromium: `browser(flags)`."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install handunet[browser]")
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e '.[browser]'")
     if CHROMIUM is None:
         pytest.skip(MISSING)
     if importlib.util.find_spec("gradio") is None:
-        pytest.skip("Gradio is not installed: pip install handunet[space]")
+        pytest.skip("Gradio is not installed: pip install -e '.[space]'")
     with sync_api.sync_playwright() as playwright, contextlib.ExitStack() as stack:
 
         def launch(*flags: str):

@@ -84,7 +84,7 @@ def test_the_resize_is_pillows_to_the_bit(tmp_path):
 def playwright():
     if CHROMIUM is None:
         pytest.skip(MISSING)
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install handunet[browser]")
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e '.[browser]'")
     with api.sync_playwright() as started:
         yield started
 
