@@ -34,7 +34,9 @@ from modeling_handunet import render_heatmaps
 from training.arguments import Arguments, parse_arguments
 from training.confidence import calibration, told_from_negatives
 from training.data import load_splits
-from training.evaluation import load_metric, mean_over, mean_pose_arrays, normalize, predict, score, score_by_group
+from training.evaluation import (
+    load_metric, mean_over, mean_pose_arrays, normalize, predict, score, score_by_group, worst_over_green_screen,
+)  # fmt: skip
 from training.figures import draw_contact_sheet, draw_figures
 from training.memory import keep_freed_memory
 from training.publishing import load_any_model, load_processor, push_model, save_model
@@ -88,6 +90,8 @@ def evaluate_only(args: Arguments, accelerator: Accelerator) -> None:
             parts = score_by_group(load_metric(), arrays, splits.test_groups, args.image_size)
             shown = {name: {k: v for k, v in part.items() if not isinstance(v, list)} for name, part in parts.items()}
             figures |= {f"by_{splits.grouped_by}": shown, f"mean_over_{splits.grouped_by}s": mean_over(parts)}
+            if (ratio := worst_over_green_screen(parts)) is not None:
+                figures["worst_over_green_screen"] = ratio
         print(json.dumps(figures, indent=2))
         if args.contact_sheet:
             draw_contact_sheet(Path(args.contact_sheet), arrays, splits.test)
@@ -301,9 +305,9 @@ def finish(run: Run, metric, output: Path) -> None:
             metrics["told_from_negatives"] = told_from_negatives(arrays, negatives, metrics["calibration"]["temperature"])
         if run.splits.test_groups:
             metrics["grouped_by"] = run.splits.grouped_by
-            metrics["test_by_group"] = score_by_group(
-                metric, arrays, run.splits.test_groups, args.image_size
-            )
+            metrics["test_by_group"] = score_by_group(metric, arrays, run.splits.test_groups, args.image_size)
+            if (worst := worst_over_green_screen(metrics["test_by_group"])) is not None:
+                metrics["worst_over_green_screen"] = worst
         unfinished = output / "metrics.json.incomplete"
         unfinished.write_text(json.dumps(metrics, indent=2) + "\n")
         unfinished.replace(output / "metrics.json")

@@ -95,6 +95,14 @@ def mean_over(parts: dict[str, dict]) -> dict[str, float]:
     }
 
 
+def worst_over_green_screen(parts: dict[str, dict]) -> float | None:
+    """Error on the worst of FreiHAND's backgrounds over that on its green screen; None without other backgrounds."""
+    if "green_screen" not in parts or len(parts) == 1:
+        return None
+    errors = {name: part["mean_error_percent"] for name, part in parts.items()}
+    return max(errors.values()) / max(errors["green_screen"], 1e-9)  # 0 where all predictions are right
+
+
 def mean_pose_arrays(train: Dataset, arrays: dict[str, np.ndarray], most: int = 2000) -> dict[str, np.ndarray]:
     """`arrays` as they were if every answer were the mean pose of (up to `most`) training samples, without scores."""
     indices = list(range(0, len(train), max(1, len(train) // most)))

@@ -262,6 +262,7 @@ def make_card(model, args: Arguments, metrics: dict, splits, repo_id: str | None
         ),
         command=args.command(),
         image_size=model.config.image_size,
+        worst_group=describe_worst(metrics),
         training=describe_training(args, metrics, len(splits.train)),
         confidence=describe_confidence(args, metrics),
         limits=describe_limits(args),
@@ -320,6 +321,12 @@ def describe_data(args: Arguments, splits, terms: Terms) -> str:
     if terms.license_name == RESEARCH_ONLY and args.dataset != "freihand":
         own += " **These weights may be used for research only, not commercially.**"
     return f"{own} {terms.text}".strip()
+
+
+def describe_worst(metrics: dict) -> str:
+    """How much harder FreiHAND's other backgrounds are, where they were tested."""
+    ratio = metrics.get("worst_over_green_screen")
+    return "" if ratio is None else f"The worst background has {ratio:.2f} of the error on the green screen.\n\n"
 
 
 def describe_training(args: Arguments, metrics: dict, samples: int) -> str:
