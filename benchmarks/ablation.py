@@ -80,7 +80,7 @@ ROWS = {
     "lr_4e-3": Row("learning rate 4e-3", "--learning_rate 4e-3"),
     "batch_8": Row("batch 8", "--batch_size 8"),
     "batch_32": Row("batch 32", "--batch_size 32"),
-    "constant": Row("learning rate halved on plateaus instead of cosine", "--schedule plateau"),
+    "constant": Row("constant learning rate without warm-up", "--schedule plateau"),  # too few epochs for a plateau
     "no_ema": Row("no averaged weights", "--ema_decay 0"),
     "cutouts_0": Row("no cut-outs", "--cutouts_share 0"),
     "cutouts_70": Row("70 % cut-outs", "--cutouts_share 0.7"),

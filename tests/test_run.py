@@ -13,7 +13,7 @@ from training import data
 from training.arguments import Arguments
 from training.data import EpochShuffle, Resident, load_splits
 from training.publishing import load_processor
-from training.run import make_loader, make_model, without_deep_levels
+from training.run import make_loader, make_model, make_schedule, without_deep_levels
 
 
 def network(*sizes: int) -> HandUNetForPoseEstimation:
@@ -169,3 +169,16 @@ def test_endless_hands_are_drawn_where_the_training_runs_unless_workers_draw_the
         used.clear()
         train.__getitems__([0, 1])
         assert used == [expected]
+
+
+def test_on_a_plateau_the_learning_rate_is_halved_before_the_run_would_end(tmp_path):
+    published = Arguments(recipe="seed", data_dir="x", patience=30)
+    for args in (published, Arguments(schedule="plateau")):
+        optimizer = torch.optim.SGD(network(4).parameters(), 1.0)
+        args.schedule = "plateau"
+        schedule = make_schedule(args, optimizer, 100)
+        epochs = 0
+        while optimizer.param_groups[0]["lr"] == 1.0:
+            schedule.step(0.5)
+            epochs += 1
+        assert epochs - 1 == {30: 21, 10: 8}[args.patience] and epochs - 1 < args.patience

@@ -167,7 +167,7 @@ class Arguments:
     learning_rate: float = _option("optimisation", 2.5e-3, "peak learning rate")
     weight_decay: float = _option("optimisation", 0.01, "the optimizer's weight decay")
     schedule: str = _option(
-        "optimisation", "cosine", "cosine after a warm-up, or halved when the training loss stalls",
+        "optimisation", "cosine", "cosine after a warm-up, or halved when the training loss stalls for two thirds of --patience",
         choices=("cosine", "plateau"),
     )  # fmt: skip
     warmup_share: float = _option("optimisation", 0.05, "share of the steps in which the learning rate rises")
