@@ -233,7 +233,10 @@ class HandUNetImageProcessor(PilBackend):
             raise ValueError(f"image_std={options['image_std']!r}: give numbers above 0, at least {MIN_STD:g}.")
 
     def squares(self, sizes: Sequence[tuple[int, int]], boxes=None) -> list[list[tuple[float, float, float]]]:
-        """The squares (left, top, side) that are cut out of images of `sizes` (width, height): per image, per hand."""
+        """The squares (left, top, side) that are cut out of images of `sizes` (width, height): per image, per hand.
+
+        Raises `ValueError` for boxes that are no boxes or lie outside their image, naming them.
+        """
         boxes = [None] * len(sizes) if boxes is None else nest_boxes(boxes, len(sizes))
         squares = []
         for (width, height), image_boxes in zip(sizes, boxes):

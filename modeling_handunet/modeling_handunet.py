@@ -77,6 +77,8 @@ def check_shards(folder: str) -> None:
 
 
 class HandUNetPreTrainedModel(PreTrainedModel):
+    """Loads, saves and initialises the network's weights, as every model of transformers does."""
+
     config_class = HandUNetConfig
     base_model_prefix = "handunet"
     main_input_name = "pixel_values"
