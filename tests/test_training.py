@@ -112,11 +112,11 @@ def test_eval_only_gives_the_figures_of_the_run(trained, tmp_path):
     figures = json.loads(log[log.index("{") :])
     metrics = json.loads((trained.output / "metrics.json").read_text())
     assert {name: figures[name] for name in metrics["test"]} == metrics["test"]
-    assert figures["by_source"].keys() == metrics["test_by_group"].keys()
-    for name, part in figures["by_source"].items():
+    assert figures["by_background"].keys() == metrics["test_by_group"].keys()
+    for name, part in figures["by_background"].items():
         assert part.items() <= {k: v for k, v in metrics["test_by_group"][name].items() if k in part}.items()
-    errors = [part["mean_error_percent"] for part in figures["by_source"].values()]
-    assert figures["mean_over_sources"]["mean_error_percent"] == pytest.approx(sum(errors) / len(errors))
+    errors = [part["mean_error_percent"] for part in figures["by_background"].values()]
+    assert figures["mean_over_backgrounds"]["mean_error_percent"] == pytest.approx(sum(errors) / len(errors))
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.width == 10 * 256 and sheet.height % 256 == 0
 
