@@ -13,13 +13,14 @@ import pytest
 import torch
 from accelerate.utils import set_seed
 from PIL import Image
+from tqdm import tqdm
 from transformers import AutoImageProcessor, AutoModelForPoseEstimation
 
 from dataset_script import SyntheticHands
 from tests import full_size_freihand, kill_and_resume
 from tests.test_cutouts import write_cutouts
 from tests.tiny_training import (
-    ROOT, TINY, NoiseHands, command, environment, fork, make_run, run, start, train_steps, wait_for,
+    ROOT, TINY, NoiseHands, command, environment, fork, fork_call, forked, make_run, run, start, train_steps, wait_for,
     wait_for_end,
 )  # fmt: skip
 from training.data import Splits
@@ -32,14 +33,6 @@ def trained(tmp_path_factory):
     status, log = forked(folder, *TINY, "--output_dir", folder / "run", "--workers", "1")
     assert status == 0, log
     return types.SimpleNamespace(output=folder / "run", log=log)
-
-
-def forked(tmp_path: Path, *arguments: object) -> tuple[int, str]:
-    """A run to its end: exit code and what it printed."""
-    log = tmp_path / f"log-{time.monotonic_ns()}"
-    log.touch()
-    (status,) = wait_for_end(fork(*arguments, log=log))
-    return status, log.read_text()
 
 
 def same_outcome(first: Path, second: Path) -> None:
@@ -196,6 +189,27 @@ def test_a_run_resumed_after_every_checkpoint_is_the_same(tmp_path, settings):
         pytest.fail(log.read_text())
     assert (output / "metrics.json").exists(), log.read_text()
     same_outcome(output, tmp_path / "untouched")
+
+
+def test_a_process_that_is_killed_within_a_progress_bar_does_not_stop_those_after_it(tmp_path):
+    log = tmp_path / "log"
+    log.touch()
+
+    def hold() -> None:
+        with tqdm.get_lock():
+            print("held")
+            time.sleep(60)
+
+    def show() -> None:
+        signal.alarm(20)
+        tqdm(disable=True)
+
+    tqdm.get_lock()  # as any progress bar makes it
+    pid = fork_call(hold, log=log)
+    while "held" not in log.read_text():
+        time.sleep(0.001)
+    os.kill(pid, signal.SIGKILL)
+    assert wait_for_end(pid, fork_call(show, log=log)) == [-signal.SIGKILL, 0]
 
 
 # Several processes

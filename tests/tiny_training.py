@@ -1,12 +1,14 @@
 """Runs of train.py that are small enough for tests: the real command, or forked from here to spare the imports."""
 
 import contextlib
+import faulthandler
 import math
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import traceback
 import warnings
@@ -17,6 +19,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from torch.utils.data import Dataset
+from tqdm import tqdm
 
 from training.arguments import Arguments
 from training.data import Splits
@@ -25,6 +28,12 @@ from training.run import Run
 ROOT = Path(__file__).resolve().parents[1]
 # Two levels instead of four, and so few hands that a run is over in seconds.
 TINY = "--hidden_sizes 4 8 --train_samples 24 --validation_samples 6 --test_samples 6 --batch_size 4 --epochs 2".split()
+
+FORKED_SECONDS = 900  # what a forked process may take: it then shows where it is and ends
+
+# By default a semaphore that forked processes share: one that is killed while it holds it would stop all that follow.
+tqdm.set_lock(threading.RLock())
+tqdm.monitor_interval = 0  # no thread that could hold it at a fork
 
 
 def environment() -> dict[str, str]:
@@ -71,6 +80,14 @@ def fork(*arguments: object, log: Path, **place) -> int:
     return fork_call(main, log=log, **place)
 
 
+def forked(tmp_path: Path, *arguments: object) -> tuple[int, str]:
+    """A run to its end: exit code and what it printed."""
+    log = tmp_path / f"log-{time.monotonic_ns()}"
+    log.touch()
+    (status,) = wait_for_end(fork(*arguments, log=log))
+    return status, log.read_text()
+
+
 def fork_call(function: Callable[[], None], *, log: Path, rank: int = 0, processes: int = 1, port: int = 0) -> int:
     """Fork a process that calls `function` and ends with the status that a program of its own would have.
 
@@ -86,6 +103,8 @@ def fork_call(function: Callable[[], None], *, log: Path, rank: int = 0, process
         for number in (1, 2):
             os.dup2(descriptor, number)
         sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
+        faulthandler.register(signal.SIGALRM, chain=True)
+        signal.alarm(FORKED_SECONDS)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         warnings.resetwarnings()
