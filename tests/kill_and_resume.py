@@ -28,9 +28,13 @@ from tests.tiny_training import fork, free_port
 
 SETTINGS = (
     "--hidden_sizes 4 8 --train_samples 32 --validation_samples 32 --test_samples 8 --batch_size 4 --epochs 4 "
-    "--checkpoint_every 3 --workers 1 --augmentation 1"
+    "--checkpoint_every 3 --workers 1"
 ).split()
-DATA = {"prepared": [], "endless": ["--streaming"], "scene": ["--difficulty", "scenes", "--layers", "16"]}
+DATA = {
+    "prepared": ["--augmentation", "1"],
+    "endless": ["--streaming", "--augmentation", "1"],
+    "scene": ["--difficulty", "scenes", "--layers", "16"],  # turned and coloured without being asked
+}
 FIRST, WRITE, VALIDATION, ANY = "before the first checkpoint", "in a checkpoint write", "in validation", "any time"
 KILLS_PER_TRAINING = 5
 
