@@ -65,7 +65,15 @@ def test_the_seed_recipe_sets_its_fields_and_lets_others_be_chosen():
         "--cutouts_share 0.5 --difficulty scenes",
         "--init_levels 2",
         "--contact_sheet X",
-        "--validation_share 1.5",
+        "--validation_share 1.5 --annotations X",
+        "--push_to_hub a/b --eval_only --model X",
+        "--init X --eval_only --model X",
+        "--resume --eval_only --model X",
+        "--max_rotation 20 --difficulty scenes",
+        "--max_unreadable_share 0.5",
+        "--warmup_share 0.1 --schedule plateau",
+        "--credits me",
+        "--credits me --data_dir X",
         "--hidden_sizes a",
         "--decoding best",
         "--nonsense 3",
@@ -76,7 +84,7 @@ def test_arguments_that_make_no_sense_end_in_a_sentence_that_names_them(command,
         parse_arguments(command.split())
     assert stop.value.code == 2
     name = command.split()[0].lstrip("-") if "dataset" not in command else command.split()[1]
-    assert name in capsys.readouterr().err
+    assert name in capsys.readouterr().err.rpartition("error: ")[2]  # what comes before names every option
 
 
 def test_options_that_have_an_effect_are_taken():
@@ -87,8 +95,28 @@ def test_options_that_have_an_effect_are_taken():
         "--augmentation 1 --max_rotation 20 --hand_mesh X --difficulty full --streaming",
         "--eval_only --model X --data_dir Y --split evaluation --contact_sheet Z",
         "--recipe seed --data_dir X",
+        "--annotations X --credits me",
+        "--hand_mesh X --credits me",
     ):
         parse_arguments(command.split())
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "",
+        "--difficulty full",
+        "--difficulty scenes --init first/model",
+        "--data_dir X --init Y",
+        "--annotations X --epochs 3",
+        "--recipe seed --data_dir X",
+        "--recipe seed --data_dir X --learning_rate 2.5e-3 --patience 10 --optimizer adamw --decoding local --targets continuous",
+    ],
+)
+def test_settings_can_be_made_again_from_themselves_and_from_their_command(command):
+    args = parse_arguments(command.split())
+    assert dataclasses.replace(args) == args
+    assert parse_arguments(args.command().split()[3:]) == args
 
 
 def test_scenes_have_defaults_of_their_own_and_negatives_only_after_a_first_training():

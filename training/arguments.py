@@ -7,7 +7,7 @@ beside the weights.  A field's comment in `help` is its manual; its group is the
 import argparse
 import dataclasses
 import json
-import os
+import shlex
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -199,7 +199,7 @@ class Arguments:
     split: str = _option(
         "output", "test", "with --eval_only: FreiHAND's split", choices=("train", "validation", "test", "evaluation")
     )
-    credits: str | None = _option("output", None, "for the card: where --cutouts and --photos come from, and their terms")
+    credits: str | None = _option("output", None, "for the card: whose the photographs, or --hand_mesh, --cutouts and --photos, are, and their terms")
     push_to_hub: str | None = _option("output", None, "send the finished model to this repository, as user/name")
     space: str | None = _option("output", None, "with --push_to_hub: and the page to try it on to this one")
 
@@ -218,7 +218,7 @@ class Arguments:
         for name, value in DATASET_DEFAULTS["scenes" if scenes else self.dataset].items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
-        if self.negatives is None:
+        if scenes and self.negatives is None:
             self.negatives = 0.1 if self.init else 0.0
         self._check()
 
@@ -232,6 +232,7 @@ class Arguments:
         """Options that this run would read and not use; the user meant something else by them."""
         scenes = self.dataset == "synthetic" and self.difficulty == "scenes"
         photographs = self.dataset in ("freihand", "coco")
+        foreign = self.hand_mesh or self.cutouts or self.photos
         only_with = [  # options, whether they have an effect here, and where they have one
             (("data_dir", "backgrounds"), self.dataset == "freihand", "--dataset freihand has it"),
             (("split",), self.dataset == "freihand" and self.eval_only, "--eval_only with --data_dir has it"),
@@ -242,10 +243,16 @@ class Arguments:
             (("layers",), not self.streaming, "with --streaming no hand is kept"),
             (("cutouts_share",), bool(self.cutouts), "--cutouts has it"),
             (("augmentation",), not (scenes and self.augmentation), "scenes turn and colour every hand themselves"),
+            (("max_rotation",), not scenes, "scenes turn every hand themselves"),
             (("max_rotation",), bool(self.augmentation) or (photographs and self.augmentation is None), "--augmentation has it"),
-            (("box_fill",), photographs or scenes, "these hands are drawn as crops, none is cut out"),
+            (("box_fill",), photographs or scenes or self.box_fill == DRAWN_FILL.get(self.difficulty), "these hands are drawn as crops, none is cut out"),
             (("init_levels",), bool(self.init), "name the deeper model to start from by --init"),
-            (("contact_sheet", "model"), self.eval_only, "--eval_only has it; a training starts from weights by --init"),
+            (("max_unreadable_share",), photographs, "hands are drawn, no photograph is read"),
+            (("warmup_share",), self.schedule == "cosine", "--schedule cosine has it"),
+            (("contact_sheet",), self.eval_only, "--eval_only has it"),
+            (("model",), self.eval_only, "--eval_only has it; a training starts from weights by --init"),
+            (("init", "resume", "push_to_hub", "space"), not self.eval_only, "nothing is trained with --eval_only"),
+            (("credits",), self.dataset == "coco" or bool(foreign), "for drawn hands and FreiHAND the card says it itself"),
             (("space",), bool(self.push_to_hub), "name the repository of the model, too, by --push_to_hub"),
         ]
         defaults = {option.name: option.default for option in dataclasses.fields(self)}
@@ -267,7 +274,10 @@ class Arguments:
             refuse("--eval_only has no --model", "name the folder or Hub id to score")
         for name in ("push_to_hub", "space"):
             if getattr(self, name):
-                check_repo_id(getattr(self, name))
+                try:
+                    check_repo_id(getattr(self, name))
+                except ValueError as error:
+                    raise ValueError(f"--{name}: {error}") from error
         for name in (
             *("epochs", "batch_size", "gradient_accumulation_steps", "patience", "checkpoint_every", "keep_checkpoints"),
             *("max_bad_steps", "layers", "train_samples", "validation_samples", "test_samples", "image_size"),
@@ -283,7 +293,7 @@ class Arguments:
             if not getattr(self, name) >= 0:
                 refuse(f"--{name} {getattr(self, name)}", "give 0 or more")
         for name in ("ema_decay", "warmup_share", "validation_share", "max_unreadable_share", "cutouts_share", "negatives"):
-            if not 0 <= getattr(self, name) < 1:
+            if getattr(self, name) is not None and not 0 <= getattr(self, name) < 1:
                 refuse(f"--{name} {getattr(self, name)}", "give a share in [0, 1)")
         if self.dataset == "coco" and not self.eval_only and not self.validation_share:
             refuse("--validation_share 0", "a training chooses its weights by the photographs held out, hold some out")
@@ -301,7 +311,8 @@ class Arguments:
     def command(self) -> str:
         """What gives these settings on a command line, without what the defaults give and where the results went."""
         needed = {name: getattr(self, name) for name in ("dataset", "data_dir", "annotations", "difficulty", "recipe", "init")}
-        usual, settings = Arguments(**needed).to_dict(), self.for_others()
+        recipe = SEED_RECIPE if self.recipe == "seed" else {}
+        usual, settings = Arguments(**recipe | needed).to_dict(), self.for_others()
         left_out = {"output_dir", "resume", "push_to_hub", "space", "credits", "cache_dir", "hidden_sizes" if self.init else ""}
         given = {
             option.name: settings[option.name]
@@ -311,10 +322,10 @@ class Arguments:
         }
         if given.get("dataset") in ("freihand", "coco", "synthetic"):
             del given["dataset"]  # follows from the others
-        parts = ["train.py"]
+        parts = ["accelerate launch train.py"]
         for name, value in given.items():
             values = value if isinstance(value, list) else [value]
-            parts.append(f"--{name}" if value is True else f"--{name} {' '.join(map(str, values))}")
+            parts.append(f"--{name}" if value is True else f"--{name} {shlex.join(map(str, values))}")
         return " ".join(parts)
 
     def differences(self, saved: dict) -> list[str]:
