@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -122,7 +123,7 @@ def test_weights_that_started_from_freihands_are_research_only_too(run, tmp_path
 @pytest.mark.parametrize(
     "metadata, license, name, words",
     [
-        ("license: mit\nbase_model: someone/first\n", "unknown", None, "(mit)"),
+        ("license: mit\nbase_model: someone/first\n", "apache-2.0", None, "(mit)"),
         ("license: cc-by-nc-4.0\n", "cc-by-nc-4.0", None, "terms hold on: cc-by-nc-4.0"),
         ("license: other\nlicense_name: own\nlicense_link: LICENSE\n", "other", "own", "terms hold on: own"),
         ("tags: [hands]\n", "unknown", None, "states no terms"),
@@ -132,8 +133,11 @@ def test_weights_that_started_from_freihands_are_research_only_too(run, tmp_path
 )
 def test_fine_tuned_weights_keep_the_terms_of_those_they_started_from(run, tmp_path, metadata, license, name, words):
     start = str(tmp_path) if metadata is None else base(tmp_path / "start", metadata)
-    found, text = card_of(run, tmp_path / "out", init=start, dataset="coco", annotations="hands.json")
+    found, text = card_of(run, tmp_path / "out", init=start)
     assert (found["license"], found.get("license_name")) == (license, name) and words in text
+    found, text = card_of(run, tmp_path / "out", init=start, dataset="coco", annotations="hands.json")
+    assert (found["license"], found.get("license_name")) == ("unknown", None) and "whose terms are not stated" in text
+    assert words.replace("hold on", "hold, too") in text
     assert found.get("base_model") == ("someone/first" if words == "(mit)" else None)
     assert (found.get("base_model_relation") == "finetune") == ("base_model" in found)
 
@@ -154,23 +158,25 @@ def test_what_others_gave_is_free_only_where_its_terms_are_stated(run, tmp_path,
 def test_own_photographs_have_terms_that_only_the_trainer_knows(run, tmp_path):
     found, text = card_of(run, tmp_path, dataset="coco", annotations="hands.json")
     assert found["license"] == "unknown" and "whose terms are not stated" in text
-    assert "on test, which are the same photographs" in text
+    assert "on test, of the same held-out photographs" in text
+    found, text = card_of(run, tmp_path, dataset="coco", annotations="hands.json", credits="Hands of mine.")
+    assert found["license"] == "unknown" and "Hands of mine." in text and "not stated" not in text
 
 
 def test_the_command_is_stated_without_the_folders_of_this_machine(run, tmp_path):
-    settings = {"annotations": str(tmp_path / "me" / "hands.json"), "images": "photos", "learning_rate": 1e-3}
+    settings = {"annotations": str(tmp_path / "me" / "hands.json"), "images": "my photos", "learning_rate": 1e-3}
     args = arguments(tmp_path / "me" / "out", init=str(tmp_path / "me" / "first" / "model"), **settings)
-    command = "train.py --annotations hands.json --images photos --init first/model --learning_rate 0.001"
+    command = "accelerate launch train.py --annotations hands.json --images 'my photos' --init first/model --learning_rate 0.001"
     assert args.command() == command
     assert args.for_others()["output_dir"] == "out" and args.to_dict()["output_dir"] == str(tmp_path / "me" / "out")
-    again = parse_arguments(command.split()[1:])
+    again = parse_arguments(shlex.split(command)[3:])
     assert again.learning_rate == 1e-3 and again.dataset == "coco"
     _, text = card_of(run, tmp_path / "out", seed=7)
-    assert "```bash\ntrain.py --hidden_sizes 4 8 --seed 7\n```" in text and str(tmp_path) not in text
-    assert parse_arguments([]).command() == "train.py"
+    assert "```bash\naccelerate launch train.py --hidden_sizes 4 8 --seed 7\n```" in text and str(tmp_path) not in text
+    assert parse_arguments([]).command() == "accelerate launch train.py"
     scenes = ["--difficulty", "scenes", "--cutouts", "/far/away/hands", "--negatives", "0.2", "--streaming"]
     assert parse_arguments(scenes).command() == (
-        "train.py --difficulty scenes --streaming --cutouts hands --negatives 0.2"
+        "accelerate launch train.py --difficulty scenes --streaming --cutouts hands --negatives 0.2"
     )
 
 

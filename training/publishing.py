@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx2
+import numpy as np
 import yaml
 from huggingface_hub import (
     CommitOperationAdd,
@@ -100,11 +101,12 @@ def load_processor(name: str) -> HandUNetImageProcessor:
     if os.path.isdir(name) and not os.path.exists(os.path.join(name, "preprocessor_config.json")):
         return usual
     processor = HandUNetImageProcessor.from_pretrained(name)  # damaged, it is an error
-    for statistics in ("image_mean", "image_std"):
-        if list(getattr(processor, statistics)) != list(getattr(usual, statistics)):
+    for setting in ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std"):
+        its, ours = (np.asarray(getattr(one, setting)).tolist() for one in (processor, usual))
+        if its != ours:
             raise ValueError(
-                f"{name} normalises by {statistics} {list(getattr(processor, statistics))}, and train.py by "
-                f"{list(getattr(usual, statistics))}: it can be used, but neither be scored nor trained on by train.py."
+                f"{name} normalises by {setting} {its}, and train.py by {ours}: it can be used, but neither be scored "
+                "nor trained on by train.py."
             )
     return processor
 
@@ -181,6 +183,8 @@ def find_terms(args: Arguments, research_only: bool) -> Terms:
             inherited = f"Training started from `{start}`, which states no terms: ask whoever made it before you use this."
         elif base.license in PERMISSIVE:
             inherited = f"Training started from `{start}` ({base.license})."
+        elif terms.license == UNKNOWN:
+            inherited = f"Training started from `{start}`, whose terms hold, too: {base.license_name or base.license}."
         else:
             terms.license, terms.license_name, terms.license_link = base.license, base.license_name, base.license_link
             inherited = f"Training started from `{start}`, whose terms hold on: {base.license_name or base.license}."
@@ -299,9 +303,10 @@ def describe_data(args: Arguments, splits, terms: Terms) -> str:
     if args.dataset == "freihand":
         own = FREIHAND_TERMS
     elif args.dataset == "coco":
+        terms_of_it = f". {args.credits}" if args.credits else ", whose terms are not stated."
         own = (
-            f"{len(splits.train)} annotated hands of the trainer's own photographs ({splits.source}), whose terms are not "
-            "stated. The test split is the validation split: the weights and the temperature were chosen by it."
+            f"{len(splits.train)} annotated hands of the trainer's own photographs ({splits.source}){terms_of_it} Test and "
+            "validation are of the same held-out photographs, by which the weights and the temperature were chosen."
         )
     else:
         own = (
@@ -355,7 +360,7 @@ def describe_confidence(args: Arguments, metrics: dict) -> str:
         f"temperature of {found['temperature']:.3g}, fitted on validation, the expected calibration error is "
         f"{errors['validation']:.3f} there and {errors['test']:.3f} on test"
     )
-    text += ", which are the same photographs." if args.dataset == "coco" else "."
+    text += ", of the same held-out photographs." if args.dataset == "coco" else "."
     text += " That holds for hands like those of the test."
     told = metrics.get("told_from_negatives")
     if told:

@@ -80,10 +80,11 @@ def make_optimizer(args: Arguments, model: nn.Module) -> torch.optim.Optimizer:
 def make_schedule(args: Arguments, optimizer: torch.optim.Optimizer, steps: int):
     """Cosine to zero over `steps` after a warm-up, stepped per step; or halved on a plateau, stepped per epoch.
 
-    A plateau is two thirds as long as the one that ends the run.
+    What is halved after is two thirds of the patience that ends the run, and always before that.
     """
     if args.schedule == "plateau":
-        return torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=round(args.patience * 2 / 3))
+        patience = max(0, min(round(args.patience * 2 / 3), args.patience - 2))
+        return torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=patience)
     return get_cosine_schedule_with_warmup(optimizer, int(steps * args.warmup_share), steps)
 
 
