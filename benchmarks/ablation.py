@@ -4,7 +4,7 @@
     python -m benchmarks.ablation --folder outputs/ablation --rows base squared_error    # only these
     python -m benchmarks.ablation --folder outputs/ablation --print            # the table of what is done
 
-Options after `--` go to train.py in every row, and are kept in the folder.  Each row is a training of its own from random
+Options after `--` go to train.py in every row, and are kept in the folder; rows about those not given are left out.  Each row is a training of its own from random
 weights, scored on the validation scenes of `base`: drawn hands and held-out cut-outs.  A run that was stopped goes on where
 it was.
 """
@@ -68,6 +68,7 @@ class Row:
     loss: str | None = None
     plain_scenes: bool = False
     without: tuple[str, ...] = ()  # options after `--` that it does not get
+    needs: tuple[str, ...] = ()  # options after `--` for which alone it makes a difference
     seeds: tuple[int, ...] = (0,)
 
 
@@ -82,8 +83,8 @@ ROWS = {
     "batch_32": Row("batch 32", "--batch_size 32"),
     "constant": Row("constant learning rate without warm-up", "--schedule plateau"),  # too few epochs for a plateau
     "no_ema": Row("no averaged weights", "--ema_decay 0"),
-    "cutouts_0": Row("no cut-outs", "--cutouts_share 0"),
-    "cutouts_70": Row("70 % cut-outs", "--cutouts_share 0.7"),
+    "cutouts_0": Row("no cut-outs", "--cutouts_share 0", needs=("--cutouts",)),
+    "cutouts_70": Row("70 % cut-outs", "--cutouts_share 0.7", needs=("--cutouts",)),
     "one_body": Row("no second body", without=("--hand_mesh",)),
     "no_photos": Row("no photographs behind the hands", without=("--photos",)),
     "plain_scenes": Row("hands not turned, scaled or shifted", plain_scenes=True),
@@ -194,7 +195,8 @@ def main() -> None:
     args.options = kept_options(args.folder, args.options)
     file = args.folder / "ablation.json"
     results = json.loads(file.read_text()) if file.exists() else {}
-    wanted = [(name, seed) for name in args.rows for seed in ROWS[name].seeds[: args.seeds]]
+    rows = [name for name in args.rows if {*ROWS[name].needs, *ROWS[name].without} <= set(args.options)]
+    wanted = [(name, seed) for name in rows for seed in ROWS[name].seeds[: args.seeds]]
     for name, seed in () if args.print else wanted:
         output = args.folder / f"{name}-{seed}"
         if not (output / "metrics.json").exists():

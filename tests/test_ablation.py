@@ -27,6 +27,15 @@ def test_every_row_changes_the_base():
         assert row.seeds[0] == 0
 
 
+def test_every_row_that_is_kept_without_further_options_can_be_trained():
+    kept = [row for row in ROWS.values() if not row.needs and not row.without]
+    assert {row.what for row in ROWS.values()} - {row.what for row in kept} == {
+        ROWS[name].what for name in ("cutouts_0", "cutouts_70", "one_body", "no_photos")
+    }
+    for row in kept:
+        parse_arguments([*BASE, *options_of(row, [])])
+
+
 def test_a_row_goes_without_an_option_and_its_value():
     without = options_of(ROWS["one_body"], COMMON)
     assert without == COMMON[2:]
