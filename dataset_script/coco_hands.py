@@ -67,7 +67,7 @@ class CocoHands(HandRowsBuilder):
     there, or do not fit their photograph, naming the file and the annotations.
     """
 
-    VERSION = datasets.Version("1.0.0")
+    VERSION = datasets.Version("1.1.0")  # 1.1.0: held out by the hash of the path below the folder
     BUILDER_CONFIG_CLASS = CocoHandsConfig
     BUILDER_CONFIGS = [CocoHandsConfig(name="default", version=VERSION)]
 

@@ -33,7 +33,7 @@ def draw(path: Path, count: int, options: list[str], beside: Path | None = None)
     images, keypoints = splits.scenes(batch["image"], batch["keypoints"], batch["skin"], keys)
     rows = rows_of((images * 255 + 0.5).to(torch.uint8), keypoints)
     if beside is not None:
-        hands = CocoHands(beside, beside.parent / "images").build()["train"]
+        hands = CocoHands(beside, beside.parent / "images", cache_dir=args.cache_dir).build()["train"]
         crops = HandCrops(hands, args.image_size, box_fill=args.box_fill)
         real = default_collate(crops.__getitems__(list(range(min(count, len(crops))))))
         points = torch.where(real["visibility"][..., None], real["keypoints"], torch.nan)

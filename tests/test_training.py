@@ -23,6 +23,7 @@ from tests.tiny_training import (
     ROOT, TINY, NoiseHands, command, environment, fork, fork_call, forked, make_run, run, start, train_steps, wait_for,
     wait_for_end,
 )  # fmt: skip
+from training.arguments import parse_arguments
 from training.data import Splits
 
 
@@ -149,6 +150,11 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path):
         os.killpg(process.pid, signal.SIGINT)
     assert process.wait(10) == 130
     assert "Traceback" not in log.read_text()
+
+
+@pytest.mark.parametrize("data", kill_and_resume.DATA)
+def test_each_training_that_is_killed_has_arguments_that_are_taken(data):
+    parse_arguments([*kill_and_resume.SETTINGS, *kill_and_resume.DATA[data]])
 
 
 @pytest.mark.slow
