@@ -14,12 +14,13 @@ from transformers import AutoImageProcessor, AutoModelForPoseEstimation, pipelin
 from modeling_handunet import HandUNetConfig, decode_heatmaps
 from modeling_handunet.heatmaps import calibrate_scores
 from scripts.export_onnx import export
+from tests.tiny_training import forked
 
 ROOT = Path(__file__).resolve().parents[1]
 # By the protocol on real photographs, the mean over their sources: (error over box, PCK@0.1, PCK@0.2), as measured.
-MEASURED = {"handunet": (0.1366, 0.5829, 0.7659), "handunet-base": (0.1139, 0.6645, 0.8545)}
+MEASURED = {"handunet": (0.1292, 0.6184, 0.8121), "handunet-base": (0.1132, 0.6535, 0.8509)}
 # The calibration error on validation that each keeps below.
-CALIBRATION = {"handunet": 0.03, "handunet-base": 0.03}
+CALIBRATION = {"handunet": 0.03, "handunet-base": 0.04}
 every_model = pytest.mark.parametrize("name", MEASURED)
 
 
@@ -91,6 +92,32 @@ def test_photographs_are_read_as_well_as_was_measured(name, shared_data):
     error, close, near = MEASURED[name]
     assert found["error_over_box"] == pytest.approx(error, abs=0.002)
     assert found["pck@0.1"] == pytest.approx(close, abs=0.01) and found["pck@0.2"] == pytest.approx(near, abs=0.01)
+
+
+@pytest.mark.slow
+@every_model
+def test_train_py_scores_photographs_as_the_protocol_does(name, tmp_path, shared_data):
+    annotations = shared_data / "coco_hands" / "annotations.json"
+    data = ["--dataset", "coco", "--annotations", annotations, "--cache_dir", tmp_path / "cache"]
+    status, log = forked(tmp_path, "--eval_only", "--model", ROOT / "weights" / name, *data)
+    assert status == 0, log
+    found = json.loads(log[log.index("{") :])["mean_over_sources"]
+    figures = (found["mean_error_over_box"], found["pck@0.1"], found["pck@0.2"])
+    assert figures == pytest.approx(MEASURED[name], abs=0.005)
+
+
+@every_model
+def test_every_page_states_the_figures_that_were_measured(name):
+    shown = " | ".join(f"{value:.3f}" for value in MEASURED[name])
+    pages = {page: (ROOT / page).read_text() for page in ("README.md", "docs/training.md")}
+    for page, text in pages.items():
+        assert any(f"`weights/{name}`" in line or f"`{name}`" in line for line in text.splitlines() if shown in line), page
+    error, close, near = MEASURED[name]
+    card = " ".join((ROOT / "weights" / name / "README.md").read_text().split())
+    assert f"error over box {error:.3f}, PCK@0.1 {close:.3f}, PCK@0.2 {near:.3f}" in card
+    metrics = json.loads((ROOT / "weights" / name / "metrics.json").read_text())
+    calibration = metrics["calibration"]["validation"]["expected_calibration_error"]
+    assert f"the expected calibration error is {calibration:.3f} there" in card
 
 
 def test_a_hand_that_the_project_drew_is_found_on_its_picture():
