@@ -248,10 +248,11 @@ def test_two_processes_train_stop_and_go_on_together(tmp_path):
 
 @pytest.mark.slow
 def test_a_model_for_small_crops_is_trained_and_scored_on_them(tmp_path):
-    options = [*TINY, "--image_size", "32", "--box_fill", "0.6", "--epochs", "1", "--output_dir", tmp_path / "run"]
-    status, log = forked(tmp_path, *options)
+    scenes = [*TINY, "--difficulty", "scenes", "--cache_dir", tmp_path / "cache"]
+    small = ["--layers", "24", "--image_size", "32", "--box_fill", "0.6", "--epochs", "1", "--output_dir", tmp_path / "run"]
+    status, log = forked(tmp_path, *scenes, *small)
     assert status == 0, log
-    status, log = forked(tmp_path, "--eval_only", "--model", tmp_path / "run" / "model", *TINY)
+    status, log = forked(tmp_path, "--eval_only", "--model", tmp_path / "run" / "model", *scenes)
     assert status == 0, log
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert json.loads(log[log.index("{") :])["mean_error_percent"] == metrics["test"]["mean_error_percent"]
