@@ -4,9 +4,9 @@
     python -m benchmarks.ablation --folder outputs/ablation --rows base squared_error    # only these
     python -m benchmarks.ablation --folder outputs/ablation --print            # the table of what is done
 
-Options after `--` go to train.py in every row, and are kept in the folder; rows about those not given are left out.  Each row is a training of its own from random
-weights, scored on the validation scenes of `base`: drawn hands and held-out cut-outs.  A run that was stopped goes on where
-it was.
+Options after `--` go to train.py in every row, and are kept in the folder; rows about those not given are left out.  Each
+row is a training of its own from random weights, scored on the validation scenes of `base`: drawn hands and held-out
+cut-outs.  A run that was stopped goes on where it was.
 """
 
 import argparse

@@ -199,7 +199,9 @@ class Arguments:
     split: str = _option(
         "output", "test", "with --eval_only: FreiHAND's split", choices=("train", "validation", "test", "evaluation")
     )
-    credits: str | None = _option("output", None, "for the card: whose the photographs, or --hand_mesh, --cutouts and --photos, are, and their terms")
+    credits: str | None = _option(
+        "output", None, "for the card: whose the photographs, or --hand_mesh, --cutouts and --photos, are, and their terms"
+    )
     push_to_hub: str | None = _option("output", None, "send the finished model to this repository, as user/name")
     space: str | None = _option("output", None, "with --push_to_hub: and the page to try it on to this one")
 
@@ -232,7 +234,7 @@ class Arguments:
         """Options that this run would read and not use; the user meant something else by them."""
         scenes = self.dataset == "synthetic" and self.difficulty == "scenes"
         photographs = self.dataset in ("freihand", "coco")
-        foreign = self.hand_mesh or self.cutouts or self.photos
+        cut_out = photographs or scenes or self.box_fill == DRAWN_FILL.get(self.difficulty)  # or it is what they are drawn with
         only_with = [  # options, whether they have an effect here, and where they have one
             (("data_dir", "backgrounds"), self.dataset == "freihand", "--dataset freihand has it"),
             (("split",), self.dataset == "freihand" and self.eval_only, "--eval_only with --data_dir has it"),
@@ -245,18 +247,18 @@ class Arguments:
             (("augmentation",), not (scenes and self.augmentation), "scenes turn and colour every hand themselves"),
             (("max_rotation",), not scenes, "scenes turn every hand themselves"),
             (("max_rotation",), bool(self.augmentation) or (photographs and self.augmentation is None), "--augmentation has it"),
-            (("box_fill",), photographs or scenes or self.box_fill == DRAWN_FILL.get(self.difficulty), "these hands are drawn as crops, none is cut out"),
+            (("box_fill",), cut_out, "these hands are drawn as crops, none is cut out"),
             (("init_levels",), bool(self.init), "name the deeper model to start from by --init"),
             (("max_unreadable_share",), photographs, "hands are drawn, no photograph is read"),
             (("warmup_share",), self.schedule == "cosine", "--schedule cosine has it"),
             (("contact_sheet",), self.eval_only, "--eval_only has it"),
             (("model",), self.eval_only, "--eval_only has it; a training starts from weights by --init"),
             (("init", "resume", "push_to_hub", "space"), not self.eval_only, "nothing is trained with --eval_only"),
-            (("credits",), self.dataset == "coco" or bool(foreign), "for drawn hands and FreiHAND the card says it itself"),
+            (("credits",), self.dataset == "coco" or bool(self.foreign_data()), "for drawn hands and FreiHAND the card says it itself"),
             (("space",), bool(self.push_to_hub), "name the repository of the model, too, by --push_to_hub"),
         ]
         defaults = {option.name: option.default for option in dataclasses.fields(self)}
-        recipe = SEED_RECIPE if self.recipe == "seed" else {}
+        recipe = self.of_recipe()
         for names, has_effect, where in only_with:
             for name in names:
                 if not has_effect and getattr(self, name) not in (defaults[name], recipe.get(name, defaults[name])):
@@ -298,6 +300,14 @@ class Arguments:
         if self.dataset == "coco" and not self.eval_only and not self.validation_share:
             refuse("--validation_share 0", "a training chooses its weights by the photographs held out, hold some out")
 
+    def of_recipe(self) -> dict:
+        """The fields that the recipe sets."""
+        return SEED_RECIPE if self.recipe == "seed" else {}
+
+    def foreign_data(self) -> list[str]:
+        """The options that brought another's data into the synthetic hands of the run."""
+        return [f"--{name}" for name in ("hand_mesh", "cutouts", "photos") if getattr(self, name)]
+
     def to_dict(self) -> dict:
         """The settings as JSON has them."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
@@ -311,8 +321,7 @@ class Arguments:
     def command(self) -> str:
         """What gives these settings on a command line, without what the defaults give and where the results went."""
         needed = {name: getattr(self, name) for name in ("dataset", "data_dir", "annotations", "difficulty", "recipe", "init")}
-        recipe = SEED_RECIPE if self.recipe == "seed" else {}
-        usual, settings = Arguments(**recipe | needed).to_dict(), self.for_others()
+        usual, settings = Arguments(**self.of_recipe() | needed).to_dict(), self.for_others()
         left_out = {"output_dir", "resume", "push_to_hub", "space", "credits", "cache_dir", "hidden_sizes" if self.init else ""}
         given = {
             option.name: settings[option.name]

@@ -167,7 +167,7 @@ class Terms:
 def find_terms(args: Arguments, research_only: bool) -> Terms:
     """The terms of a run's weights: those of its data, and of the weights that it started from where they are stricter."""
     terms = Terms(datasets=[FREIHAND] if args.dataset == "freihand" else [])
-    if args.dataset == "coco" or (foreign_data(args) and not args.credits):
+    if args.dataset == "coco" or (args.foreign_data() and not args.credits):
         terms.license = UNKNOWN  # the trainer's to say, in README.md
     inherited = ""
     if args.init:
@@ -192,11 +192,6 @@ def find_terms(args: Arguments, research_only: bool) -> Terms:
         terms.license, terms.license_name, terms.license_link = "other", RESEARCH_ONLY, FREIHAND_PAGE
     terms.text = inherited
     return terms
-
-
-def foreign_data(args: Arguments) -> list[str]:
-    """The options that brought another's data into the synthetic hands of a run."""
-    return [f"--{name}" for name in ("hand_mesh", "cutouts", "photos") if getattr(args, name)]
 
 
 def read_card_data(name: str) -> ModelCardData | None:
@@ -313,12 +308,12 @@ def describe_data(args: Arguments, splits, terms: Terms) -> str:
             f"{splits.source[0].upper()}{splits.source[1:]}. The synthetic hands are modelled, posed and drawn by the "
             "project itself."
         )
-        if not foreign_data(args):
+        if not args.foreign_data():
             own += " No photograph and no third party's data is in it."
         elif args.credits:
             own += f" {args.credits}"
         else:
-            own += f" What {', '.join(foreign_data(args))} gave is the trainer's own; no terms are stated."
+            own += f" What {', '.join(args.foreign_data())} gave is the trainer's own; no terms are stated."
         if args.cutouts:
             own += " Validation and test have the same cut-out photographs, in other scenes; none was trained on."
         if terms.license == "apache-2.0":

@@ -80,7 +80,7 @@ def make_optimizer(args: Arguments, model: nn.Module) -> torch.optim.Optimizer:
 def make_schedule(args: Arguments, optimizer: torch.optim.Optimizer, steps: int):
     """Cosine to zero over `steps` after a warm-up, stepped per step; or halved on a plateau, stepped per epoch.
 
-    What is halved after is two thirds of the patience that ends the run, and always before that.
+    It is halved after two thirds of the patience that ends the run, and, from a patience of 2 on, always before that end.
     """
     if args.schedule == "plateau":
         patience = max(0, min(round(args.patience * 2 / 3), args.patience - 2))
