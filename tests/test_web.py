@@ -475,6 +475,30 @@ def hide_and_show(port: int) -> None:
     time.sleep(3)
 
 
+def attach(playwright, address: str, url: str):
+    """Playwright's connection to a running Chromium, and its page of `url`.
+
+    A connection made while the page is only being opened may wait for ever, so each is given a part of the patience.
+    """
+    from playwright.sync_api import Error
+
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            with urllib.request.urlopen(f"{address}/json", timeout=5) as answer:
+                opened = any(tab["url"] == url and tab["title"] not in ("", url) for tab in json.load(answer))
+            if opened:
+                attached = playwright.chromium.connect_over_cdp(address, timeout=PATIENCE * 1000 / 6)
+                (page,) = [page for page in attached.contexts[0].pages if page.url == url]
+                return attached, page
+        except (OSError, Error):
+            if time.monotonic() > deadline:
+                raise
+        if time.monotonic() > deadline:
+            pytest.fail(f"Chromium at {address} shows no {url}")
+        time.sleep(0.5)
+
+
 @pytest.mark.slow
 def test_a_hidden_page_pauses_and_goes_on_when_shown(playwright, url, photographs, tmp_path):
     camera_frame(photographs[1]).save(tmp_path / "still.mjpeg", "JPEG", quality=95)
@@ -486,12 +510,7 @@ def test_a_hidden_page_pauses_and_goes_on_when_shown(playwright, url, photograph
     address = f"http://127.0.0.1:{port}"
     status = "document.getElementById('status').textContent"
     try:
-        for _ in range(PATIENCE * 2):
-            with contextlib.suppress(urllib.error.URLError), urllib.request.urlopen(f"{address}/json/version"):
-                break
-            time.sleep(0.5)
-        attached = playwright.chromium.connect_over_cdp(address)
-        (page,) = [page for page in attached.contexts[0].pages if page.url == url]
+        attached, page = attach(playwright, address, url)
         page.wait_for_function(f"() => {status}.includes('Ready')", timeout=PATIENCE * 1000)
         page.evaluate(
             f"() => {{ window.said = []; setInterval(() => {{ const now = document.visibilityState + ': ' + {status};"
@@ -503,8 +522,7 @@ def test_a_hidden_page_pauses_and_goes_on_when_shown(playwright, url, photograph
         page.wait_for_function(f"() => {status}.includes('Following')", timeout=PATIENCE * 1000)
         attached.close()  # while Playwright looks on, every tab counts as visible
         hide_and_show(port)
-        attached = playwright.chromium.connect_over_cdp(address)
-        (page,) = [page for page in attached.contexts[0].pages if page.url == url]
+        attached, page = attach(playwright, address, url)
         page.wait_for_function(f"() => {status}.includes('Following')", timeout=PATIENCE * 1000)
         said = page.evaluate("window.said")
         attached.close()
