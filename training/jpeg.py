@@ -1,0 +1,57 @@
+"""What JPEG does to a picture, for batches on any device: the loss of its transform, without the coding that has none.
+
+Colours are split into luma and chroma, chroma halved in size, 8 x 8 blocks transformed by the cosine transform and
+rounded to multiples of the tables in Annex K of the standard (ITU-T T.81), scaled by the quality as libjpeg does.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+BLOCK = 8
+LUMA = (
+    (16, 11, 10, 16, 24, 40, 51, 61), (12, 12, 14, 19, 26, 58, 60, 55), (14, 13, 16, 24, 40, 57, 69, 56),
+    (14, 17, 22, 29, 51, 87, 80, 62), (18, 22, 37, 56, 68, 109, 103, 77), (24, 35, 55, 64, 81, 104, 113, 92),
+    (49, 64, 78, 87, 103, 121, 120, 101), (72, 92, 95, 98, 112, 100, 103, 99),
+)  # fmt: skip
+CHROMA = (
+    (17, 18, 24, 47, 99, 99, 99, 99), (18, 21, 26, 66, 99, 99, 99, 99), (24, 26, 56, 99, 99, 99, 99, 99),
+    (47, 66, 99, 99, 99, 99, 99, 99), *((99,) * 8,) * 4,
+)  # fmt: skip
+TO_YCC = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
+
+
+def compress(images: Tensor, quality: Tensor) -> Tensor:
+    """`images` (B, 3, S, S) in [0, 1] as they are after compression with `quality` (B,) from 1 to 100."""
+    size = images.shape[-1]
+    beyond = -size % (2 * BLOCK)  # blocks that the picture does not fill are filled by repeating its edge
+    images = F.pad(images, (0, beyond, 0, beyond), mode="replicate")
+    matrix = torch.tensor(TO_YCC, device=images.device)
+    ycc = torch.einsum("ij,bjhw->bihw", matrix, images) * 255
+    ycc[:, :1] -= 128
+    steps = torch.where(quality < 50, 5000 / quality, 200 - 2 * quality)[:, None, None] / 100
+    tables = [(torch.tensor(table, device=images.device) * steps + 0.5).floor().clamp(1, 255) for table in (LUMA, CHROMA)]
+    luma = _round_blocks(ycc[:, :1], tables[0])
+    chroma = _round_blocks(F.avg_pool2d(ycc[:, 1:], 2), tables[1])
+    chroma = F.interpolate(chroma, scale_factor=2, mode="bilinear", align_corners=False)
+    rgb = torch.einsum("ij,bjhw->bihw", torch.linalg.inv(matrix), torch.cat([luma + 128, chroma], 1))
+    return (rgb[..., :size, :size] / 255).clamp(0, 1)
+
+
+def _cosines(device: torch.device) -> Tensor:
+    """The orthonormal cosine transform (8, 8): frequencies, then places."""
+    number = torch.arange(BLOCK, dtype=torch.float64)
+    waves = torch.cos(math.pi * (2 * number[None] + 1) * number[:, None] / (2 * BLOCK)) * math.sqrt(2 / BLOCK)
+    waves[0] /= math.sqrt(2)
+    return waves.float().to(device)
+
+
+def _round_blocks(planes: Tensor, table: Tensor) -> Tensor:
+    """Planes (B, C, S, S) whose blocks' frequencies are multiples of `table` (B, 8, 8)."""
+    waves = _cosines(planes.device)
+    blocks = planes.unflatten(3, (-1, BLOCK)).unflatten(2, (-1, BLOCK)).transpose(3, 4)  # (B, C, rows, columns, 8, 8)
+    table = table[:, None, None, None]
+    frequencies = torch.round(waves @ blocks @ waves.T / table) * table
+    return (waves.T @ frequencies @ waves).transpose(3, 4).flatten(4).flatten(2, 3)
