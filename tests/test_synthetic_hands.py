@@ -170,7 +170,7 @@ def test_moving_hands_moves_picture_keypoints_and_camera_together(drawn):
 
 def test_poses_stay_within_anatomical_limits():
     keys = counter_rng.sample_keys(0, torch.arange(500))
-    pose = sample_poses(keys, tuple(TEMPLATES), blend=0.7, noise=30.0, wrist=20.0)
+    pose = sample_poses(keys, tuple(TEMPLATES), blend=0.7, mixed=0.3, noise=30.0, wrist=20.0)
     for angles, limits in ((pose.thumb, THUMB_LIMITS), (pose.fingers, FINGER_LIMITS)):
         low, high = torch.tensor(limits, dtype=torch.float64).unbind(-1)
         assert (angles.rad2deg() >= low - 1e-4).all() and (angles.rad2deg() <= high + 1e-4).all()

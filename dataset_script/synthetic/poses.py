@@ -84,9 +84,12 @@ def _clip_softly(angles: Tensor, limits: tuple[tuple[float, float], ...]) -> Ten
     return torch.minimum(torch.maximum(angles, low), high)
 
 
-def sample_poses(keys: Tensor, names: tuple[str, ...], *, blend: float, noise: float, wrist: float) -> Pose:
+def sample_poses(
+    keys: Tensor, names: tuple[str, ...], *, blend: float, mixed: float, noise: float, wrist: float
+) -> Pose:
     """One pose a key: a template, moved up to `blend` of the way to another, plus `noise` (degrees).
 
+    In a share `mixed` each finger goes to another template than its neighbours, and all the way.
     `wrist` is the standard deviation of the wrist's flexion in degrees; it deviates sideways half as much.
     """
     thumb_table, finger_table = _template_table(names, keys.device)
@@ -95,6 +98,10 @@ def sample_poses(keys: Tensor, names: tuple[str, ...], *, blend: float, noise: f
     part = counter_rng.uniform(keys, "blend") ** 2 * blend
     thumb = torch.lerp(thumb_table[first], thumb_table[second], part[:, None])
     fingers = torch.lerp(finger_table[first], finger_table[second], part[:, None, None])
+    if mixed > 0:
+        own = counter_rng.integers(keys, "finger template", len(names), (4,))
+        chosen = (counter_rng.uniform(keys, "mixed") < mixed)[:, None, None]
+        fingers = torch.where(chosen, finger_table[own, torch.arange(4, device=keys.device)], fingers)
 
     shared = counter_rng.normal(keys, "shared flexion", (1, 3))
     own = counter_rng.normal(keys, "finger flexion", (4, 3))
