@@ -9,7 +9,11 @@ from dataset_script import SyntheticHands
 from training.augmentation import Augmentation, augmentation_keys
 from training.compositing import NEGATIVES, Scenes, load_photos
 
-PLAIN = Augmentation(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+# Nothing that is not about where the hand is.
+PLAIN = {
+    **{"framed": 0, "coarse": 0, "motion": 0, "grey": 0, "other_hand": 0, "lamp": 0, "cast": 0, "jpeg": 0, "stretch": 0},
+    "recolor": Augmentation(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0),
+}
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +60,7 @@ def test_negatives_have_no_keypoints_and_come_in_every_kind(hands):
 
 def test_a_negative_without_a_hand_is_the_background_alone(hands):
     layers, keypoints, skin, keys = hands
-    still = {"framed": 0, "coarse": 0, "motion": 0, "grey": 0, "recolor": PLAIN}
-    nothing = scenes(negatives=1.0, kinds=("no hand",), **still)
+    nothing = scenes(negatives=1.0, kinds=("no hand",), **PLAIN)
     ranges = dataclasses.replace(nothing.ranges, shadow=0.0)
     with_hand, _ = dataclasses.replace(nothing, ranges=ranges)(layers, keypoints, skin, keys)
     without, _ = dataclasses.replace(nothing, ranges=ranges)(torch.zeros_like(layers), keypoints, skin, keys)
@@ -69,7 +72,7 @@ def test_a_left_hand_is_the_mirrored_right_one(hands):
     layers, keypoints, skin, keys = hands
     black, white = torch.zeros_like(layers), layers.clone()
     black[:, 3], white[:, :3] = layers[:, 3], 255
-    still = {"any_angle": 0, "rotation": 0.0, "shift": 0.0, "framed": 0, "coarse": 0, "motion": 0, "grey": 0, "recolor": PLAIN}
+    still = {"any_angle": 0, "rotation": 0.0, "shift": 0.0, **PLAIN}
 
     def outline(**changes) -> torch.Tensor:
         maker = scenes(**still, **changes)
@@ -79,6 +82,39 @@ def test_a_left_hand_is_the_mirrored_right_one(hands):
     right, left = outline(), outline(negatives=1.0, kinds=("left hand",))
     same = (right.flip(2) == left).float().mean()
     assert right.any() and same > 0.98 and (right == left).float().mean() < same
+
+
+def test_the_other_hand_lies_behind_this_one_and_off_the_centre(hands):
+    layers, keypoints, skin, keys = hands
+    plain = dataclasses.replace(scenes(**PLAIN), ranges=dataclasses.replace(scenes().ranges, occluder=0.0, soften=0.0, shadow=0.0))
+    alone, points = plain(layers, keypoints, skin, keys)
+    both, same_points = dataclasses.replace(plain, other_hand=1.0)(layers, keypoints, skin, keys)
+    assert torch.equal(points, same_points)
+    changed = (both - alone).abs().amax(1) > 0.02  # (B, S, S)
+    assert (changed.flatten(1).float().mean(1) > 0.02).float().mean() > 0.8
+    column, row = points.round().long().clamp(0, 63).unbind(-1)
+    at_keypoints = changed[torch.arange(16)[:, None], row, column]
+    assert at_keypoints.float().mean() < 0.1  # most lie on this hand, and it is in front
+
+
+def test_a_stretched_hand_keeps_its_keypoints_where_they_are(hands):
+    """Coloured discs at the keypoints are found at the moved ones, whatever the stretch."""
+    _, keypoints, skin, keys = hands
+    y, x = torch.meshgrid(torch.arange(80) + 0.5, torch.arange(80) + 0.5, indexing="ij")
+    near = (torch.stack([x, y], -1) - keypoints[:, 12, None, None]).norm(dim=-1) < 3  # (B, 80, 80)
+    layers = torch.stack([torch.full_like(near, value) for value in (1, 0, 1)] + [near], 1).to(torch.uint8) * 255
+    empty = torch.zeros_like(layers)
+    bare = {"occluder": 0.0, "shadow": 0.0, "soften": 0.0}
+    plain = scenes(**{**PLAIN, "stretch": 0.5})
+    plain = dataclasses.replace(plain, ranges=dataclasses.replace(plain.ranges, **bare))
+    with_disc, points = plain(layers, keypoints, skin, keys)
+    difference = (with_disc - plain(empty, keypoints, skin, keys)[0]).abs().sum(1)
+    weight = difference / difference.sum((1, 2), keepdim=True)
+    line = torch.arange(64) + 0.5
+    centre = torch.stack([(weight.sum(1) * line).sum(1), (weight.sum(2) * line).sum(1)], 1)
+    assert (centre - points[:, 12]).norm(dim=1).max() < 0.6
+    _, unstretched = dataclasses.replace(plain, stretch=0.0)(layers, keypoints, skin, keys)
+    assert (points - unstretched).norm(dim=-1).max() > 3
 
 
 def test_photographs_become_square_tiles_and_bad_folders_are_named(tmp_path):

@@ -16,10 +16,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dataset_script import counter_rng
-from dataset_script.synthetic.ranges import FULL, SceneRanges
+from dataset_script.synthetic.backgrounds import cos_sin, enlarge, pixel_grid
+from dataset_script.synthetic.ranges import SCENES, SceneRanges
 from dataset_script.synthetic.scenes import Layer, composite, move_layer, rotation
 from modeling_handunet.crops import load_image
 from training.augmentation import Augmentation
+from training.jpeg import compress
 
 NEGATIVES = ("no hand", "left hand", "far off centre")
 PHOTO_TILE = 256
@@ -63,9 +65,10 @@ class Scenes:
     negatives: float = 0.0
     kinds: tuple[str, ...] = NEGATIVES
     photos: Tensor | None = None  # (N, 3, S, S) uint8, as load_photos gives them
-    ranges: SceneRanges = FULL
+    ranges: SceneRanges = SCENES
     any_angle: float = 0.6  # share of hands turned by any angle; the others by up to `rotation`
     rotation: float = 30.0  # degrees
+    stretch: float = 0.16  # longer by e ** stretch at most along some direction, and shorter as much across it
     scale: float = 0.24
     shift: float = 0.05
     off_centre: tuple[float, float] = (0.38, 0.6)
@@ -74,6 +77,11 @@ class Scenes:
     coarse: float = 0.3  # share of low resolution
     motion: float = 0.15  # share of motion blur
     grey: float = 0.04
+    other_hand: float = 0.15  # share with the other hand of the same person beside this one or behind it
+    lamp: float = 0.35  # spread of the light over the hand, and over the picture
+    cast: float = 0.2  # share with the edge of a shadow across the picture
+    jpeg: float = 0.6  # share that was compressed
+    quality: tuple[float, float] = (20.0, 95.0)  # of the compression, in the scale of libjpeg
     recolor: Augmentation = MILD
 
     def __post_init__(self):
@@ -96,12 +104,14 @@ class Scenes:
         draw = counter_rng.uniform(keys, "scene", (16,))
         kinds = torch.tensor([NEGATIVES.index(name) for name in self.kinds], device=keys.device)
         kind = torch.where(draw[:, 0] < self.negatives, kinds[(draw[:, 1] * len(kinds)).long()], -1)
-        layer = Layer(self._color(layers.float() / 255, keys), keypoints, skin)
-        layer = self._place(layer, draw, kind)
+        whole = Layer(self._color(layers.float() / 255, keys), keypoints, skin)
+        layer = self._place(whole, draw, kind)
         rgba = layer.rgba * (kind != 0)[:, None, None, None]
-        images, _ = composite(keys, Layer(rgba, layer.keypoints, skin), self.ranges, self._photographs(keys))
+        behind = self._photographs(keys), self._other_hand(whole, keys)
+        images, _ = composite(keys, Layer(rgba, layer.keypoints, skin), self.ranges, *behind)
         images = self._frame(images.float() / 255, layer.keypoints, keys)
-        images = self.recolor.recolor(self._degrade(images, keys), keys)
+        images = self.recolor.recolor(self._degrade(self._light(images, keys), keys), keys)
+        images = self._compress(images, keys)
         return images, torch.where((kind >= 0)[:, None, None], math.nan, layer.keypoints)
 
     def _color(self, rgba: Tensor, keys: Tensor) -> Tensor:
@@ -111,7 +121,52 @@ class Scenes:
         grey = color.mean(1, keepdim=True)
         color = grey + (color - grey) * (0.55 + 0.6 * draw[:, 1:2])
         color = color * (0.85 + 0.3 * draw[:, 2:3]) * (1 + (draw[:, 3:6] - 0.5) * 0.16)
+        color = color * self._lamp(keys, "hand lamp", rgba.shape[-1])
         return torch.cat([color.clamp(0, 1), rgba[:, 3:]], 1)
+
+    def _lamp(self, keys: Tensor, purpose: str, size: int) -> Tensor:
+        """Factors (B, 1, size, size) of a light that falls more on one part of a picture than on another."""
+        amount = self.lamp * counter_rng.uniform(keys, f"{purpose} amount")[:, None, None, None]
+        grid = counter_rng.uniform(keys, purpose, (1, 4, 4)) * 2 - 1
+        return 1 + amount * enlarge(grid, size)
+
+    def _light(self, images: Tensor, keys: Tensor) -> Tensor:
+        """Uneven light, and on some the edge of a shadow."""
+        draw = counter_rng.uniform(keys, "cast", (5,))[:, :, None, None]
+        x, y = pixel_grid(self.size, images.device)
+        cos, sin = cos_sin(draw[:, 0] * 2 * math.pi)
+        across = x * cos + y * sin - (draw[:, 1] - 0.5)
+        shade = (across / (0.02 + 0.3 * draw[:, 2])).clamp(-1, 1) * 0.5 + 0.5
+        shade = 1 - 0.6 * draw[:, 3] * shade * (draw[:, 4] < self.cast)
+        return (images * self._lamp(keys, "lamp", self.size) * shade[:, None]).clamp(0, 1)
+
+    def _compress(self, images: Tensor, keys: Tensor) -> Tensor:
+        """JPEG's artefacts, for some."""
+        draw = counter_rng.uniform(keys, "jpeg", (2,))
+        chosen = (draw[:, 0] < self.jpeg).nonzero(as_tuple=True)[0]
+        if len(chosen):
+            worst, best = self.quality
+            images = images.index_copy(0, chosen, compress(images[chosen], worst + (best - worst) * draw[chosen, 1]))
+        return images
+
+    def _other_hand(self, hand: Layer, keys: Tensor) -> Tensor:
+        """For some the same hand mirrored, off the centre, as RGBA (B, 4, S, S)."""
+        draw = counter_rng.uniform(keys, "other hand", (5,))
+        chosen = (draw[:, 0] < self.other_hand).nonzero(as_tuple=True)[0]
+        rgba = torch.zeros(len(keys), 4, self.size, self.size, device=keys.device)
+        if len(chosen):
+            draw = draw[chosen]
+            turned = rotation(draw[:, 1] * 2 * math.pi) * draw.new_tensor([-1.0, 1.0])
+            points = hand.keypoints[chosen]
+            extent = (points.amax(1) - points.amin(1)).amax(1).clamp_min(1.0)
+            scale = self.fill * self.size * (0.7 + 0.6 * draw[:, 2]) / extent
+            direction = draw[:, 3] * 2 * math.pi
+            reach = (0.25 + 0.35 * draw[:, 4]) * self.size
+            shift = torch.stack([direction.cos(), direction.sin()], 1) * reach[:, None]
+            mine = Layer(hand.rgba[chosen], points, hand.skin[chosen])
+            moved = move_layer(mine, turned * scale[:, None, None], shift, self.size)
+            rgba = rgba.index_copy(0, chosen, moved.rgba)
+        return rgba
 
     def _place(self, layer: Layer, draw: Tensor, kind: Tensor) -> Layer:
         whole_turn = draw[:, 2] < self.any_angle
@@ -119,6 +174,10 @@ class Scenes:
         turned = rotation(angle)
         mirror = torch.where(kind == 1, -1.0, 1.0)
         turned = torch.stack([turned[..., 0] * mirror[:, None], turned[..., 1]], -1)
+        stretch = torch.exp((draw[:, 9] * 2 - 1) * self.stretch)
+        along = rotation(draw[:, 10] * math.pi)
+        longer = torch.diag_embed(torch.stack([stretch, 1 / stretch], 1))
+        turned = along @ longer @ along.mT @ turned
         centred = layer.keypoints - 0.5 * layer.rgba.shape[-1]
         points = (centred[:, :, None, :] * turned[:, None]).sum(-1)
         low, high = points.amin(1), points.amax(1)

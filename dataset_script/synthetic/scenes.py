@@ -59,7 +59,8 @@ def sample_bones(keys: Tensor, body: HandBody, shape: Shape, ranges: SceneRanges
     tries = torch.cat([keys + candidate * 0x01000193 for candidate in range(CANDIDATES)])
     shapes = Shape(*(getattr(shape, name).repeat(CANDIDATES, *[1] * (getattr(shape, name).ndim - 1))
                      for name in ("size", "palm", "finger_length", "finger_thickness")))
-    pose = poses.sample_poses(tries, ranges.templates, blend=ranges.blend, noise=ranges.noise, wrist=ranges.wrist)
+    pose = poses.sample_poses(tries, ranges.templates, blend=ranges.blend, mixed=ranges.mixed, noise=ranges.noise,
+                              wrist=ranges.wrist)
     rotations, origins = poses.place_bones(body, pose, shapes)
     depth = poses.penetration(body, rotations, origins, shapes).view(CANDIDATES, -1)
     rank = torch.arange(CANDIDATES, device=keys.device, dtype=depth.dtype)[:, None]
@@ -227,15 +228,22 @@ def move_layer(layer: Layer, matrix: Tensor, shift: Tensor, size: int) -> Layer:
 
 
 def composite(
-    keys: Tensor, hands: Layer, ranges: SceneRanges, behind: tuple[Tensor, Tensor] | None = None
+    keys: Tensor,
+    hands: Layer,
+    ranges: SceneRanges,
+    behind: tuple[Tensor, Tensor] | None = None,
+    beside: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Images (B, 3, S, S) uint8 of `hands` over backgrounds, and the backgrounds' kinds (B,).
 
     The backgrounds are drawn from `keys`; those that `behind` gives, (B, 3, S, S) where (B,) is true, take their place.
+    `beside`, (B, 4, S, S) RGBA, lies between them and the hands.
     """
     size = hands.rgba.shape[-1]
     drawn, kind = backgrounds(keys, size, ranges.backgrounds, hands.skin)
     behind = drawn if behind is None else torch.where(behind[1][:, None, None, None], behind[0], drawn)
+    if beside is not None:
+        behind = torch.lerp(behind, beside[:, :3], beside[:, 3:])
     u = counter_rng.uniform(keys, "composite", (16,))[:, :, None, None, None]
     color, alpha = hands.rgba[:, :3], hands.rgba[:, 3:]
     if ranges.shadow > 0:  # a soft shadow on what lies behind
