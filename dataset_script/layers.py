@@ -6,6 +6,7 @@ turns, scales and colours it and puts it over another background (`training/comp
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -32,15 +33,15 @@ class LayerSource(Protocol):
 
     def __len__(self) -> int: ...
 
-    def layers(self, indices: Tensor) -> Layer:
-        """The hands `indices` (B,), each in a square of `image_size` pixels."""
+    def layers(self, indices: Tensor, device: str | torch.device = "cpu") -> Layer:
+        """The hands `indices` (B,), each in a square of `image_size` pixels, on `device`."""
         ...
 
 
-def layer_arrays(layer: Layer) -> dict[str, np.ndarray]:
-    """A layer as it is kept: `rgba` (B, 4, S, S) uint8, `keypoints` (B, 21, 2) and `skin` (B, 3), in the CPU's memory."""
+def layer_rows(layer: Layer) -> dict[str, Tensor]:
+    """A layer as it is kept: `rgba` (B, 4, S, S) uint8, `keypoints` (B, 21, 2) and `skin` (B, 3), where it was drawn."""
     rgba = (layer.rgba.clamp(0, 1) * 255 + 0.5).to(torch.uint8)
-    return {"rgba": rgba.cpu().numpy(), "keypoints": layer.keypoints.cpu().numpy(), "skin": layer.skin.cpu().numpy()}
+    return {"rgba": rgba, "keypoints": layer.keypoints, "skin": layer.skin}
 
 
 class HandLayers:
@@ -67,6 +68,11 @@ class HandLayers:
             self._arrays = open_arrays(self.folder, NAMES)
         return {name: np.array(array[index]) for name, array in self._arrays.items()}
 
+    def rows(self, numbers: Sequence[int]) -> dict[str, Tensor]:
+        """Several layers, each array (B, ...) of them."""
+        rows = [self[int(number)] for number in numbers]
+        return {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in NAMES}
+
     def _write(self, folder: Path) -> None:
         count, size = len(self), self.source.image_size
         shapes = {
@@ -77,4 +83,26 @@ class HandLayers:
         write_arrays(folder, shapes, self._rows, BATCH)
 
     def _rows(self, numbers: range) -> dict[str, np.ndarray]:
-        return layer_arrays(self.source.layers(torch.tensor(numbers)))
+        return {name: values.numpy() for name, values in layer_rows(self.source.layers(torch.tensor(numbers))).items()}
+
+
+class LayersOnDevice:
+    """The layers of a source in the memory of a device, drawn there or read from where they are kept."""
+
+    def __init__(self, source: LayerSource | HandLayers, device: str | torch.device, batch_size: int = 256):
+        self.tensors: dict[str, Tensor] = {}
+        for first in range(0, len(source), batch_size):
+            numbers = torch.arange(first, min(first + batch_size, len(source)))
+            made = source.rows(numbers) if isinstance(source, HandLayers) else layer_rows(source.layers(numbers, device))
+            for name, values in made.items():
+                if name not in self.tensors:
+                    self.tensors[name] = torch.empty(len(source), *values.shape[1:], dtype=values.dtype, device=device)
+                self.tensors[name][first : first + len(numbers)] = values
+
+    def __len__(self) -> int:
+        return len(self.tensors["skin"])
+
+    def rows(self, numbers: Sequence[int]) -> dict[str, Tensor]:
+        """Several layers, each array (B, ...) of them, on the device."""
+        chosen = torch.tensor(numbers, device=self.tensors["skin"].device)
+        return {name: values[chosen] for name, values in self.tensors.items()}

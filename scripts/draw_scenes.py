@@ -28,7 +28,7 @@ def draw(path: Path, count: int, options: list[str], beside: Path | None = None)
     """Write a sheet of `count` training scenes, two rows for ten of them, and of as many real hands below."""
     args = parse_arguments(["--difficulty", "scenes", "--streaming", "--validation_samples", "1", "--test_samples", "1", *options])
     splits = load_splits(args)
-    batch = default_collate(splits.train.__getitems__(list(range(count))))
+    batch = splits.train.__getitems__(list(range(count)))
     keys = augmentation_keys(args.seed, 0, batch["index"])
     images, keypoints = splits.scenes(batch["image"], batch["keypoints"], batch["skin"], keys)
     rows = rows_of((images * 255 + 0.5).to(torch.uint8), keypoints)

@@ -7,7 +7,7 @@ from PIL import Image
 
 from dataset_script import SyntheticHands
 from dataset_script.cutouts import Cutouts
-from dataset_script.layers import HandLayers
+from dataset_script.layers import HandLayers, LayersOnDevice
 from tests.test_cutouts import write_cutouts
 from training.arguments import Arguments
 from training.data import LayerStream, load_splits
@@ -24,13 +24,13 @@ def test_sources_are_drawn_by_their_shares_and_differently_in_every_epoch(tmp_pa
     epochs = []
     for epoch in range(2):
         stream.epoch = epoch
-        items = stream.__getitems__(list(range(200)))
-        assert [item["index"] for item in items] == list(range(200))
-        from_kept = [item["keypoints"].numpy().tobytes() in mine for item in items]
+        batch = stream.__getitems__(list(range(200)))
+        assert batch["index"].tolist() == list(range(200))
+        from_kept = [points.numpy().tobytes() in mine for points in batch["keypoints"]]
         assert 0.6 < np.mean(from_kept) < 0.88
         epochs.append(from_kept)
     assert epochs[0] != epochs[1]
-    torch.testing.assert_close(stream[7]["image"], stream.__getitems__([3, 7])[1]["image"])
+    torch.testing.assert_close(batch["image"][[3, 7]], stream.__getitems__([3, 7])["image"])
 
 
 def test_streamed_hands_are_new_ones_every_time():
@@ -38,8 +38,16 @@ def test_streamed_hands_are_new_ones_every_time():
     seen = set()
     for epoch in range(2):
         stream.epoch = epoch
-        seen |= {item["keypoints"].numpy().tobytes() for item in stream.__getitems__(list(range(20)))}
+        seen |= {points.numpy().tobytes() for points in stream.__getitems__(list(range(20)))["keypoints"]}
     assert len(seen) == 40
+
+
+def test_layers_in_a_devices_memory_are_those_on_disk(tmp_path):
+    kept = HandLayers(source(1), tmp_path)
+    for held in (LayersOnDevice(kept, "cpu", batch_size=3), LayersOnDevice(source(1), "cpu", batch_size=3)):
+        assert len(held) == 4
+        for name, values in held.rows([3, 0, 3]).items():
+            torch.testing.assert_close(values, kept.rows([3, 0, 3])[name], rtol=0, atol=0)
 
 
 def test_both_bodies_cut_outs_and_photographs_have_their_share(tmp_path, shared_data):

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, Sampler, default_collate
 
 from dataset_script import CocoHands, FreiHAND, HandCrops, SyntheticHands, counter_rng
 from dataset_script.cutouts import Cutouts
-from dataset_script.layers import HandLayers, LayerSource, layer_arrays
+from dataset_script.layers import HandLayers, LayersOnDevice, LayerSource, layer_rows
 from dataset_script.synthetic.backgrounds import KINDS, backgrounds
 from dataset_script.transforms import BOX_FILL, IMAGE_SIZE
 from modeling_handunet import HandUNetConfig
@@ -74,12 +74,13 @@ class Stream(Dataset):
 class LayerStream(Dataset):
     """`count` layers an epoch, drawn from several sources, each with its share; set `epoch` before iterating.
 
-    An item has `image` (4, S, S) uint8 RGBA, `keypoints` (21, 2) px of it, `visibility` (21,), `skin` (3,) and `index`.
+    Its `__getitems__` gives a batch: `image` (B, 4, S, S) uint8 RGBA, `keypoints` (B, 21, 2) px of it, `visibility`
+    (B, 21), `skin` (B, 3) and `index` (B,), on `device`; a loader of it collates by `as_it_is`.
     """
 
     def __init__(
         self,
-        sources: Sequence[HandLayers | SyntheticHands],
+        sources: Sequence[HandLayers | LayersOnDevice | SyntheticHands],
         shares: Sequence[float],
         count: int,
         seed: int,
@@ -92,34 +93,31 @@ class LayerStream(Dataset):
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, index: int) -> dict:
-        return self.__getitems__([index])[0]
-
-    def __getitems__(self, indices: list[int]) -> list[dict]:
-        """The items of a batch; those that have to be drawn are drawn together."""
+    def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor]:
+        """The batch of these items; those that have to be drawn are drawn together."""
         keys = augmentation_keys(self.seed, self.epoch, torch.tensor(indices))
         draws = counter_rng.uniform(keys, "layer", (2,)).double().numpy()
         chosen = np.searchsorted(self.limits, draws[:, 0], side="right").clip(max=len(self.sources) - 1)
-        items: list[dict] = [{} for _ in indices]
+        parts, order = [], []
         for number, source in enumerate(self.sources):
             places = np.flatnonzero(chosen == number)
             if not len(places):
                 continue
-            if isinstance(source, HandLayers):
-                layers = [source[int(draws[place, 1] * len(source))] for place in places]
-            else:
+            order.append(places)
+            if isinstance(source, SyntheticHands):
                 fresh = torch.tensor([self.epoch * self.count + indices[place] for place in places])
-                arrays = layer_arrays(source.layers(fresh, self.device))
-                layers = [dict(zip(arrays, row)) for row in zip(*arrays.values())]
-            for place, layer in zip(places, layers):
-                items[place] = {
-                    "image": torch.from_numpy(layer["rgba"]),
-                    "keypoints": torch.from_numpy(layer["keypoints"]),
-                    "visibility": torch.ones(len(layer["keypoints"]), dtype=torch.bool),
-                    "skin": torch.from_numpy(layer["skin"]),
-                    "index": indices[place],
-                }
-        return items
+                parts.append(layer_rows(source.layers(fresh, self.device)))
+            else:
+                parts.append(source.rows([int(draws[place, 1] * len(source)) for place in places]))
+        back = torch.from_numpy(np.argsort(np.concatenate(order)))
+        rows = {name: torch.cat([part[name].to(self.device) for part in parts])[back] for name in parts[0]}
+        return {
+            "image": rows["rgba"],
+            "keypoints": rows["keypoints"],
+            "visibility": torch.ones(rows["keypoints"].shape[:2], dtype=torch.bool, device=self.device),
+            "skin": rows["skin"],
+            "index": torch.tensor(indices, device=self.device),
+        }
 
 
 class Items(Dataset):
@@ -179,12 +177,9 @@ def resident_where_it_fits(dataset: Dataset, device: torch.device) -> Dataset:
 def scene_crops(layers: HandLayers, scenes: Scenes, stream: int, batch_size: int = 64) -> Iterator[dict]:
     """Scenes that never change, one of each layer, as [`HandCrops`] items: to validate and to test on."""
     for first in range(0, len(layers), batch_size):
-        numbers = list(range(first, min(first + batch_size, len(layers))))
-        rows = [layers[number] for number in numbers]
-        rgba, keypoints, skin = (
-            torch.from_numpy(np.stack([row[name] for row in rows])) for name in ("rgba", "keypoints", "skin")
-        )
-        images, keypoints = scenes(rgba, keypoints, skin, augmentation_keys(stream, 0, torch.tensor(numbers)))
+        numbers = torch.arange(first, min(first + batch_size, len(layers)))
+        rows = layers.rows(numbers)
+        images, keypoints = scenes(rows["rgba"], rows["keypoints"], rows["skin"], augmentation_keys(stream, 0, numbers))
         images = (images * 255 + 0.5).to(torch.uint8)
         inside = ((keypoints >= 0) & (keypoints < scenes.size)).all(-1)
         sizes = (keypoints.amax(1) - keypoints.amin(1)).amax(1)
@@ -240,7 +235,8 @@ def _scenes(args: Arguments, cache: Path, device: str | torch.device) -> Splits:
     def kept(source: LayerSource) -> HandLayers:
         return HandLayers(source, cache)
 
-    photos = load_photos(args.photos) if args.photos else None
+    device = torch.device(drawn_on(args, device))
+    photos = load_photos(args.photos).to(device) if args.photos else None
     scenes = Scenes(args.image_size, args.box_fill, negatives=args.negatives, photos=photos)
 
     def fixed(stream: int, count: int, **changes) -> tuple[Dataset, list[str]]:
@@ -259,12 +255,15 @@ def _scenes(args: Arguments, cache: Path, device: str | torch.device) -> Splits:
             splits.test_negatives[kind], _ = fixed(TEST_STREAM, args.test_samples, negatives=1.0, kinds=(kind,))
         counts = [args.layers, *[round(0.6 * args.layers)] * (len(meshes) - 1)]
         sources = [drawn(count, args.seed, mesh) for count, mesh in zip(counts, meshes)]
-        sources = sources if args.streaming else [kept(source) for source in sources]
+        on_gpu = device.type == "cuda"  # which draws faster than a disk reads
+        if not args.streaming:
+            sources = [LayersOnDevice(source, device) if on_gpu else kept(source) for source in sources]
         shares = [count / sum(counts) for count in counts]
         if args.cutouts:
-            sources.append(kept(Cutouts(args.cutouts, "train")))
+            photographed = kept(Cutouts(args.cutouts, "train"))
+            sources.append(LayersOnDevice(photographed, device) if on_gpu else photographed)
             shares = [share * (1 - args.cutouts_share) for share in shares] + [args.cutouts_share]
-        splits.train = LayerStream(sources, shares, args.train_samples, args.seed, drawn_on(args, device))
+        splits.train = LayerStream(sources, shares, args.train_samples, args.seed, device)
         splits.validation, _ = fixed(VALIDATION_STREAM, args.validation_samples)
     return splits
 
