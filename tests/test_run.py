@@ -124,11 +124,34 @@ def test_hands_that_are_drawn_as_crops_say_how_much_of_them_a_box_takes():
         assert np.mean(sizes) / 128 == pytest.approx(args.box_fill, abs=0.02)
 
 
-def test_other_levels_than_those_of_the_weights_to_start_from_are_refused(tmp_path):
+def test_a_widened_network_computes_what_the_narrow_one_does_and_learns_with_all_channels(tmp_path):
+    narrow = network(4, 6, 8)
+    for module in narrow.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):  # not what a new channel would have by itself
+            torch.nn.init.uniform_(module.running_mean), torch.nn.init.uniform_(module.weight, 0.5, 2)
+    narrow.save_pretrained(tmp_path)
+    wide = make_model(Arguments(init=str(tmp_path), image_size=32, hidden_sizes=(5, 6, 11)))
+    assert wide.config.hidden_sizes == (5, 6, 11) and wide.config.sigma == 3.0
+    images = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(wide.eval()(images).heatmaps, narrow.eval()(images).heatmaps)
+    torch.testing.assert_close(wide.train()(images).heatmaps, narrow.train()(images).heatmaps)
+    wide(images).heatmaps.sum().backward()
+    assert wide.down[2][1].weight.grad[8:].abs().sum() == 0  # their outputs have no effect yet
+    assert wide.up[0][1].weight.grad[:, 8:11].abs().sum() > 0  # but it is about to be learnt
+    with torch.no_grad():
+        for parameter in wide.parameters():
+            parameter -= 1e-6 * (0 if parameter.grad is None else parameter.grad)
+    wide.zero_grad()
+    wide(images).heatmaps.sum().backward()
+    assert wide.down[2][1].weight.grad[8:].abs().sum() > 0
+
+
+def test_fewer_channels_than_those_of_the_weights_to_start_from_are_refused(tmp_path):
     network(4, 6).save_pretrained(tmp_path)
     assert make_model(Arguments(init=str(tmp_path))).config.hidden_sizes == (4, 6)
-    with pytest.raises(ValueError, match="--hidden_sizes 4 8: --init .* brings its own, 4 6"):
-        make_model(Arguments(init=str(tmp_path), hidden_sizes=(4, 8)))
+    for sizes in ((4, 5), (4, 6, 8)):
+        with pytest.raises(ValueError, match=f"--hidden_sizes {' '.join(map(str, sizes))}: the weights to start from have 4 6"):
+            make_model(Arguments(init=str(tmp_path), hidden_sizes=sizes))
 
 
 @pytest.mark.parametrize(
@@ -168,11 +191,11 @@ def test_photographs_are_counted_and_too_few_are_refused_by_name(tmp_path):
 @pytest.mark.parametrize("difficulty", ["easy", "scenes"])
 def test_endless_hands_are_drawn_where_the_training_runs_unless_workers_draw_them(tmp_path, monkeypatch, difficulty):
     used, draw = [], SyntheticHands.render_hands
-    monkeypatch.setattr(SyntheticHands, "render_hands", lambda self, indices, device="cpu": used.append(device) or draw(self, indices))
+    monkeypatch.setattr(SyntheticHands, "render_hands", lambda self, indices, device="cpu": used.append(str(device)) or draw(self, indices))
     counts = {"train_samples": 2, "validation_samples": 1, "test_samples": 1}
-    for workers, expected in ((0, "gpu"), (1, "cpu")):
+    for workers, expected in ((0, "cpu:0"), (1, "cpu")):
         args = Arguments(difficulty=difficulty, streaming=True, workers=workers, image_size=32, cache_dir=str(tmp_path), **counts)
-        train = load_splits(args, "gpu").train
+        train = load_splits(args, torch.device("cpu:0")).train  # which is no other device, but another name
         used.clear()
         train.__getitems__([0, 1])
         assert used == [expected]

@@ -150,7 +150,7 @@ class Arguments:
         "--eval_only the model's)"
     )  # fmt: skip
     hidden_sizes: tuple[int, ...] = _option(
-        "model", (16, 32, 64, 128), "channels of each level of a new U-Net", nargs="+"
+        "model", (16, 32, 64, 128), "channels of each level of a new U-Net; with --init: widen that one to these", nargs="+"
     )
     sigma: float | None = _option(
         "model", None, "standard deviation of the target heatmaps in px of the crop (default: 3; with --eval_only the model's)"
@@ -322,7 +322,7 @@ class Arguments:
         """What gives these settings on a command line, without what the defaults give and where the results went."""
         needed = {name: getattr(self, name) for name in ("dataset", "data_dir", "annotations", "difficulty", "recipe", "init")}
         usual, settings = Arguments(**self.of_recipe() | needed).to_dict(), self.for_others()
-        left_out = {"output_dir", "resume", "push_to_hub", "space", "credits", "cache_dir", "hidden_sizes" if self.init else ""}
+        left_out = {"output_dir", "resume", "push_to_hub", "space", "credits", "cache_dir"}
         given = {
             option.name: settings[option.name]
             for option in dataclasses.fields(self)

@@ -14,7 +14,7 @@ from accelerate.utils import broadcast, gather_object
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 from transformers import get_cosine_schedule_with_warmup
 
 from modeling_handunet import HandUNetConfig, HandUNetForPoseEstimation
@@ -37,10 +37,10 @@ def make_model(args: Arguments) -> HandUNetForPoseEstimation:
             args.init, dtype=torch.float32, image_size=args.image_size, sigma=args.sigma
         )
         model = model if args.init_levels is None else without_deep_levels(model, args.init_levels)
-        if args.hidden_sizes not in (HandUNetConfig().hidden_sizes, model.config.hidden_sizes):
-            asked, found = (" ".join(map(str, sizes)) for sizes in (args.hidden_sizes, model.config.hidden_sizes))
-            raise ValueError(f"--hidden_sizes {asked}: --init {args.init} brings its own, {found}. Leave one of them out.")
-        return model
+        if args.hidden_sizes in (HandUNetConfig().hidden_sizes, model.config.hidden_sizes):
+            return model
+        torch.manual_seed(args.seed)
+        return widened(model, args.hidden_sizes)
     torch.manual_seed(args.seed)
     return HandUNetForPoseEstimation(HandUNetConfig(hidden_sizes=args.hidden_sizes, sigma=args.sigma, image_size=args.image_size))
 
@@ -67,6 +67,43 @@ def without_deep_levels(model: HandUNetForPoseEstimation, levels: int) -> HandUN
     return smaller
 
 
+def widened(model: HandUNetForPoseEstimation, sizes: tuple[int, ...]) -> HandUNetForPoseEstimation:
+    """A U-Net of more channels that computes what `model` computes, so that training goes on where it was.
+
+    Channels that are added read from all others by random weights, and are read by the old ones with weights of zero,
+    which training changes (as in Net2Net, https://arxiv.org/abs/1511.05641, but without copies of channels).
+    """
+    old = model.config.hidden_sizes
+    if len(sizes) != len(old) or any(more < fewer for more, fewer in zip(sizes, old)):
+        asked, found = (" ".join(map(str, channels)) for channels in (sizes, old))
+        raise ValueError(
+            f"--hidden_sizes {asked}: the weights to start from have {found}. Leave it out, or give as many levels, none of "
+            "fewer channels."
+        )
+    wide = HandUNetForPoseEstimation(HandUNetConfig(**{**model.config.to_diff_dict(), "hidden_sizes": sizes}))
+    with torch.no_grad():
+        for level in range(len(sizes)):
+            own, read = torch.arange(old[level]), torch.arange(old[level - 1] if level else model.config.num_channels)
+            _widen_block(wide.down[level], model.down[level], read, own)
+            if level < len(sizes) - 1:
+                read = torch.cat([torch.arange(old[level + 1]), sizes[level + 1] + own])  # from below, then beside
+                number = len(sizes) - 2 - level
+                _widen_block(wide.up[number], model.up[number], read, own)
+        wide.head.weight.zero_()[:, : old[0]] = model.head.weight
+    return wide
+
+
+def _widen_block(wide: nn.Module, block: nn.Module, read: torch.Tensor, own: torch.Tensor) -> None:
+    """Give `wide` the weights of `block`, whose input channels are `read` of its own, and its output channels `own`."""
+    for mine, its, inputs in zip(wide, block, (read, read, None, own, own, None)):
+        if isinstance(mine, nn.BatchNorm2d):
+            for name in ("weight", "bias", "running_mean", "running_var"):
+                getattr(mine, name)[inputs] = getattr(its, name)
+        elif isinstance(mine, nn.Conv2d):
+            mine.weight[own] = 0
+            mine.weight[own[:, None], inputs] = its.weight
+
+
 def make_optimizer(args: Arguments, model: nn.Module) -> torch.optim.Optimizer:
     """AdamW without decay on batch normalisation, or plain SGD."""
     if args.optimizer == "sgd":
@@ -90,10 +127,10 @@ def make_schedule(args: Arguments, optimizer: torch.optim.Optimizer, steps: int)
 
 def make_loader(dataset: Dataset, args: Arguments, **more) -> DataLoader:
     """Batches of `dataset`, whose workers outlive a signal that asks the run to stop; one on a device needs none."""
-    if isinstance(dataset, Resident):
-        return DataLoader(dataset, args.batch_size, collate_fn=as_it_is, **more)
-    init = outlive_interrupts if args.workers else None
-    return DataLoader(dataset, args.batch_size, num_workers=args.workers, worker_init_fn=init, **more)
+    workers = 0 if isinstance(dataset, Resident) else args.workers
+    collate = as_it_is if isinstance(dataset, Resident | LayerStream) else None
+    init = outlive_interrupts if workers else None
+    return DataLoader(dataset, args.batch_size, num_workers=workers, worker_init_fn=init, collate_fn=collate, **more)
 
 
 def outlive_interrupts(worker: int) -> None:
@@ -321,9 +358,11 @@ def fingerprint(dataset: Dataset) -> str:
     """Hex digest of evenly spread samples of `dataset` and of its length, wherever its files lie."""
     count = min(len(dataset), FINGERPRINT_SAMPLES)
     digest = hashlib.sha256(str(len(dataset)).encode())
-    for item in dataset.__getitems__([number * len(dataset) // count for number in range(count)]):
+    batch = dataset.__getitems__([number * len(dataset) // count for number in range(count)])
+    batch = batch if isinstance(batch, dict) else default_collate(batch)
+    for row in range(count):
         for name in ("image", "keypoints", "visibility"):
-            digest.update(item[name].numpy().tobytes())
+            digest.update(batch[name][row].cpu().numpy().tobytes())
     return digest.hexdigest()
 
 
