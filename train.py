@@ -49,6 +49,7 @@ def main() -> None:
     """Read the command line, then train or score."""
     args = parse_arguments(description=__doc__)
     keep_freed_memory()
+    torch.backends.cudnn.benchmark = True  # crops are all of one size: time the GPU's ways to convolve them, once
     transformers_logging.disable_progress_bar()
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()  # they would flood a log file

@@ -1,15 +1,18 @@
 """The rows of one GPU: training with augmentation and inference in bf16, and what the memory's bandwidth would allow.
 
-Not run where the project was written, for want of a GPU: the figures in docs/benchmarks.md are a CPU's.
 """
 
+import sys
 import time
 
 import torch
 
 from benchmarks.rows import GPU_TARGETS
+from dataset_script import SyntheticHands
+from dataset_script.layers import layer_rows
 from modeling_handunet import HandUNetConfig, HandUNetForPoseEstimation, render_heatmaps
 from training.augmentation import Augmentation, augmentation_keys
+from training.compositing import Scenes
 from training.evaluation import normalize
 
 BATCH, SIZE = 256, 128
@@ -62,19 +65,58 @@ def seconds(act, turns: int) -> float:
 
 
 def measure() -> dict:
-    """All rows, each as text with its target and verdict."""
+    """All rows, each as text with its target and verdict; one that fails says why."""
+    torch.backends.cudnn.benchmark = True  # as train.py has it
     rate = copy_rate()
     rows = [{"what": "copying", "figure": f"{rate / 1e9:.0f} GB/s"}]
-    for compiled in (False, True):
-        suffix = ", compiled" if compiled else ""
+
+    def row(what: str, action, *arguments) -> None:
+        try:
+            rows.append({"what": what, **action(*arguments)})
+        except Exception as error:  # a compiler has many ways to fail, and the other rows are worth having
+            rows.append({"what": what, "figure": f"failed: {(str(error) or repr(error)).splitlines()[0]}"})
+        torch.cuda.empty_cache()
+        print(rows[-1], file=sys.stderr, flush=True)
+
+    def ways(compiled: bool) -> None:
         for (name, target), way, training in zip(GPU_TARGETS.items(), (train, infer), (True, False)):
-            per_second = way(compiled)
-            limit = rate / activation_bytes(HandUNetConfig(), training)
-            figure = f"{per_second:,.0f} images/s, {per_second / limit:.0%} of the bandwidth's {limit:,.0f}"
-            verdict = "reached" if per_second >= target else "missed"
-            rows.append({"what": name + suffix, "figure": figure, "target": f"{target:,} images/s", "verdict": verdict})
-    rows += [scaling(count) for count in IMAGES]
+            row(name + (", compiled" if compiled else ""), share, way, compiled, training, target, rate)
+
+    ways(compiled=False)
+    for count in IMAGES:
+        row(f"training on {count:,} images", scaling, count)
+    row("drawing hands without backgrounds at 160 px", drawing)
+    row("putting them into scenes at 128 px", composing)
+    ways(compiled=True)
     return {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "rows": rows}
+
+
+def share(way, compiled: bool, training: bool, target: int, rate: float) -> dict:
+    """A rate beside its target and beside what the memory's bandwidth allows."""
+    per_second = way(compiled)
+    limit = rate / activation_bytes(HandUNetConfig(), training)
+    figure = f"{per_second:,.0f} images/s, {per_second / limit:.0%} of the bandwidth's {limit:,.0f}"
+    return {"figure": figure, "target": f"{target:,} images/s", "verdict": "reached" if per_second >= target else "missed"}
+
+
+def drawing() -> dict:
+    """Hands a second that are posed, lit and drawn on the GPU."""
+    hands = SyntheticHands(1, image_size=160, difficulty="layers")
+    numbers = iter(range(0, 10**9, BATCH))
+    per_second = BATCH / seconds(lambda: hands.layers(torch.arange(BATCH) + next(numbers), "cuda"), 20)
+    return {"figure": f"{per_second:,.0f} hands/s"}
+
+
+def composing() -> dict:
+    """Scenes a second of hands that the GPU holds."""
+    rows = layer_rows(SyntheticHands(1, image_size=160, difficulty="layers").layers(torch.arange(BATCH), "cuda"))
+    scenes, numbers = Scenes(SIZE, 0.45), iter(range(0, 10**9, BATCH))
+
+    def act():
+        keys = augmentation_keys(0, 0, torch.arange(BATCH, device="cuda") + next(numbers))
+        scenes(rows["rgba"], rows["keypoints"], rows["skin"], keys)
+
+    return {"figure": f"{BATCH / seconds(act, 20):,.0f} scenes/s"}
 
 
 def network(compiled: bool) -> HandUNetForPoseEstimation:
@@ -89,14 +131,17 @@ def trainer(compiled: bool, images: torch.Tensor, keypoints: torch.Tensor):
     """A step on random samples of resident 8-bit images (N, 3, 128, 128) and keypoints (N, 21, 2)."""
     model = network(compiled).train()
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3, fused=True)
-    augment = Augmentation()
+
+    def inputs(chosen):
+        pictures, points = Augmentation()(images[chosen].float() / 255, keypoints[chosen], augmentation_keys(0, 0, chosen))
+        return normalize(pictures), render_heatmaps(points, SIZE, 3.0)
+
+    inputs = torch.compile(inputs) if compiled else inputs
 
     def step():
-        chosen = torch.randint(len(images), (BATCH,), device="cuda")
-        pictures, points = augment(images[chosen].float() / 255, keypoints[chosen], augmentation_keys(0, 0, chosen))
-        labels = render_heatmaps(points, SIZE, 3.0)
+        pixel_values, labels = inputs(torch.randint(len(images), (BATCH,), device="cuda"))
         with torch.autocast("cuda", torch.bfloat16):
-            loss = model(pixel_values=normalize(pictures), labels=labels).loss
+            loss = model(pixel_values=pixel_values, labels=labels).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -135,5 +180,4 @@ def scaling(count: int) -> dict:
     images, keypoints = resident(count)
     per_second = BATCH / seconds(trainer(False, images, keypoints), 50)
     beside = torch.cuda.max_memory_allocated() - images.nbytes - keypoints.nbytes
-    figure = f"{per_second:,.0f} images/s, {beside / 2**20:,.0f} MB beside the images' {images.nbytes / 2**20:,.0f}"
-    return {"what": f"training on {count:,} images", "figure": figure}
+    return {"figure": f"{per_second:,.0f} images/s, {beside / 2**20:,.0f} MB beside the images' {images.nbytes / 2**20:,.0f}"}

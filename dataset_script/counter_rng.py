@@ -13,6 +13,7 @@ import zlib
 import torch
 from torch import Tensor
 
+_SALTS: dict[str, int] = {}  # of the purposes asked for so far: torch.compile cannot look into zlib
 
 
 def _int32(x: int) -> int:
@@ -51,7 +52,9 @@ def uniform(keys: Tensor, purpose: str, shape: tuple[int, ...] = ()) -> Tensor:
 
     `purpose` names what the numbers are for; different purposes are independent of each other.
     """
-    salt = _int32(zlib.crc32(purpose.encode()))
+    if purpose not in _SALTS:
+        _SALTS[purpose] = _int32(zlib.crc32(purpose.encode()))
+    salt = _SALTS[purpose]
     first = _mix32(keys[:, :1] ^ salt)
     second = _mix32(keys[:, 1:] + salt)
     counter = torch.arange(math.prod(shape), device=keys.device, dtype=torch.int32)[None]

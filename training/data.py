@@ -174,13 +174,19 @@ def resident_where_it_fits(dataset: Dataset, device: torch.device) -> Dataset:
     return Resident(dataset, device) if 2 * len(dataset) * 3 * dataset.image_size**2 < free else dataset
 
 
-def scene_crops(layers: HandLayers, scenes: Scenes, stream: int, batch_size: int = 64) -> Iterator[dict]:
-    """Scenes that never change, one of each layer, as [`HandCrops`] items: to validate and to test on."""
+def scene_crops(
+    layers: HandLayers, scenes: Scenes, stream: int, device: torch.device, batch_size: int = 64
+) -> Iterator[dict]:
+    """Scenes that never change, one of each layer, as [`HandCrops`] items: to validate and to test on.
+
+    They are made on `device`, but for rounding as on any other.
+    """
     for first in range(0, len(layers), batch_size):
         numbers = torch.arange(first, min(first + batch_size, len(layers)))
-        rows = layers.rows(numbers)
-        images, keypoints = scenes(rows["rgba"], rows["keypoints"], rows["skin"], augmentation_keys(stream, 0, numbers))
-        images = (images * 255 + 0.5).to(torch.uint8)
+        rows = {name: values.to(device) for name, values in layers.rows(numbers).items()}
+        keys = augmentation_keys(stream, 0, numbers).to(device)
+        images, keypoints = scenes(rows["rgba"], rows["keypoints"], rows["skin"], keys)
+        images, keypoints = (images * 255 + 0.5).to(torch.uint8).cpu(), keypoints.cpu()
         inside = ((keypoints >= 0) & (keypoints < scenes.size)).all(-1)
         sizes = (keypoints.amax(1) - keypoints.amin(1)).amax(1)
         for image, points, visible, size in zip(images, keypoints, inside, sizes):
@@ -244,7 +250,7 @@ def _scenes(args: Arguments, cache: Path, device: str | torch.device) -> Splits:
         unseen = [("drawn", kept(drawn(count, stream, mesh))) for mesh in meshes]
         if args.cutouts:
             unseen.append(("cut-outs", kept(Cutouts(args.cutouts, "held out", variants=1))))
-        items = (item for _, layers in unseen for item in scene_crops(layers, maker, stream))
+        items = (item for _, layers in unseen for item in scene_crops(layers, maker, stream, device))
         return Items(items), [name for name, layers in unseen for _ in range(len(layers))]
 
     test, kinds = fixed(TEST_STREAM, args.test_samples)
