@@ -160,12 +160,11 @@ def train_one_epoch(run: Run, interrupts: "Interrupts") -> float:
     bar = tqdm(total=len(run.train_loader), initial=run.batch, desc=f"epoch {run.epoch + 1}", disable=quiet, leave=False)
     samples, losses = [], []  # of the batches that make up this step
     with closing(iter(loader)) as batches:  # ends the dataloader's workers at once, however the loop is left
-        for batch in batches:
+        for batch, (images, keypoints, visibility) in run.with_inputs(batches):
             if not samples:
                 statistics = [buffer.clone() for buffer in model.buffers()]
             samples += batch["index"].tolist()
             with accelerator.accumulate(model):
-                images, keypoints, visibility = run.inputs(batch)
                 labels = render_heatmaps(keypoints, images.shape[-1], args.sigma, quantize=args.targets == "quantized")
                 pixel_values = normalize(images).contiguous(memory_format=torch.channels_last)
                 loss = model(pixel_values=pixel_values, labels=labels, visibility=visibility).loss

@@ -89,7 +89,7 @@ class HandLayers:
 class LayersOnDevice:
     """The layers of a source in the memory of a device, drawn there or read from where they are kept."""
 
-    def __init__(self, source: LayerSource | HandLayers, device: str | torch.device, batch_size: int = 256):
+    def __init__(self, source: LayerSource | HandLayers, device: str | torch.device, batch_size: int = 1024):
         self.tensors: dict[str, Tensor] = {}
         for first in range(0, len(source), batch_size):
             numbers = torch.arange(first, min(first + batch_size, len(source)))

@@ -12,9 +12,10 @@ from modeling_handunet import HandUNetConfig, HandUNetForPoseEstimation, HandUNe
 from tests.tiny_training import make_run, train_steps
 from training import data
 from training.arguments import Arguments
+from training.augmentation import augmentation_keys
 from training.data import EpochShuffle, Resident, load_splits
 from training.publishing import load_processor
-from training.run import make_loader, make_model, make_schedule, without_deep_levels
+from training.run import made_together, make_loader, make_model, make_schedule, without_deep_levels
 
 
 def network(*sizes: int) -> HandUNetForPoseEstimation:
@@ -199,6 +200,23 @@ def test_endless_hands_are_drawn_where_the_training_runs_unless_workers_draw_the
         used.clear()
         train.__getitems__([0, 1])
         assert used == [expected]
+
+
+def test_inputs_made_for_several_batches_are_those_of_each(tmp_path):
+    counts = {"train_samples": 10, "validation_samples": 1, "test_samples": 1, "layers": 4}
+    args = Arguments(difficulty="scenes", image_size=32, batch_size=3, cache_dir=str(tmp_path), **counts)
+    splits = load_splits(args)
+    batches = [splits.train.__getitems__(numbers) for numbers in ([0, 1, 2], [3, 4, 5], [6, 7, 8], [9])]
+
+    def make(batch):
+        return splits.scenes(batch["image"], batch["keypoints"], batch["skin"], augmentation_keys(0, 0, batch["index"]))
+
+    for count in (0, 1, 3, 9):
+        pairs = list(made_together(iter(batches), make, count))
+        assert [batch["index"].tolist() for batch, _ in pairs] == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9]]
+        for batch, made in pairs:
+            for mine, alone in zip(made, make(batch)):
+                torch.testing.assert_close(mine, alone)
 
 
 @pytest.mark.parametrize("patience, stalled", [(2, 1), (3, 2), (4, 3), (10, 8), (30, 21)])  # 30: the published training's

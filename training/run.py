@@ -1,10 +1,12 @@
 """What a run carries from step to step, and how a checkpoint holds it and gives it back, bit for bit."""
 
 import hashlib
+import itertools
 import math
 import os
 import shutil
 import signal
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +30,8 @@ AVERAGE = "average.safetensors"
 BEST_AVERAGE = "best.safetensors"
 # Samples of each split, evenly spread, by which a resumed run knows its data again.
 FINGERPRINT_SAMPLES = 32
+# Samples for which a GPU makes scenes at a time, at most: with 2048 it moves memory rather than wait for orders.
+SCENES_AT_ONCE = 2048
 
 
 def make_model(args: Arguments) -> HandUNetForPoseEstimation:
@@ -142,6 +146,17 @@ def outlive_interrupts(worker: int) -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(20) and os._exit(0))
 
 
+def made_together(
+    batches: Iterable[dict], make: Callable[[dict], tuple[torch.Tensor, ...]], count: int
+) -> Iterator[tuple[dict, tuple[torch.Tensor, ...]]]:
+    """Each of `batches` with its part of what `make` makes of `count` of them at a time."""
+    batches = iter(batches)
+    while group := list(itertools.islice(batches, max(1, count))):
+        whole = {name: torch.cat([batch[name] for batch in group]) for name in group[0]} if len(group) > 1 else group[0]
+        sizes = [len(batch["index"]) for batch in group]
+        yield from zip(group, zip(*(part.split(sizes) for part in make(whole))))
+
+
 class Run:
     """Model, optimizer, schedule, averaged weights, loaders and counters of one training."""
 
@@ -219,6 +234,15 @@ class Run:
                 images, keypoints = self.augment(images, keypoints, keys)
         inside = ((keypoints >= 0) & (keypoints < images.shape[-1])).all(-1)
         return images, keypoints, visibility & (inside | keypoints.isnan().all(-1))
+
+    def with_inputs(self, batches: Iterable[dict]) -> Iterator[tuple[dict, tuple[torch.Tensor, ...]]]:
+        """Each batch with what the network sees of it.
+
+        A scene takes thousands of small operations, which a GPU does as fast for thousands of samples as for one, so
+        there the inputs of several steps are made at once.
+        """
+        several = self.splits.scenes and self.accelerator.device.type == "cuda" and self.args.gradient_accumulation_steps == 1
+        return made_together(batches, self.inputs, SCENES_AT_ONCE // self.args.batch_size if several else 1)
 
     # Checkpoints
 
