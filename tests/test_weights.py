@@ -18,9 +18,9 @@ from tests.tiny_training import forked
 
 ROOT = Path(__file__).resolve().parents[1]
 # By the protocol on real photographs, the mean over their sources: (error over box, PCK@0.1, PCK@0.2), as measured.
-MEASURED = {"handunet": (0.1292, 0.6184, 0.8121), "handunet-base": (0.1132, 0.6535, 0.8509)}
+MEASURED = {"handunet": (0.1229, 0.6395, 0.8098), "handunet-base": (0.1062, 0.6934, 0.8613)}
 # The calibration error on validation that each keeps below.
-CALIBRATION = {"handunet": 0.03, "handunet-base": 0.04}
+CALIBRATION = {"handunet": 0.03, "handunet-base": 0.03}
 every_model = pytest.mark.parametrize("name", MEASURED)
 
 
