@@ -131,7 +131,7 @@ def test_a_widened_network_computes_what_the_narrow_one_does_and_learns_with_all
         if isinstance(module, torch.nn.BatchNorm2d):  # not what a new channel would have by itself
             torch.nn.init.uniform_(module.running_mean), torch.nn.init.uniform_(module.weight, 0.5, 2)
     narrow.save_pretrained(tmp_path)
-    wide = make_model(Arguments(init=str(tmp_path), image_size=32, hidden_sizes=(5, 6, 11)))
+    wide = make_model(Arguments(init=str(tmp_path), image_size=32, init_hidden_sizes=(5, 6, 11)))
     assert wide.config.hidden_sizes == (5, 6, 11) and wide.config.sigma == 3.0
     images = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(wide.eval()(images).heatmaps, narrow.eval()(images).heatmaps)
@@ -147,12 +147,16 @@ def test_a_widened_network_computes_what_the_narrow_one_does_and_learns_with_all
     assert wide.down[2][1].weight.grad[8:].abs().sum() > 0
 
 
-def test_fewer_channels_than_those_of_the_weights_to_start_from_are_refused(tmp_path):
+def test_other_levels_than_those_of_the_weights_to_start_from_are_refused(tmp_path):
     network(4, 6).save_pretrained(tmp_path)
     assert make_model(Arguments(init=str(tmp_path))).config.hidden_sizes == (4, 6)
+    with pytest.raises(ValueError, match="--hidden_sizes 4 8: --init .* brings its own, 4 6"):
+        make_model(Arguments(init=str(tmp_path), hidden_sizes=(4, 8)))
     for sizes in ((4, 5), (4, 6, 8)):
-        with pytest.raises(ValueError, match=f"--hidden_sizes {' '.join(map(str, sizes))}: the weights to start from have 4 6"):
-            make_model(Arguments(init=str(tmp_path), hidden_sizes=sizes))
+        with pytest.raises(ValueError, match=f"--init_hidden_sizes {' '.join(map(str, sizes))}: the model to start from has 4 6"):
+            make_model(Arguments(init=str(tmp_path), init_hidden_sizes=sizes))
+    with pytest.raises(ValueError, match="--init_hidden_sizes has no effect here: .* by --init"):
+        Arguments(init_hidden_sizes=(4, 8))
 
 
 @pytest.mark.parametrize(

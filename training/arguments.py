@@ -144,13 +144,16 @@ class Arguments:
 
     init: str | None = _option("model", None, "start from these weights, a folder or an id on the Hub")
     init_levels: int | None = _option("model", None, "with --init: leave out the deeper levels of a deeper U-Net")
+    init_hidden_sizes: tuple[int, ...] | None = _option(
+        "model", None, "with --init: widen that U-Net to these channels of each level", nargs="+"
+    )
     image_size: int | None = _option("model", None, "side of the crops in pixels (default: 128; with --eval_only the model's)")
     box_fill: float | None = _option(
         "model", None, "longer side of a hand's box, of the crop's side, where hands are cut out (default: 0.45; with "
         "--eval_only the model's)"
     )  # fmt: skip
     hidden_sizes: tuple[int, ...] = _option(
-        "model", (16, 32, 64, 128), "channels of each level of a new U-Net; with --init: widen that one to these", nargs="+"
+        "model", (16, 32, 64, 128), "channels of each level of a new U-Net", nargs="+"
     )
     sigma: float | None = _option(
         "model", None, "standard deviation of the target heatmaps in px of the crop (default: 3; with --eval_only the model's)"
@@ -211,6 +214,7 @@ class Arguments:
         if self.dataset is None:
             self.dataset = "coco" if self.annotations else "freihand" if self.data_dir else "synthetic"
         self.hidden_sizes = tuple(self.hidden_sizes)
+        self.init_hidden_sizes = self.init_hidden_sizes and tuple(self.init_hidden_sizes)
         self._refuse_what_has_no_effect()
         scenes = self.dataset == "synthetic" and self.difficulty == "scenes"
         if not self.eval_only:
@@ -249,6 +253,7 @@ class Arguments:
             (("max_rotation",), bool(self.augmentation) or (photographs and self.augmentation is None), "--augmentation has it"),
             (("box_fill",), cut_out, "these hands are drawn as crops, none is cut out"),
             (("init_levels",), bool(self.init), "name the deeper model to start from by --init"),
+            (("init_hidden_sizes",), bool(self.init), "name the narrower model to start from by --init"),
             (("max_unreadable_share",), photographs, "hands are drawn, no photograph is read"),
             (("warmup_share",), self.schedule == "cosine", "--schedule cosine has it"),
             (("contact_sheet",), self.eval_only, "--eval_only has it"),
@@ -322,7 +327,7 @@ class Arguments:
         """What gives these settings on a command line, without what the defaults give and where the results went."""
         needed = {name: getattr(self, name) for name in ("dataset", "data_dir", "annotations", "difficulty", "recipe", "init")}
         usual, settings = Arguments(**self.of_recipe() | needed).to_dict(), self.for_others()
-        left_out = {"output_dir", "resume", "push_to_hub", "space", "credits", "cache_dir"}
+        left_out = {"output_dir", "resume", "push_to_hub", "space", "credits", "cache_dir", "hidden_sizes" if self.init else ""}
         given = {
             option.name: settings[option.name]
             for option in dataclasses.fields(self)

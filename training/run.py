@@ -41,10 +41,12 @@ def make_model(args: Arguments) -> HandUNetForPoseEstimation:
             args.init, dtype=torch.float32, image_size=args.image_size, sigma=args.sigma
         )
         model = model if args.init_levels is None else without_deep_levels(model, args.init_levels)
-        if args.hidden_sizes in (HandUNetConfig().hidden_sizes, model.config.hidden_sizes):
-            return model
         torch.manual_seed(args.seed)
-        return widened(model, args.hidden_sizes)
+        model = model if args.init_hidden_sizes is None else widened(model, args.init_hidden_sizes)
+        if args.hidden_sizes not in (HandUNetConfig().hidden_sizes, model.config.hidden_sizes):
+            asked, found = (" ".join(map(str, sizes)) for sizes in (args.hidden_sizes, model.config.hidden_sizes))
+            raise ValueError(f"--hidden_sizes {asked}: --init {args.init} brings its own, {found}. Leave one of them out.")
+        return model
     torch.manual_seed(args.seed)
     return HandUNetForPoseEstimation(HandUNetConfig(hidden_sizes=args.hidden_sizes, sigma=args.sigma, image_size=args.image_size))
 
@@ -81,8 +83,7 @@ def widened(model: HandUNetForPoseEstimation, sizes: tuple[int, ...]) -> HandUNe
     if len(sizes) != len(old) or any(more < fewer for more, fewer in zip(sizes, old)):
         asked, found = (" ".join(map(str, channels)) for channels in (sizes, old))
         raise ValueError(
-            f"--hidden_sizes {asked}: the weights to start from have {found}. Leave it out, or give as many levels, none of "
-            "fewer channels."
+            f"--init_hidden_sizes {asked}: the model to start from has {found}. Give as many levels, none of fewer channels."
         )
     wide = HandUNetForPoseEstimation(HandUNetConfig(**{**model.config.to_diff_dict(), "hidden_sizes": sizes}))
     with torch.no_grad():
