@@ -57,7 +57,8 @@ def load_photos(folder: str | os.PathLike) -> Tensor:
 class Scenes:
     """Ranges of the scenes; lengths in image sides, shares are probabilities.
 
-    The hand's box comes to fill `fill` of a square of `size` pixels, times e ** (+- scale), `shift` off its centre.
+    The hand's box, after stretching, comes to fill `fill` of a square of `size` pixels, times e ** (+- scale), `shift` off
+    its centre.
     """
 
     size: int
@@ -107,7 +108,8 @@ class Scenes:
         whole = Layer(self._color(layers.float() / 255, keys), keypoints, skin)
         layer = self._place(whole, draw, kind)
         rgba = layer.rgba * (kind != 0)[:, None, None, None]
-        behind = self._photographs(keys), self._other_hand(whole, keys)
+        beside = self._other_hand(whole, keys, kind == 1)
+        behind = self._photographs(keys), beside * (kind != 0)[:, None, None, None]
         images, _ = composite(keys, Layer(rgba, layer.keypoints, skin), self.ranges, *behind)
         images = self._frame(images.float() / 255, layer.keypoints, keys)
         images = self.recolor.recolor(self._degrade(self._light(images, keys), keys), keys)
@@ -149,14 +151,16 @@ class Scenes:
             images = images.index_copy(0, chosen, compress(images[chosen], worst + (best - worst) * draw[chosen, 1]))
         return images
 
-    def _other_hand(self, hand: Layer, keys: Tensor) -> Tensor:
-        """For some the same hand mirrored, off the centre, as RGBA (B, 4, S, S)."""
+    def _other_hand(self, hand: Layer, keys: Tensor, left: Tensor) -> Tensor:
+        """For some the same hand again, off the centre, as RGBA (B, 4, S, S): mirrored, or where this one is `left` not."""
         draw = counter_rng.uniform(keys, "other hand", (5,))
         chosen = (draw[:, 0] < self.other_hand).nonzero(as_tuple=True)[0]
         rgba = torch.zeros(len(keys), 4, self.size, self.size, device=keys.device)
         if len(chosen):
             draw = draw[chosen]
-            turned = rotation(draw[:, 1] * 2 * math.pi) * draw.new_tensor([-1.0, 1.0])
+            mirror = torch.where(left[chosen], 1.0, -1.0)[:, None]
+            turned = rotation(draw[:, 1] * 2 * math.pi)
+            turned = torch.stack([turned[..., 0] * mirror, turned[..., 1]], -1)
             points = hand.keypoints[chosen]
             extent = (points.amax(1) - points.amin(1)).amax(1).clamp_min(1.0)
             scale = self.fill * self.size * (0.7 + 0.6 * draw[:, 2]) / extent
