@@ -15,7 +15,7 @@ from training.arguments import Arguments
 from training.augmentation import augmentation_keys
 from training.data import EpochShuffle, Resident, load_splits
 from training.publishing import load_processor
-from training.run import made_together, make_loader, make_model, make_schedule, without_deep_levels
+from training.run import batches_at_once, made_together, make_loader, make_model, make_schedule, without_deep_levels
 
 
 def network(*sizes: int) -> HandUNetForPoseEstimation:
@@ -129,10 +129,14 @@ def test_a_widened_network_computes_what_the_narrow_one_does_and_learns_with_all
     narrow = network(4, 6, 8)
     for module in narrow.modules():
         if isinstance(module, torch.nn.BatchNorm2d):  # not what a new channel would have by itself
-            torch.nn.init.uniform_(module.running_mean), torch.nn.init.uniform_(module.weight, 0.5, 2)
+            for values, low, high in ((module.running_mean, -1, 1), (module.running_var, 0.5, 2), (module.weight, 0.5, 2), (module.bias, -1, 1)):
+                torch.nn.init.uniform_(values, low, high)
     narrow.save_pretrained(tmp_path)
     wide = make_model(Arguments(init=str(tmp_path), image_size=32, init_hidden_sizes=(5, 6, 11)))
     assert wide.config.hidden_sizes == (5, 6, 11) and wide.config.sigma == 3.0
+    torch.rand(3)
+    again = make_model(Arguments(init=str(tmp_path), image_size=32, init_hidden_sizes=(5, 6, 11)))
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in wide.state_dict().items())
     images = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(wide.eval()(images).heatmaps, narrow.eval()(images).heatmaps)
     torch.testing.assert_close(wide.train()(images).heatmaps, narrow.train()(images).heatmaps)
@@ -215,12 +219,28 @@ def test_inputs_made_for_several_batches_are_those_of_each(tmp_path):
     def make(batch):
         return splits.scenes(batch["image"], batch["keypoints"], batch["skin"], augmentation_keys(0, 0, batch["index"]))
 
-    for count in (0, 1, 3, 9):
+    for count in (1, 3, 9):
         pairs = list(made_together(iter(batches), make, count))
         assert [batch["index"].tolist() for batch, _ in pairs] == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9]]
         for batch, made in pairs:
             for mine, alone in zip(made, make(batch)):
-                torch.testing.assert_close(mine, alone)
+                torch.testing.assert_close(mine, alone, rtol=0, atol=0)
+
+
+def test_only_a_gpu_that_does_not_accumulate_makes_several_steps_scenes_at_once(monkeypatch):
+    """Looking ahead in accelerate's loader would end the accumulation of gradients too early."""
+    memory = {"free": 80 * 2**30}
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (memory["free"], 80 * 2**30))
+    args = Arguments(difficulty="scenes", batch_size=128)
+    assert batches_at_once(args, torch.device("cpu")) == 1
+    assert batches_at_once(args, torch.device("cuda")) == 16
+    memory["free"] = 8 * 2**30
+    assert batches_at_once(args, torch.device("cuda")) == 4  # 512 scenes of 4 MB
+    memory["free"] = 2**28
+    assert batches_at_once(args, torch.device("cuda")) == 1
+    accumulating = Arguments(difficulty="scenes", batch_size=128, gradient_accumulation_steps=2)
+    memory["free"] = 80 * 2**30
+    assert batches_at_once(accumulating, torch.device("cuda")) == 1
 
 
 @pytest.mark.parametrize("patience, stalled", [(2, 1), (3, 2), (4, 3), (10, 8), (30, 21)])  # 30: the published training's

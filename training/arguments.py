@@ -140,7 +140,7 @@ class Arguments:
     validation_samples: int | None = _option("data", None, f"validation samples, the first ones ({_by_dataset('validation_samples')})")
     test_samples: int | None = _option("data", None, f"test samples, the first ones ({_by_dataset('test_samples')})")
     cache_dir: str | None = _option("data", None, "where decoded images are kept (default: the datasets library's cache)")
-    workers: int = _option("data", 0, "processes that prepare batches beside the training process")
+    workers: int = _option("data", 0, "processes that prepare batches beside the training process, on the CPU")
 
     init: str | None = _option("model", None, "start from these weights, a folder or an id on the Hub")
     init_levels: int | None = _option("model", None, "with --init: leave out the deeper levels of a deeper U-Net")

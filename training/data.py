@@ -87,7 +87,7 @@ class LayerStream(Dataset):
         device: str | torch.device = "cpu",
     ):
         self.sources, self.count, self.seed, self.epoch = list(sources), count, seed, 0
-        self.device = device  # where hands are drawn that are not kept
+        self.device = device  # of the batches; hands that are not kept are drawn there, too
         self.limits = np.cumsum(shares) / np.sum(shares)
 
     def __len__(self) -> int:
@@ -166,12 +166,16 @@ def as_it_is(batch: dict) -> dict:
     return batch
 
 
+def gpu_has_room(device: torch.device, needed: int) -> bool:
+    """Whether `device` is a GPU whose free memory `needed` bytes fill by no more than half."""
+    return device.type == "cuda" and 2 * needed < torch.cuda.mem_get_info(device)[0]
+
+
 def resident_where_it_fits(dataset: Dataset, device: torch.device) -> Dataset:
-    """`dataset`, held by a GPU whose free memory its crops fill by no more than half; otherwise as it was."""
-    if device.type != "cuda" or not isinstance(dataset, HandCrops) or dataset.cache is None:
+    """`dataset`, held by a GPU that has room for its crops; otherwise as it was."""
+    if not isinstance(dataset, HandCrops) or dataset.cache is None:
         return dataset
-    free, _ = torch.cuda.mem_get_info(device)
-    return Resident(dataset, device) if 2 * len(dataset) * 3 * dataset.image_size**2 < free else dataset
+    return Resident(dataset, device) if gpu_has_room(device, len(dataset) * 3 * dataset.image_size**2) else dataset
 
 
 def scene_crops(
@@ -194,7 +198,10 @@ def scene_crops(
 
 
 def load_splits(args: Arguments, device: str | torch.device = "cpu") -> Splits:
-    """Load and prepare the splits, drawing hands that are not kept on `device`; raises `ValueError` or `OSError` naming what is wrong with the data."""
+    """Load and prepare the splits for a training on `device`, where scenes are made and hands drawn that are not kept.
+
+    Raises `ValueError` or `OSError` naming what is wrong with the data.
+    """
     args.take_from_model(IMAGE_SIZE, BOX_FILL, HandUNetConfig().sigma)  # where nothing else was said
     cache = Path(args.cache_dir or Path(datasets.config.HF_DATASETS_CACHE) / "handunet")
     if args.dataset == "synthetic":
@@ -203,7 +210,7 @@ def load_splits(args: Arguments, device: str | torch.device = "cpu") -> Splits:
 
 
 def drawn_on(args: Arguments, device: str | torch.device) -> str | torch.device:
-    """Where endless hands are drawn: on the training's device, unless workers draw them, which cannot share a GPU."""
+    """Where batches of drawn hands come from: the training's device, unless workers make them, which cannot share a GPU."""
     return "cpu" if args.workers else device
 
 
@@ -241,7 +248,12 @@ def _scenes(args: Arguments, cache: Path, device: str | torch.device) -> Splits:
     def kept(source: LayerSource) -> HandLayers:
         return HandLayers(source, cache)
 
-    device = torch.device(drawn_on(args, device))
+    def at_hand(source: LayerSource) -> HandLayers | LayersOnDevice:
+        """Held by the GPU that makes the batches, if it has room; it draws faster than a disk reads."""
+        held = gpu_has_room(batches_from, len(source) * 4 * source.image_size**2)
+        return LayersOnDevice(kept(source) if isinstance(source, Cutouts) else source, batches_from) if held else kept(source)
+
+    device, batches_from = torch.device(device), torch.device(drawn_on(args, device))
     photos = load_photos(args.photos).to(device) if args.photos else None
     scenes = Scenes(args.image_size, args.box_fill, negatives=args.negatives, photos=photos)
 
@@ -261,15 +273,12 @@ def _scenes(args: Arguments, cache: Path, device: str | torch.device) -> Splits:
             splits.test_negatives[kind], _ = fixed(TEST_STREAM, args.test_samples, negatives=1.0, kinds=(kind,))
         counts = [args.layers, *[round(0.6 * args.layers)] * (len(meshes) - 1)]
         sources = [drawn(count, args.seed, mesh) for count, mesh in zip(counts, meshes)]
-        on_gpu = device.type == "cuda"  # which draws faster than a disk reads
-        if not args.streaming:
-            sources = [LayersOnDevice(source, device) if on_gpu else kept(source) for source in sources]
+        sources = sources if args.streaming else [at_hand(source) for source in sources]
         shares = [count / sum(counts) for count in counts]
         if args.cutouts:
-            photographed = kept(Cutouts(args.cutouts, "train"))
-            sources.append(LayersOnDevice(photographed, device) if on_gpu else photographed)
+            sources.append(at_hand(Cutouts(args.cutouts, "train")))
             shares = [share * (1 - args.cutouts_share) for share in shares] + [args.cutouts_share]
-        splits.train = LayerStream(sources, shares, args.train_samples, args.seed, device)
+        splits.train = LayerStream(sources, shares, args.train_samples, args.seed, batches_from)
         splits.validation, _ = fixed(VALIDATION_STREAM, args.validation_samples)
     return splits
 

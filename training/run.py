@@ -1,4 +1,4 @@
-"""What a run carries from step to step, and how a checkpoint holds it and gives it back, bit for bit."""
+"""What a run carries from step to step, and how a checkpoint holds it and gives it back, on CPUs bit for bit."""
 
 import hashlib
 import itertools
@@ -32,6 +32,8 @@ BEST_AVERAGE = "best.safetensors"
 FINGERPRINT_SAMPLES = 32
 # Samples for which a GPU makes scenes at a time, at most: with 2048 it moves memory rather than wait for orders.
 SCENES_AT_ONCE = 2048
+# Bytes that making a scene takes, for each of its pixels: 4 MB at 128 px.
+SCENE_BYTES_PER_PIXEL = 250
 
 
 def make_model(args: Arguments) -> HandUNetForPoseEstimation:
@@ -147,12 +149,24 @@ def outlive_interrupts(worker: int) -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(20) and os._exit(0))
 
 
+def batches_at_once(args: Arguments, device: torch.device) -> int:
+    """How many batches' scenes are made together: as many as a quarter of a GPU's free memory takes, otherwise one.
+
+    Looking ahead tells accelerate of the last batch too early, which it heeds when it accumulates gradients.
+    """
+    if device.type != "cuda" or args.gradient_accumulation_steps > 1:
+        return 1
+    free, _ = torch.cuda.mem_get_info(device)
+    samples = min(SCENES_AT_ONCE, free // (4 * SCENE_BYTES_PER_PIXEL * args.image_size**2))
+    return max(1, samples // args.batch_size)
+
+
 def made_together(
     batches: Iterable[dict], make: Callable[[dict], tuple[torch.Tensor, ...]], count: int
 ) -> Iterator[tuple[dict, tuple[torch.Tensor, ...]]]:
     """Each of `batches` with its part of what `make` makes of `count` of them at a time."""
     batches = iter(batches)
-    while group := list(itertools.islice(batches, max(1, count))):
+    while group := list(itertools.islice(batches, count)):
         whole = {name: torch.cat([batch[name] for batch in group]) for name in group[0]} if len(group) > 1 else group[0]
         sizes = [len(batch["index"]) for batch in group]
         yield from zip(group, zip(*(part.split(sizes) for part in make(whole))))
@@ -188,6 +202,7 @@ class Run:
         self.steps_per_epoch = math.ceil(len(self.train_loader) / args.gradient_accumulation_steps)
         self.schedule = make_schedule(args, self.optimizer.optimizer, self.steps_per_epoch * args.epochs)
         self.augment = Augmentation(rotation=args.max_rotation).scaled(args.augmentation) if args.augmentation else None
+        self.batches_at_once = batches_at_once(args, accelerator.device) if splits.scenes else 1
         self.checkpoints = Checkpoints(Path(args.output_dir) / "checkpoints", args.keep_checkpoints)
         self.epoch = 0  # the epoch that runs
         self.batch = 0  # batches of it that are done, on each process
@@ -242,8 +257,7 @@ class Run:
         A scene takes thousands of small operations, which a GPU does as fast for thousands of samples as for one, so
         there the inputs of several steps are made at once.
         """
-        several = self.splits.scenes and self.accelerator.device.type == "cuda" and self.args.gradient_accumulation_steps == 1
-        return made_together(batches, self.inputs, SCENES_AT_ONCE // self.args.batch_size if several else 1)
+        return made_together(batches, self.inputs, self.batches_at_once)
 
     # Checkpoints
 
