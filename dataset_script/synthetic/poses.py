@@ -89,7 +89,7 @@ def sample_poses(
 ) -> Pose:
     """One pose a key: a template, moved up to `blend` of the way to another, plus `noise` (degrees).
 
-    In a share `mixed` each finger goes to another template than its neighbours, and all the way.
+    In a share `mixed` each finger but the thumb takes a template that is drawn for it alone.
     `wrist` is the standard deviation of the wrist's flexion in degrees; it deviates sideways half as much.
     """
     thumb_table, finger_table = _template_table(names, keys.device)
@@ -99,9 +99,9 @@ def sample_poses(
     thumb = torch.lerp(thumb_table[first], thumb_table[second], part[:, None])
     fingers = torch.lerp(finger_table[first], finger_table[second], part[:, None, None])
     if mixed > 0:
-        own = counter_rng.integers(keys, "finger template", len(names), (4,))
+        each = counter_rng.integers(keys, "finger template", len(names), (4,))
         chosen = (counter_rng.uniform(keys, "mixed") < mixed)[:, None, None]
-        fingers = torch.where(chosen, finger_table[own, torch.arange(4, device=keys.device)], fingers)
+        fingers = torch.where(chosen, finger_table[each, torch.arange(4, device=keys.device)], fingers)
 
     shared = counter_rng.normal(keys, "shared flexion", (1, 3))
     own = counter_rng.normal(keys, "finger flexion", (4, 3))
