@@ -3,11 +3,13 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from filelock import FileLock
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 # Processes that prepare a cache's samples at most.
@@ -95,6 +97,27 @@ class _Parts(Dataset):
 def open_arrays(folder: Path, names: tuple[str, ...], mode: str = "r") -> dict[str, np.ndarray]:
     """The arrays of a folder as memory maps."""
     return {name: np.load(folder / f"{name}.npy", mmap_mode=mode) for name in names}
+
+
+class DeviceRows:
+    """`count` rows of named tensors in the memory of a device, filled from `parts` of consecutive rows (B, ...) each."""
+
+    def __init__(self, count: int, device: str | torch.device, parts: Iterable[Mapping[str, Tensor]]):
+        self.count, self.tensors, first = count, {}, 0
+        for part in parts:
+            last = first + len(next(iter(part.values())))
+            for name, values in part.items():
+                if name not in self.tensors:
+                    self.tensors[name] = torch.empty(count, *values.shape[1:], dtype=values.dtype, device=device)
+                self.tensors[name][first:last] = values
+            first = last
+
+    def __len__(self) -> int:
+        return self.count
+
+    def rows(self, numbers: Sequence[int]) -> dict[str, Tensor]:
+        """The rows `numbers`, each tensor (B, ...) of them, on the device."""
+        return {name: values[torch.tensor(numbers, device=values.device)] for name, values in self.tensors.items()}
 
 
 def worker_count() -> int:

@@ -60,10 +60,10 @@ class Cutouts:
     def __len__(self) -> int:
         return len(self.rows) * self.variants
 
-    def layers(self, indices: Tensor, device: str | torch.device = "cpu") -> Layer:
-        """The hands `indices` (B,): RGBA (B, 4, S, S), keypoints (B, 21, 2) px, skin (B, 3), on `device`."""
+    def layers(self, indices: Tensor) -> Layer:
+        """The hands `indices` (B,): RGBA (B, 4, S, S), keypoints (B, 21, 2) px, skin (B, 3)."""
         made = [self._layer(int(index)) for index in indices]
-        rgba, keypoints, skin = (torch.from_numpy(np.stack(part)).to(device) for part in zip(*made))
+        rgba, keypoints, skin = (torch.from_numpy(np.stack(part)) for part in zip(*made))
         return Layer(rgba, keypoints, skin)
 
     def _layer(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dataset_script.caches import open_arrays, write_arrays, written_once
+from dataset_script.caches import DeviceRows, open_arrays, write_arrays, written_once
 from dataset_script.files import digest
+from dataset_script.synthetic import SyntheticHands
 from dataset_script.synthetic.scenes import Layer
 from modeling_handunet.keypoints import NUM_KEYPOINTS
 
@@ -33,8 +34,8 @@ class LayerSource(Protocol):
 
     def __len__(self) -> int: ...
 
-    def layers(self, indices: Tensor, device: str | torch.device = "cpu") -> Layer:
-        """The hands `indices` (B,), each in a square of `image_size` pixels, on `device`."""
+    def layers(self, indices: Tensor) -> Layer:
+        """The hands `indices` (B,), each in a square of `image_size` pixels."""
         ...
 
 
@@ -86,23 +87,9 @@ class HandLayers:
         return {name: values.numpy() for name, values in layer_rows(self.source.layers(torch.tensor(numbers))).items()}
 
 
-class LayersOnDevice:
-    """The layers of a source in the memory of a device, drawn there or read from where they are kept."""
-
-    def __init__(self, source: LayerSource | HandLayers, device: str | torch.device, batch_size: int = 1024):
-        self.tensors: dict[str, Tensor] = {}
-        for first in range(0, len(source), batch_size):
-            numbers = torch.arange(first, min(first + batch_size, len(source)))
-            made = source.rows(numbers) if isinstance(source, HandLayers) else layer_rows(source.layers(numbers, device))
-            for name, values in made.items():
-                if name not in self.tensors:
-                    self.tensors[name] = torch.empty(len(source), *values.shape[1:], dtype=values.dtype, device=device)
-                self.tensors[name][first : first + len(numbers)] = values
-
-    def __len__(self) -> int:
-        return len(self.tensors["skin"])
-
-    def rows(self, numbers: Sequence[int]) -> dict[str, Tensor]:
-        """Several layers, each array (B, ...) of them, on the device."""
-        chosen = torch.tensor(numbers, device=self.tensors["skin"].device)
-        return {name: values[chosen] for name, values in self.tensors.items()}
+def layers_on_device(source: HandLayers | SyntheticHands, device: str | torch.device, batch_size: int = 1024) -> DeviceRows:
+    """All layers of a source in the memory of a device, read from where they are kept or drawn there."""
+    numbers = torch.arange(len(source)).split(batch_size)
+    if isinstance(source, HandLayers):
+        return DeviceRows(len(source), device, map(source.rows, numbers))
+    return DeviceRows(len(source), device, (layer_rows(source.layers(part, device)) for part in numbers))

@@ -7,7 +7,7 @@ from PIL import Image
 
 from dataset_script import SyntheticHands
 from dataset_script.cutouts import Cutouts
-from dataset_script.layers import HandLayers, LayersOnDevice
+from dataset_script.layers import HandLayers, layers_on_device
 from tests.test_cutouts import write_cutouts
 from training.arguments import Arguments
 from training.data import LayerStream, load_splits
@@ -44,7 +44,7 @@ def test_streamed_hands_are_new_ones_every_time():
 
 def test_layers_in_a_devices_memory_are_those_on_disk(tmp_path):
     kept = HandLayers(source(1), tmp_path)
-    for held in (LayersOnDevice(kept, "cpu", batch_size=3), LayersOnDevice(source(1), "cpu", batch_size=3)):
+    for held in (layers_on_device(kept, "cpu", batch_size=3), layers_on_device(source(1), "cpu", batch_size=3)):
         assert len(held) == 4
         for name, values in held.rows([3, 0, 3]).items():
             torch.testing.assert_close(values, kept.rows([3, 0, 3])[name], rtol=0, atol=0)

@@ -11,8 +11,9 @@ import torch
 from torch.utils.data import Dataset, Sampler, default_collate
 
 from dataset_script import CocoHands, FreiHAND, HandCrops, SyntheticHands, counter_rng
+from dataset_script.caches import DeviceRows
 from dataset_script.cutouts import Cutouts
-from dataset_script.layers import HandLayers, LayersOnDevice, LayerSource, layer_rows
+from dataset_script.layers import HandLayers, LayerSource, layer_rows, layers_on_device
 from dataset_script.synthetic.backgrounds import KINDS, backgrounds
 from dataset_script.transforms import BOX_FILL, IMAGE_SIZE
 from modeling_handunet import HandUNetConfig
@@ -80,7 +81,7 @@ class LayerStream(Dataset):
 
     def __init__(
         self,
-        sources: Sequence[HandLayers | LayersOnDevice | SyntheticHands],
+        sources: Sequence[HandLayers | DeviceRows | SyntheticHands],
         shares: Sequence[float],
         count: int,
         seed: int,
@@ -137,28 +138,19 @@ class Items(Dataset):
         return [self.items[index] for index in indices]
 
 
-class Resident(Dataset):
+class Resident(DeviceRows, Dataset):
     """All items of `dataset` on one device, where a batch is one indexing of each tensor.
 
     Its `__getitems__` gives the batch that collating its items would give; a loader of it collates by `as_it_is`.
     """
 
     def __init__(self, dataset: Dataset, device: str | torch.device, batch_size: int = 1024):
-        self.tensors: dict[str, torch.Tensor] = {}
-        for first in range(0, len(dataset), batch_size):
-            indices = list(range(first, min(first + batch_size, len(dataset))))
-            for name, values in default_collate(dataset.__getitems__(indices)).items():
-                if name not in self.tensors:
-                    self.tensors[name] = torch.empty(len(dataset), *values.shape[1:], dtype=values.dtype, device=device)
-                self.tensors[name][first : first + len(indices)] = values.to(device)
-
-    def __len__(self) -> int:
-        return len(self.tensors["index"])
+        numbers = torch.arange(len(dataset)).split(batch_size)
+        super().__init__(len(dataset), device, (default_collate(dataset.__getitems__(part.tolist())) for part in numbers))
 
     def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor]:
         """The batch of these items, on the device."""
-        chosen = torch.tensor(indices, device=self.tensors["index"].device)
-        return {name: values[chosen] for name, values in self.tensors.items()}
+        return self.rows(indices)
 
 
 def as_it_is(batch: dict) -> dict:
@@ -248,10 +240,11 @@ def _scenes(args: Arguments, cache: Path, device: str | torch.device) -> Splits:
     def kept(source: LayerSource) -> HandLayers:
         return HandLayers(source, cache)
 
-    def at_hand(source: LayerSource) -> HandLayers | LayersOnDevice:
-        """Held by the GPU that makes the batches, if it has room; it draws faster than a disk reads."""
-        held = gpu_has_room(batches_from, len(source) * 4 * source.image_size**2)
-        return LayersOnDevice(kept(source) if isinstance(source, Cutouts) else source, batches_from) if held else kept(source)
+    def at_hand(source: SyntheticHands | HandLayers) -> HandLayers | DeviceRows:
+        """Held by the GPU that makes the batches, if it has room, which draws faster than a disk reads; else kept."""
+        if gpu_has_room(batches_from, len(source) * 4 * LAYER_SIZE**2):
+            return layers_on_device(source, batches_from)
+        return source if isinstance(source, HandLayers) else kept(source)
 
     device, batches_from = torch.device(device), torch.device(drawn_on(args, device))
     photos = load_photos(args.photos).to(device) if args.photos else None
@@ -276,7 +269,7 @@ def _scenes(args: Arguments, cache: Path, device: str | torch.device) -> Splits:
         sources = sources if args.streaming else [at_hand(source) for source in sources]
         shares = [count / sum(counts) for count in counts]
         if args.cutouts:
-            sources.append(at_hand(Cutouts(args.cutouts, "train")))
+            sources.append(at_hand(kept(Cutouts(args.cutouts, "train"))))
             shares = [share * (1 - args.cutouts_share) for share in shares] + [args.cutouts_share]
         splits.train = LayerStream(sources, shares, args.train_samples, args.seed, batches_from)
         splits.validation, _ = fixed(VALIDATION_STREAM, args.validation_samples)
