@@ -53,6 +53,16 @@ def load_photos(folder: str | os.PathLike) -> Tensor:
     return torch.from_numpy(np.stack(tiles).transpose(0, 3, 1, 2).copy())
 
 
+def mirrored(turned: Tensor, chosen: Tensor) -> Tensor:
+    """Matrices (B, 2, 2) that mirror left and right first, where `chosen` (B,)."""
+    return torch.stack([torch.where(chosen[:, None], -turned[..., 0], turned[..., 0]), turned[..., 1]], -1)
+
+
+def toward(direction: Tensor, distance: Tensor) -> Tensor:
+    """Shifts (B, 2) by `distance` (B,) towards `direction` (B,) radians."""
+    return torch.stack([direction.cos(), direction.sin()], 1) * distance[:, None]
+
+
 @dataclass(frozen=True)
 class Scenes:
     """Ranges of the scenes; lengths in image sides, shares are probabilities.
@@ -108,9 +118,8 @@ class Scenes:
         whole = Layer(self._color(layers.float() / 255, keys), keypoints, skin)
         layer = self._place(whole, draw, kind)
         rgba = layer.rgba * (kind != 0)[:, None, None, None]
-        beside = self._other_hand(whole, keys, kind == 1)
-        behind = self._photographs(keys), beside * (kind != 0)[:, None, None, None]
-        images, _ = composite(keys, Layer(rgba, layer.keypoints, skin), self.ranges, *behind)
+        behind, beside = self._photographs(keys), self._other_hand(whole, keys, kind)
+        images, _ = composite(keys, Layer(rgba, layer.keypoints, skin), self.ranges, behind, beside)
         images = self._frame(images.float() / 255, layer.keypoints, keys)
         images = self.recolor.recolor(self._degrade(self._light(images, keys), keys), keys)
         images = self._compress(images, keys)
@@ -151,22 +160,19 @@ class Scenes:
             images = images.index_copy(0, chosen, compress(images[chosen], worst + (best - worst) * draw[chosen, 1]))
         return images
 
-    def _other_hand(self, hand: Layer, keys: Tensor, left: Tensor) -> Tensor:
-        """For some the same hand again, off the centre, as RGBA (B, 4, S, S): mirrored, or where this one is `left` not."""
+    def _other_hand(self, hand: Layer, keys: Tensor, kind: Tensor) -> Tensor:
+        """For some that have a hand the same again, off the centre, as RGBA (B, 4, S, S): a left one beside a right one,
+        and a right one beside a left one."""
         draw = counter_rng.uniform(keys, "other hand", (5,))
-        chosen = (draw[:, 0] < self.other_hand).nonzero(as_tuple=True)[0]
+        chosen = ((draw[:, 0] < self.other_hand) & (kind != 0)).nonzero(as_tuple=True)[0]
         rgba = torch.zeros(len(keys), 4, self.size, self.size, device=keys.device)
         if len(chosen):
             draw = draw[chosen]
-            mirror = torch.where(left[chosen], 1.0, -1.0)[:, None]
-            turned = rotation(draw[:, 1] * 2 * math.pi)
-            turned = torch.stack([turned[..., 0] * mirror, turned[..., 1]], -1)
+            turned = mirrored(rotation(draw[:, 1] * 2 * math.pi), kind[chosen] != 1)
             points = hand.keypoints[chosen]
             extent = (points.amax(1) - points.amin(1)).amax(1).clamp_min(1.0)
             scale = self.fill * self.size * (0.7 + 0.6 * draw[:, 2]) / extent
-            direction = draw[:, 3] * 2 * math.pi
-            reach = (0.25 + 0.35 * draw[:, 4]) * self.size
-            shift = torch.stack([direction.cos(), direction.sin()], 1) * reach[:, None]
+            shift = toward(draw[:, 3] * 2 * math.pi, (0.25 + 0.35 * draw[:, 4]) * self.size)
             mine = Layer(hand.rgba[chosen], points, hand.skin[chosen])
             moved = move_layer(mine, turned * scale[:, None, None], shift, self.size)
             rgba = rgba.index_copy(0, chosen, moved.rgba)
@@ -175,9 +181,7 @@ class Scenes:
     def _place(self, layer: Layer, draw: Tensor, kind: Tensor) -> Layer:
         whole_turn = draw[:, 2] < self.any_angle
         angle = (draw[:, 3] * 2 - 1) * torch.where(whole_turn, math.pi, math.radians(self.rotation))
-        turned = rotation(angle)
-        mirror = torch.where(kind == 1, -1.0, 1.0)
-        turned = torch.stack([turned[..., 0] * mirror[:, None], turned[..., 1]], -1)
+        turned = mirrored(rotation(angle), kind == 1)
         stretch = torch.exp((draw[:, 9] * 2 - 1) * self.stretch)
         along = rotation(draw[:, 10] * math.pi)
         longer = torch.diag_embed(torch.stack([stretch, 1 / stretch], 1))
@@ -189,8 +193,7 @@ class Scenes:
         scale = box / (high - low).amax(1).clamp_min(1.0)
         shift = (draw[:, 5:7] * 2 - 1) * self.shift * self.size
         far = self.off_centre[0] + (self.off_centre[1] - self.off_centre[0]) * draw[:, 7]
-        direction = draw[:, 8] * 2 * math.pi
-        away = torch.stack([direction.cos(), direction.sin()], 1) * (far * self.size)[:, None]
+        away = toward(draw[:, 8] * 2 * math.pi, far * self.size)
         shift = torch.where((kind == 2)[:, None], away, shift) - 0.5 * (low + high) * scale[:, None]
         return move_layer(layer, turned * scale[:, None, None], shift, self.size)
 
@@ -242,7 +245,7 @@ class Scenes:
             total = 0
             still = torch.eye(2, device=keys.device).expand(len(chosen), 2, 2)
             for step in (-0.5, -0.25, 0.0, 0.25, 0.5):
-                offset = torch.stack([direction.cos(), direction.sin()], 1) * (step * reach * 2 / self.size)[:, None]
+                offset = toward(direction, step * reach * 2 / self.size)
                 theta = torch.cat([still, offset[..., None]], 2)
                 grid = F.affine_grid(theta, list(images[chosen].shape), align_corners=False)
                 total = total + F.grid_sample(images[chosen], grid, padding_mode="border", align_corners=False)

@@ -43,8 +43,9 @@ def make_model(args: Arguments) -> HandUNetForPoseEstimation:
             args.init, dtype=torch.float32, image_size=args.image_size, sigma=args.sigma
         )
         model = model if args.init_levels is None else without_deep_levels(model, args.init_levels)
-        torch.manual_seed(args.seed)
-        model = model if args.init_hidden_sizes is None else widened(model, args.init_hidden_sizes)
+        if args.init_hidden_sizes is not None:
+            torch.manual_seed(args.seed)
+            model = widened(model, args.init_hidden_sizes)
         if args.hidden_sizes not in (HandUNetConfig().hidden_sizes, model.config.hidden_sizes):
             asked, found = (" ".join(map(str, sizes)) for sizes in (args.hidden_sizes, model.config.hidden_sizes))
             raise ValueError(f"--hidden_sizes {asked}: --init {args.init} brings its own, {found}. Leave one of them out.")
