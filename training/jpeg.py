@@ -4,6 +4,7 @@ Colours are split into luma and chroma, chroma halved in size, 8 x 8 blocks tran
 rounded to multiples of the tables in Annex K of the standard (ITU-T T.81), scaled by the quality as libjpeg does.
 """
 
+import functools
 import math
 
 import torch
@@ -28,30 +29,32 @@ def compress(images: Tensor, quality: Tensor) -> Tensor:
     size = images.shape[-1]
     beyond = -size % (2 * BLOCK)  # blocks that the picture does not fill are filled by repeating its edge
     images = F.pad(images, (0, beyond, 0, beyond), mode="replicate")
-    matrix = torch.tensor(TO_YCC, device=images.device)
+    matrix, inverse, waves, luma_steps, chroma_steps = _constants(images.device)
     ycc = torch.einsum("ij,bjhw->bihw", matrix, images) * 255
     ycc[:, :1] -= 128
-    steps = torch.where(quality < 50, 5000 / quality, 200 - 2 * quality)[:, None, None] / 100
-    tables = [(torch.tensor(table, device=images.device) * steps + 0.5).floor().clamp(1, 255) for table in (LUMA, CHROMA)]
-    luma = _round_blocks(ycc[:, :1], tables[0])
-    chroma = _round_blocks(F.avg_pool2d(ycc[:, 1:], 2), tables[1])
+    scale = torch.where(quality < 50, 5000 / quality, 200 - 2 * quality)[:, None, None] / 100
+    luma = _round_blocks(ycc[:, :1], luma_steps * scale, waves)
+    chroma = _round_blocks(F.avg_pool2d(ycc[:, 1:], 2), chroma_steps * scale, waves)
     chroma = F.interpolate(chroma, scale_factor=2, mode="bilinear", align_corners=False)
-    rgb = torch.einsum("ij,bjhw->bihw", torch.linalg.inv(matrix), torch.cat([luma + 128, chroma], 1))
+    rgb = torch.einsum("ij,bjhw->bihw", inverse, torch.cat([luma + 128, chroma], 1))
     return (rgb[..., :size, :size] / 255).clamp(0, 1)
 
 
-def _cosines(device: torch.device) -> Tensor:
-    """The orthonormal cosine transform (8, 8): frequencies, then places."""
+@functools.lru_cache(maxsize=8)
+def _constants(device: torch.device) -> tuple[Tensor, ...]:
+    """Colours to luma and chroma (3, 3) and back, the orthonormal cosine transform (8, 8), frequencies then places, and
+    the tables for luma and chroma (8, 8)."""
+    matrix = torch.tensor(TO_YCC)
     number = torch.arange(BLOCK, dtype=torch.float64)
     waves = torch.cos(math.pi * (2 * number[None] + 1) * number[:, None] / (2 * BLOCK)) * math.sqrt(2 / BLOCK)
     waves[0] /= math.sqrt(2)
-    return waves.float().to(device)
+    constants = matrix, torch.linalg.inv(matrix), waves.float(), torch.tensor(LUMA), torch.tensor(CHROMA)
+    return tuple(constant.to(device) for constant in constants)
 
 
-def _round_blocks(planes: Tensor, table: Tensor) -> Tensor:
-    """Planes (B, C, S, S) whose blocks' frequencies are multiples of `table` (B, 8, 8)."""
-    waves = _cosines(planes.device)
+def _round_blocks(planes: Tensor, steps: Tensor, waves: Tensor) -> Tensor:
+    """Planes (B, C, S, S) whose blocks' frequencies by `waves` are multiples of `steps` (B, 8, 8), these rounded."""
     blocks = planes.unflatten(3, (-1, BLOCK)).unflatten(2, (-1, BLOCK)).transpose(3, 4)  # (B, C, rows, columns, 8, 8)
-    table = table[:, None, None, None]
+    table = (steps + 0.5).floor().clamp(1, 255)[:, None, None, None]
     frequencies = torch.round(waves @ blocks @ waves.T / table) * table
     return (waves.T @ frequencies @ waves).transpose(3, 4).flatten(4).flatten(2, 3)
