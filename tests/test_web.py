@@ -482,8 +482,8 @@ def attach(playwright, address: str, url: str):
     """
     from playwright.sync_api import Error
 
-    deadline = time.monotonic() + PATIENCE
-    while True:
+    deadline, problem = time.monotonic() + PATIENCE, None
+    while time.monotonic() < deadline:
         try:
             with urllib.request.urlopen(f"{address}/json", timeout=5) as answer:
                 opened = any(tab["url"] == url and tab["title"] not in ("", url) for tab in json.load(answer))
@@ -491,12 +491,10 @@ def attach(playwright, address: str, url: str):
                 attached = playwright.chromium.connect_over_cdp(address, timeout=PATIENCE * 1000 / 6)
                 (page,) = [page for page in attached.contexts[0].pages if page.url == url]
                 return attached, page
-        except (OSError, Error):
-            if time.monotonic() > deadline:
-                raise
-        if time.monotonic() > deadline:
-            pytest.fail(f"Chromium at {address} shows no {url}")
+        except (OSError, Error) as error:
+            problem = error
         time.sleep(0.5)
+    pytest.fail(f"Chromium at {address} shows no {url}: {problem}")
 
 
 @pytest.mark.slow
