@@ -76,7 +76,8 @@ def main() -> None:
             parser.error("--gpu finds no GPU that torch can use")
         results["gpu"] = gpu.measure()
         save(args.output, results)
-        print(report.gpu_table(results["gpu"]))
+        print(f"{results['gpu']['device']}, torch {results['gpu']['torch']}\n")
+        print(report.table({"rows": {}, "gpu": results["gpu"]}))
         return
 
     with tempfile.TemporaryDirectory() as temporary:

@@ -2,6 +2,7 @@
 bandwidth would allow; training on more images; drawing hands and making scenes.
 """
 
+import functools
 import sys
 import time
 
@@ -13,6 +14,7 @@ from dataset_script.layers import layer_rows
 from modeling_handunet import HandUNetConfig, HandUNetForPoseEstimation, render_heatmaps
 from training.augmentation import Augmentation, augmentation_keys
 from training.compositing import Scenes
+from training.data import LAYER_SIZE
 from training.evaluation import normalize
 
 BATCH, SIZE = 256, 128
@@ -70,24 +72,25 @@ def measure() -> dict:
     rate = copy_rate()
     rows = [{"what": "copying", "figure": f"{rate / 1e9:.0f} GB/s"}]
 
-    def row(what: str, action, *arguments, target: int | None = None) -> None:
-        wanted = {} if target is None else {"target": f"{target:,} images/s", "verdict": "missed"}
+    def row(what: str, action, **wanted: str) -> None:
         try:
-            rows.append({"what": what, **wanted, **action(*arguments)})
+            found = action()
         except Exception as error:  # a compiler has many ways to fail, and the other rows are worth having
-            rows.append({"what": what, **wanted, "figure": f"failed: {(str(error) or repr(error)).splitlines()[0]}"})
+            found = {"figure": f"failed: {(str(error) or repr(error)).splitlines()[0]}"}
+        rows.append({"what": what, **wanted, **found})
         torch.cuda.empty_cache()
         print(rows[-1], file=sys.stderr, flush=True)
 
     def ways(compiled: bool) -> None:
         for (name, target), way, training in zip(GPU_TARGETS.items(), (train, infer), (True, False)):
-            row(name + (", compiled" if compiled else ""), share, way, compiled, training, target, rate, target=target)
+            measured = functools.partial(share, way, compiled, training, target, rate)
+            row(name + (", compiled" if compiled else ""), measured, target=f"{target:,} images/s", verdict="missed")
 
     ways(compiled=False)
     for count in IMAGES:
-        row(f"training on {count:,} images", scaling, count)
-    row("drawing hands without backgrounds at 160 px", drawing)
-    row("putting them into scenes at 128 px", composing)
+        row(f"training on {count:,} images", functools.partial(scaling, count))
+    row(f"drawing hands without backgrounds at {LAYER_SIZE} px", drawing)
+    row(f"putting them into scenes at {SIZE} px", composing)
     ways(compiled=True)
     return {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "rows": rows}
 
@@ -102,7 +105,7 @@ def share(way, compiled: bool, training: bool, target: int, rate: float) -> dict
 
 def drawing() -> dict:
     """Hands a second that are posed, lit and drawn on the GPU."""
-    hands = SyntheticHands(1, image_size=160, difficulty="layers")
+    hands = SyntheticHands(1, image_size=LAYER_SIZE, difficulty="layers")
     numbers = iter(range(0, 10**9, BATCH))
     per_second = BATCH / seconds(lambda: hands.layers(torch.arange(BATCH) + next(numbers), "cuda"), 20)
     return {"figure": f"{per_second:,.0f} hands/s"}
@@ -110,7 +113,7 @@ def drawing() -> dict:
 
 def composing() -> dict:
     """Scenes a second of hands that the GPU holds."""
-    rows = layer_rows(SyntheticHands(1, image_size=160, difficulty="layers").layers(torch.arange(BATCH), "cuda"))
+    rows = layer_rows(SyntheticHands(1, image_size=LAYER_SIZE, difficulty="layers").layers(torch.arange(BATCH), "cuda"))
     scenes, numbers = Scenes(SIZE, 0.45), iter(range(0, 10**9, BATCH))
 
     def act():

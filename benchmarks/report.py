@@ -51,14 +51,9 @@ def table(results: dict) -> str:
                 value = f"{line['value']:.0f} MB"
             ours = f"`{line['ours']}`" if row["memory"] else f"`{line['ours']}` {spread(line['times'])}"
             lines.append(f"| {what} | {ours} | {against} | {value} | {wanted} | {verdict} |")
+    for row in results.get("gpu", {}).get("rows", []):
+        figure = (row["figure"], row.get("target", ""), row.get("verdict", ""))
+        lines.append(f"| one GPU, {row['what']} | | | {' | '.join(figure)} |")
     if not results.get("gpu"):
         lines += [f"| one GPU, {what} | | | | {wanted:,} images/s | not measured: `--gpu` |" for what, wanted in GPU_TARGETS.items()]
-    return "\n".join(lines)
-
-
-def gpu_table(gpu: dict) -> str:
-    """The GPU's rows."""
-    lines = [f"{gpu['device']}, torch {gpu['torch']}", "", "| what | figure | target | |", "|---|---|---|---|"]
-    for row in gpu["rows"]:
-        lines.append(f"| {row['what']} | {row['figure']} | {row.get('target', '')} | {row.get('verdict', '')} |")
     return "\n".join(lines)

@@ -90,3 +90,6 @@ def test_rows_of_a_gpu_that_were_not_measured_stay_in_the_table():
     text = report.table({"rows": {}, "gpu": {}})
     assert "| one GPU, inference | | | | 80,000 images/s | not measured: `--gpu` |" in text
     assert "one GPU" not in report.table({"rows": {}, "gpu": {"rows": []}})
+    rows = [{"what": "inference", "figure": "5 images/s", "target": "80,000 images/s", "verdict": "missed"}, {"what": "copying", "figure": "3 GB/s"}]
+    text = report.table({"rows": {}, "gpu": {"rows": rows}})
+    assert "| one GPU, inference | | | 5 images/s | 80,000 images/s | missed |" in text and "| one GPU, copying | | | 3 GB/s |  |  |" in text
