@@ -133,7 +133,7 @@ def main() -> None:
             parser.error(f"--model {args.model} is no file: run `python -m scripts.export_onnx {args.model} model.onnx`")
         leave_out_torch()
         predict = predict_with_onnx
-    from modeling_handunet.crops import load_image
+    from modeling_handunet.images import load_image
     from modeling_handunet.drawing import draw_hand
 
     output, names = Path(args.output), output_names(args.photos)

@@ -12,8 +12,8 @@ from benchmarks.rows import GPU_TARGETS
 from dataset_script import SyntheticHands
 from dataset_script.layers import layer_rows
 from modeling_handunet import HandUNetConfig, HandUNetForPoseEstimation, render_heatmaps
-from training.augmentation import Augmentation, augmentation_keys
-from training.compositing import Scenes
+from dataset_script.augmentation import Augmentation, augmentation_keys
+from dataset_script.scenes import Scenes
 from training.data import LAYER_SIZE
 from training.evaluation import normalize
 

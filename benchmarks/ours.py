@@ -153,7 +153,7 @@ def predict_onnx(count: int = 1, *, folder: Path, threads: int):
     import onnxruntime
 
     import predict as program
-    from modeling_handunet.crops import load_image
+    from modeling_handunet.images import load_image
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads

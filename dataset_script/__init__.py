@@ -1,8 +1,8 @@
 """Data for HandUNet: FreiHAND, own photographs, synthetic hands, and the way from their rows to the network."""
 
-from dataset_script.coco_hands import CocoHands
+from dataset_script.coco import CocoHands
 from dataset_script.freihand import FreiHAND, project_points
 from dataset_script.synthetic import SyntheticHands
-from dataset_script.transforms import HandCrops, add_heatmaps
+from dataset_script.hand_crops import HandCrops, add_heatmaps
 
 __all__ = ["CocoHands", "FreiHAND", "HandCrops", "SyntheticHands", "add_heatmaps", "project_points"]

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from dataset_script import counter_rng
 from dataset_script.files import IMAGE_ERRORS, MAX_JSON_BYTES, FileTree, digest, image_size, parse_json
-from dataset_script.synthetic.scenes import Layer
+from dataset_script.synthetic.compositing import Layer
 from modeling_handunet.keypoints import NUM_KEYPOINTS
 
 FILL = 0.36  # longer side of the hand's box, of the square

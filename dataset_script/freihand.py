@@ -31,7 +31,7 @@ from dataset_script.files import (
     parse_json,
     shorten,
 )
-from dataset_script.transforms import IMAGE_SIZE, SIGMA
+from dataset_script.hand_crops import IMAGE_SIZE, SIGMA
 from modeling_handunet.crops import image_to_square, to_crop
 from modeling_handunet.heatmaps import render_heatmaps
 from modeling_handunet.keypoints import NUM_KEYPOINTS

@@ -2,7 +2,7 @@
 
 Drawing a hand takes about as long as putting it into a scene does, and photographs that were cut out cannot be drawn anew
 at all.  So a hand is made once, in the middle of a square somewhat larger than the crop it will be seen in, and every use
-turns, scales and colours it and puts it over another background (`training/compositing.py`).
+turns, scales and colours it and puts it over another background (`dataset_script/scenes.py`).
 """
 
 import os
@@ -17,7 +17,7 @@ from torch import Tensor
 from dataset_script.caches import DeviceRows, open_arrays, write_arrays, written_once
 from dataset_script.files import digest
 from dataset_script.synthetic import SyntheticHands
-from dataset_script.synthetic.scenes import Layer
+from dataset_script.synthetic.compositing import Layer
 from modeling_handunet.keypoints import NUM_KEYPOINTS
 
 NAMES = ("rgba", "keypoints", "skin")

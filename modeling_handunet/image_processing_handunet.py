@@ -13,7 +13,8 @@ from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import PILImageResampling, SizeDict
 
 from .configuration_handunet import MAX_IMAGE_SIZE, check_settings
-from .crops import box_to_square, check_box, crop_square, from_crop, image_to_square, load_image
+from .crops import box_to_square, check_box, crop_square, from_crop, image_to_square
+from .images import load_image
 from .crops import normalize_crops, parse_box
 from .heatmaps import calibrate_scores, decode_heatmaps
 
@@ -151,7 +152,7 @@ class HandUNetImageProcessor(PilBackend):
         """Cut out, resize and normalise every hand.
 
         Args:
-            images: one image or a list: paths, URLs, bytes, PIL images, arrays or tensors; see `crops.load_image`.
+            images: one image or a list: paths, URLs, bytes, PIL images, arrays or tensors; see `images.load_image`.
             boxes: per image a list of (x, y, width, height); of a single image the list itself.
             handedness: "right" or "left" for all, per image, or per hand (nested like `boxes`); right by default.
             return_tensors: "pt" or "np".

@@ -6,7 +6,7 @@ import torch
 from torch.utils.data import Dataset
 from transformers.pipelines.base import ChunkPipeline
 
-from .crops import load_image
+from .images import load_image
 from .image_processing_handunet import nest_boxes, split_by_image
 from .keypoints import describe_hand
 

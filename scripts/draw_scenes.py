@@ -17,7 +17,7 @@ from torch.utils.data import default_collate
 from dataset_script import CocoHands, HandCrops
 from modeling_handunet import draw_hand
 from training.arguments import parse_arguments
-from training.augmentation import augmentation_keys
+from dataset_script.augmentation import augmentation_keys
 from training.data import load_splits
 
 COLUMNS = 10

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from training.augmentation import Augmentation, augmentation_keys
+from dataset_script.augmentation import Augmentation, augmentation_keys
 
 SIZE = 128
 MOVES_ONLY = Augmentation(

@@ -8,18 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from modeling_handunet.crops import (
-    MAX_IMAGE_PIXELS,
-    box_to_square,
-    check_box,
-    crop_square,
-    from_crop,
-    image_to_square,
-    load_image,
-    parse_box,
-    to_crop,
-    to_rgb,
-)
+from modeling_handunet.crops import box_to_square, check_box, crop_square, from_crop, image_to_square, parse_box, to_crop
+from modeling_handunet.images import MAX_IMAGE_PIXELS, load_image, to_rgb
 
 
 def pixel(image: Image.Image, x: int = 0, y: int = 0) -> tuple[int, int, int]:

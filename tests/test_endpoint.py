@@ -22,7 +22,7 @@ from PIL import Image
 from transformers import pipeline
 
 from modeling_handunet import HandUNetConfig, HandUNetForPoseEstimation, HandUNetImageProcessor
-from modeling_handunet.crops import IMAGE_FORMATS
+from modeling_handunet.images import IMAGE_FORMATS
 from tests.hub_server import WITHOUT_THE_PACKAGE
 
 ENDPOINT = Path(__file__).resolve().parents[1] / "demo" / "endpoint"

@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 
 import dataset_script.files
-import modeling_handunet.crops
+import modeling_handunet.images
 from dataset_script.files import MAX_JSON_NESTING, FileTree, image_size, parse_json
-from modeling_handunet.crops import MAX_IMAGE_PIXELS, load_image
+from modeling_handunet.images import MAX_IMAGE_PIXELS, load_image
 
 
 def encode(image: Image.Image, kind: str, **options) -> bytes:
@@ -235,9 +235,9 @@ def test_a_progressive_jpeg_of_very_many_scans_is_refused_before_it_is_decoded()
 
 def test_a_tiff_of_very_many_strips_is_refused_before_it_is_decoded(monkeypatch):
     data = encode(Image.new("L", (1, 1000)), "TIFF", tiffinfo={278: 1})
-    monkeypatch.setattr(modeling_handunet.crops, "MAX_TIFF_STRIPS", 1000)
+    monkeypatch.setattr(modeling_handunet.images, "MAX_TIFF_STRIPS", 1000)
     assert both(data) == ((1, 1000), (1, 1000))
-    monkeypatch.setattr(modeling_handunet.crops, "MAX_TIFF_STRIPS", 999)
+    monkeypatch.setattr(modeling_handunet.images, "MAX_TIFF_STRIPS", 999)
     refused_by_both(data, "has 1000 strips or tiles")
 
 

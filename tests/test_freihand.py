@@ -522,8 +522,8 @@ def test_synthetic_hands_written_in_the_official_layout_load_as_they_were_drawn(
 
 @pytest.mark.slow
 def test_a_tree_of_the_full_number_of_frames_builds_from_folder_and_zip_in_bounded_memory(tmp_path):
-    """All 32,560 frames, on one background; `python -m tests.full_size_freihand` does the four."""
-    command = [sys.executable, "-m", "tests.full_size_freihand", "--versions", "1", "--distinct", "20"]
+    """All 32,560 frames, on one background; `python -m tools.full_size_freihand` does the four."""
+    command = [sys.executable, "-m", "tools.full_size_freihand", "--versions", "1", "--distinct", "20"]
     run = subprocess.run(
         [*command, "--folder", str(tmp_path)], cwd=Path(__file__).parents[1], check=True, capture_output=True, text=True
     )

@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from tests import fuzz
+from tools import fuzz
 
 # Each failed before the library was mended; what was wrong has a test of its own beside the code's other tests.
 FOUND = (

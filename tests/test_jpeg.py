@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from dataset_script.synthetic.backgrounds import fractal_noise
-from training.augmentation import augmentation_keys
-from training.jpeg import compress
+from dataset_script.augmentation import augmentation_keys
+from dataset_script.jpeg import compress
 
 
 def picture(size: int) -> torch.Tensor:

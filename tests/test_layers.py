@@ -4,7 +4,7 @@ import torch
 
 from dataset_script import SyntheticHands
 from dataset_script.layers import HandLayers
-from dataset_script.synthetic.scenes import Layer, move_layer, rotation
+from dataset_script.synthetic.compositing import Layer, move_layer, rotation
 
 
 def drawn(count: int = 3, **options) -> SyntheticHands:

@@ -1,4 +1,4 @@
-"""A short form of `python -m tests.long_run`: memory stays flat, and logs stay small."""
+"""A short form of `python -m tools.long_run`: memory stays flat, and logs stay small."""
 
 import re
 import subprocess
@@ -11,7 +11,7 @@ from tests.tiny_training import ROOT, environment
 
 @pytest.mark.slow
 def test_memory_and_logs_stay_small(tmp_path):
-    command = [sys.executable, "-m", "tests.long_run", "--steps", "150", "--predictions", "2000"]
+    command = [sys.executable, "-m", "tools.long_run", "--steps", "150", "--predictions", "2000"]
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     grown = re.findall(r"(training|prediction): memory grew by ([\d.-]+) MB", done.stdout)

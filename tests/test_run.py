@@ -12,10 +12,12 @@ from modeling_handunet import HandUNetConfig, HandUNetForPoseEstimation, HandUNe
 from tests.tiny_training import make_run, train_steps
 from training import data
 from training.arguments import Arguments
-from training.augmentation import augmentation_keys
+from dataset_script.augmentation import augmentation_keys
 from training.data import EpochShuffle, Resident, load_splits
 from training.publishing import load_processor
-from training.run import batches_at_once, made_together, make_loader, make_model, make_schedule, without_deep_levels
+from training.initial_weights import make_model, without_deep_levels
+from training.optimisation import make_schedule
+from training.run import batches_at_once, made_together, make_loader
 
 
 def network(*sizes: int) -> HandUNetForPoseEstimation:

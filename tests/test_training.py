@@ -17,7 +17,7 @@ from tqdm import tqdm
 from transformers import AutoImageProcessor, AutoModelForPoseEstimation
 
 from dataset_script import SyntheticHands
-from tests import full_size_freihand, kill_and_resume
+from tools import full_size_freihand, kill_and_resume
 from tests.test_cutouts import write_cutouts
 from tests.tiny_training import (
     ROOT, TINY, NoiseHands, command, environment, fork, fork_call, forked, make_run, run, start, train_steps, wait_for,

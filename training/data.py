@@ -15,11 +15,11 @@ from dataset_script.caches import DeviceRows
 from dataset_script.cutouts import Cutouts
 from dataset_script.layers import HandLayers, LayerSource, layer_rows, layers_on_device
 from dataset_script.synthetic.backgrounds import KINDS, backgrounds
-from dataset_script.transforms import BOX_FILL, IMAGE_SIZE
+from dataset_script.hand_crops import BOX_FILL, IMAGE_SIZE
 from modeling_handunet import HandUNetConfig
 from training.arguments import Arguments
-from training.augmentation import augmentation_keys
-from training.compositing import NEGATIVES, Scenes, load_photos
+from dataset_script.augmentation import augmentation_keys
+from dataset_script.scenes import NEGATIVES, Scenes, load_photos
 
 # Streams of the synthetic validation and test hands: the same for every run, and no training seed that one would choose.
 VALIDATION_STREAM, TEST_STREAM = 0x76616C6964, 0x74657374

@@ -23,7 +23,8 @@ from dataset_script.synthetic.backgrounds import KINDS
 from dataset_script.synthetic.body import HandBody, procedural_hand
 from dataset_script.synthetic.gltf import load_gltf_hand
 from dataset_script.synthetic.ranges import EASY, FULL, LAYERS, SceneRanges
-from dataset_script.synthetic.scenes import Hands, Layer, composite, draw_hands
+from dataset_script.synthetic.compositing import Layer, composite
+from dataset_script.synthetic.hands import Hands, draw_hands
 
 DIFFICULTIES: dict[str, SceneRanges] = {"easy": EASY, "full": FULL, "layers": LAYERS}
 VERSION_STEP = 0x3C6EF372  # between the keys of a frame's background versions
@@ -94,7 +95,7 @@ class SyntheticHands(Dataset):
     def render_hands(self, indices: Tensor, device: str | torch.device = "cpu") -> tuple[Hands, Tensor]:
         """The hands of samples `indices` (B,) without backgrounds, as RGBA, and their keys (B, 2).
 
-        To go on from there: :func:`.scenes.move_hands` turns, scales and shifts them, :func:`.scenes.composite` puts
+        To go on from there: :func:`.hands.move_hands` turns, scales and shifts them, :func:`.compositing.composite` puts
         them over backgrounds drawn from any keys.
         """
         if indices.ndim != 1 or not len(indices):

@@ -32,7 +32,8 @@ HERE = Path(__file__).resolve().parent
 sys.path[1:1] = [str(folder) for folder in HERE.parents[1:2]]
 
 from modeling_handunet import KEYPOINT_NAMES, draw_hand  # noqa: E402
-from modeling_handunet.crops import IMAGE_FORMATS, crop_square, load_image  # noqa: E402
+from modeling_handunet.crops import crop_square
+from modeling_handunet.images import IMAGE_FORMATS, load_image
 from modeling_handunet.keypoints import keypoint_color  # noqa: E402
 
 PLACEHOLDER = "USER/handunet"

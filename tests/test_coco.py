@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from dataset_script import CocoHands, HandCrops
-from dataset_script.coco_hands import _hold_out
+from dataset_script.coco import _hold_out
 from modeling_handunet import KEYPOINT_NAMES
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "coco_hands"
@@ -110,7 +110,7 @@ def test_photographs_of_one_name_in_several_folders_are_split_always_alike(coco,
 
 
 def test_the_rows_of_many_hands_come_from_several_processes_alike(coco, build, tmp_path, monkeypatch):
-    monkeypatch.setattr("dataset_script.coco_hands.HANDS_PER_SHARD", 2)
+    monkeypatch.setattr("dataset_script.coco.HANDS_PER_SHARD", 2)
     one = build(coco)["train"]
     builder = CocoHands(tmp_path / "hands.json", tmp_path / "images", cache_dir=tmp_path / "two")
     assert builder.build(num_proc=2)["train"].data.table.equals(one.data.table)

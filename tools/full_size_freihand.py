@@ -1,7 +1,7 @@
 """Build FreiHAND at its full size, from a folder and from a zip, and print what that takes.
 
-    python -m tests.full_size_freihand                          # 32,560 frames on 4 backgrounds: about 3 GB of disk
-    python -m tests.full_size_freihand --frames 3000 --num_proc 2
+    python -m tools.full_size_freihand                          # 32,560 frames on 4 backgrounds: about 3 GB of disk
+    python -m tools.full_size_freihand --frames 3000 --num_proc 2
 
 Writes a tree in the official layout (the pictures and annotations of a few hundred synthetic hands, over and over) and
 a zip of it into a temporary folder, builds each configuration from each in a process of its own, and prints one JSON
@@ -88,7 +88,7 @@ def build(data_dir: str, name: str, num_proc: int) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.full_size_freihand", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m tools.full_size_freihand", description=__doc__.split("\n")[0])
     parser.add_argument("--frames", type=int, default=NUM_FRAMES)
     parser.add_argument("--versions", type=int, default=VERSIONS, choices=(1, VERSIONS))
     parser.add_argument("--distinct", type=int, default=200, help="different hands among the frames")
@@ -106,7 +106,7 @@ def main() -> None:
         print(f"wrote {options.frames} frames, {options.versions} versions in {time.perf_counter() - start:.0f} s")
         for name in ("raw", "all")[: 1 if options.versions == 1 else 2]:
             for source in sources:
-                command = [sys.executable, "-m", "tests.full_size_freihand", "--num_proc", str(options.num_proc)]
+                command = [sys.executable, "-m", "tools.full_size_freihand", "--num_proc", str(options.num_proc)]
                 subprocess.run([*command, "--build", str(source), name], check=True)
 
 

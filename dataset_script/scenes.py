@@ -1,6 +1,6 @@
 """Scenes from layers: each use of a hand turns, scales and colours it and puts it over another background.
 
-Whole batches on the device, as `training/augmentation.py`; what is done to a sample is a function of its key alone.
+Whole batches on the device, as `dataset_script/augmentation.py`; what is done to a sample is a function of its key alone.
 Some scenes are negatives: no hand, a left hand, or a hand far off the centre.  They have no right hand to be found, so
 their keypoints are NaN and the network learns empty maps from them.
 """
@@ -18,10 +18,10 @@ from torch.nn import functional as F
 from dataset_script import counter_rng
 from dataset_script.synthetic.backgrounds import cos_sin, enlarge, pixel_grid
 from dataset_script.synthetic.ranges import SCENES, SceneRanges
-from dataset_script.synthetic.scenes import Layer, composite, move_layer, rotation
-from modeling_handunet.crops import load_image
-from training.augmentation import Augmentation
-from training.jpeg import compress
+from dataset_script.synthetic.compositing import Layer, composite, move_layer, rotation
+from modeling_handunet.images import load_image
+from dataset_script.augmentation import Augmentation
+from dataset_script.jpeg import compress
 
 NEGATIVES = ("no hand", "left hand", "far off centre")
 PHOTO_TILE = 256

@@ -1,6 +1,6 @@
 """Take the pictures of the page that docs/ has, with drawn hands.
 
-    python -m tests.web_screenshots MODEL
+    python -m tools.web_screenshots MODEL
 
 Builds the page in a folder of its own with MODEL, a saved folder.  Writes docs/web.jpg, a picture on a desktop, and
 docs/web_phone.jpg, the camera on a phone in the dark.

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from dataset_script import HandCrops, SyntheticHands, add_heatmaps
 from dataset_script.freihand import FreiHAND
-from dataset_script.transforms import crop_hand, resize_with_keypoints
+from dataset_script.hand_crops import crop_hand, resize_with_keypoints
 from modeling_handunet import HandUNetImageProcessor, render_heatmaps
 from tests.test_freihand import REAL, real_freihand, write_tree
 

@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 
 from dataset_script import SyntheticHands
-from training.augmentation import Augmentation, augmentation_keys
-from training.compositing import NEGATIVES, Scenes, load_photos
+from dataset_script.augmentation import Augmentation, augmentation_keys
+from dataset_script.scenes import NEGATIVES, Scenes, load_photos
 
 # Nothing that is not about where the hand is.
 PLAIN = {

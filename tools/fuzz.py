@@ -1,8 +1,8 @@
 """Feed the project what is broken or hostile, and see that only documented errors come out.
 
-    python -m tests.fuzz --minutes 10                          # all kinds in turn, from a new seed, which is printed
-    python -m tests.fuzz --cases 20000 --seed 3 --kinds images zips
-    python -m tests.fuzz --replay coco:3:1041                  # one case again, here, with its traceback
+    python -m tools.fuzz --minutes 10                          # all kinds in turn, from a new seed, which is printed
+    python -m tools.fuzz --cases 20000 --seed 3 --kinds images zips
+    python -m tools.fuzz --replay coco:3:1041                  # one case again, here, with its traceback
 
 A case is (kind, seed, number), and its input a function of the three: files of one kind are made whole, then mutated (as
 text or bytes, and by their structure, so that mutations get past checksums), or built to be hostile.  It fails when
@@ -47,7 +47,7 @@ from dataset_script import CocoHands, FreiHAND, HandCrops
 from dataset_script.files import image_size
 from dataset_script.synthetic.gltf import load_gltf_hand
 from modeling_handunet import HandUNetConfig, HandUNetForPoseEstimation, HandUNetImageProcessor
-from modeling_handunet.crops import load_image
+from modeling_handunet.images import load_image
 
 ROOT = Path(__file__).resolve().parents[1]
 DRAWN = ROOT / "demo" / "space" / "examples"
@@ -880,7 +880,7 @@ class Fuzzer:
 
 def main(argv: list[str] | None = None) -> Fuzzer:
     """Run as the command line says; ends with an error if a case failed."""
-    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m tools.fuzz", description=__doc__.split("\n")[0])
     parser.add_argument("--minutes", type=float, help="go on for so long")
     parser.add_argument("--cases", type=int, help="or for so many cases in all (default: 1000)")
     parser.add_argument("--seed", type=int, help="of the inputs (default: a new one, printed)")

@@ -1,7 +1,6 @@
-"""From a posed hand to a picture of one, in two steps, so that training can repeat the second.
+"""From random keys to posed, lit and drawn right hands, as RGBA without a background.
 
-:func:`draw_hands` gives hands alone, as RGBA with their keypoints; :func:`composite` puts them over backgrounds.  What
-may happen is said by :class:`.ranges.SceneRanges` and by nothing else.
+What may happen is said by :class:`.ranges.SceneRanges` and by nothing else.
 """
 
 from dataclasses import dataclass
@@ -13,8 +12,9 @@ from torch.nn import functional as F
 from dataset_script import counter_rng
 from dataset_script.synthetic import poses
 from dataset_script.synthetic.appearance import GAMMA, Light, Surface, dress, paint, sample_light, shade, skin_colors
-from dataset_script.synthetic.backgrounds import backgrounds, enlarge, shapes
+from dataset_script.synthetic.backgrounds import enlarge
 from dataset_script.synthetic.body import HandBody
+from dataset_script.synthetic.compositing import Layer, move_layer, rotation, soften
 from dataset_script.synthetic.objects import held_faces, held_things
 from dataset_script.synthetic.poses import Shape, compose, rotate
 from dataset_script.synthetic.ranges import SceneRanges
@@ -25,15 +25,6 @@ CANDIDATES = 4
 TOUCHING = 0.006  # metres of interpenetration, over all pairs, that flesh makes up for
 SUPERSAMPLING = 2
 FIXED_POINT = 1 << 20
-
-
-@dataclass(frozen=True)
-class Layer:
-    """Hands alone, without a background, drawn or cut out of photographs."""
-
-    rgba: Tensor  # (B, 4, S, S) float32 in [0, 1], colour not multiplied by alpha
-    keypoints: Tensor  # (B, 21, 2) float32 pixels of the image
-    skin: Tensor  # (B, 3) float32 in [0, 1], the colour of the back of the hand
 
 
 @dataclass(frozen=True)
@@ -137,14 +128,6 @@ def draw_hands(keys: Tensor, body: HandBody, ranges: SceneRanges, size: int) -> 
     return Hands(rgba, project(xyz, K).float(), back.clamp(0, 1) ** (1 / GAMMA), xyz.float(), K.float())
 
 
-def soften(image: Tensor) -> Tensor:
-    """`image` (B, C, H, W) under a 3 x 3 binomial filter, the border repeated."""
-    image = F.pad(image, (0, 0, 1, 1), mode="replicate")
-    image = 0.25 * (image[:, :, :-2] + image[:, :, 2:]) + 0.5 * image[:, :, 1:-1]
-    image = F.pad(image, (1, 1, 0, 0), mode="replicate")
-    return 0.25 * (image[..., :-2] + image[..., 2:]) + 0.5 * image[..., 1:-1]
-
-
 def _joined(one: Surface, other: Surface) -> Surface:
     return Surface(tuple(torch.cat(pair, 1) for pair in zip(one.albedo, other.albedo)),
                    torch.cat([one.shine, other.shine], 1), torch.cat([one.swell, other.swell], 1))
@@ -201,77 +184,3 @@ def move_hands(hands: Hands, angle: Tensor, scale: Tensor, shift: Tensor) -> Han
     K[:, :2, :2] *= scale[:, None, None]
     K[:, :2, 2] += shift
     return Hands(moved.rgba, moved.keypoints, hands.skin, torch.cat([flat, hands.xyz[..., 2:]], -1), K)
-
-
-def rotation(angle: Tensor) -> Tensor:
-    """Matrices (B, 2, 2) that turn by `angle` (B,) radians clockwise, as the image is seen."""
-    cos, sin = torch.cos(angle), torch.sin(angle)
-    return torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], -2)
-
-
-def move_layer(layer: Layer, matrix: Tensor, shift: Tensor, size: int) -> Layer:
-    """`layer` under `matrix` (B, 2, 2) about its centre, which comes to lie `shift` (B, 2) pixels from the centre of the
-    new image, a square of `size` pixels."""
-    old = layer.rgba.shape[-1]
-    keypoints = ((layer.keypoints - 0.5 * old)[:, :, None, :] * matrix[:, None]).sum(-1)
-    keypoints = keypoints + 0.5 * size + shift[:, None]
-    # Each new pixel looks up the old one: the inverse motion, in grid_sample's units of half an image.
-    (a, b), (c, d) = (row.unbind(-1) for row in matrix.unbind(-2))
-    inverse = torch.stack([torch.stack([d, -b], -1), torch.stack([-c, a], -1)], -2) / (a * d - b * c)[:, None, None]
-    offset = -(inverse * (shift * (2.0 / old))[:, None, :]).sum(-1, keepdim=True)
-    theta = torch.cat([inverse * (size / old), offset], 2)
-    grid = F.affine_grid(theta, [len(theta), 4, size, size], align_corners=False)
-    solid = torch.cat([layer.rgba[:, :3] * layer.rgba[:, 3:], layer.rgba[:, 3:]], 1)
-    solid = F.grid_sample(solid, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-    alpha = solid[:, 3:]
-    return Layer(torch.cat([solid[:, :3] / alpha.clamp_min(1e-3), alpha], 1), keypoints, layer.skin)
-
-
-def composite(
-    keys: Tensor,
-    hands: Layer,
-    ranges: SceneRanges,
-    behind: tuple[Tensor, Tensor] | None = None,
-    beside: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Images (B, 3, S, S) uint8 of `hands` over backgrounds, and the backgrounds' kinds (B,).
-
-    The backgrounds are drawn from `keys`; those that `behind` gives, (B, 3, S, S) where (B,) is true, take their place.
-    `beside`, (B, 4, S, S) RGBA, lies between them and the hands.
-    """
-    size = hands.rgba.shape[-1]
-    drawn, kind = backgrounds(keys, size, ranges.backgrounds, hands.skin)
-    behind = drawn if behind is None else torch.where(behind[1][:, None, None, None], behind[0], drawn)
-    if beside is not None:
-        behind = torch.lerp(behind, beside[:, :3], beside[:, 3:])
-    u = counter_rng.uniform(keys, "composite", (16,))[:, :, None, None, None]
-    color, alpha = hands.rgba[:, :3], hands.rgba[:, 3:]
-    if ranges.shadow > 0:  # a soft shadow on what lies behind
-        coarse = soften(F.interpolate(alpha, size=(24, 24), mode="area"))
-        reach = 0.25 * (u[:, 1, :, 0] - 0.5), 0.25 * (u[:, 2, :, 0] - 0.5)
-        line = (torch.arange(size, device=keys.device, dtype=torch.float32) + 0.5) * (2.0 / size) - 1
-        grid = torch.stack(torch.broadcast_tensors(line[None, None, :] + reach[0], line[None, :, None] + reach[1]), -1)
-        fallen = F.grid_sample(coarse, grid, mode="bilinear", padding_mode="border", align_corners=False)
-        behind = behind * (1 - (0.6 * u[:, 3] * (u[:, 0] < ranges.shadow)) * fallen)
-    feather = 0.8 * u[:, 4] * (u[:, 5] < ranges.soften)
-    alpha = torch.lerp(alpha, soften(alpha), feather)
-    # White balance: blue to yellow, a little green to magenta; hand and background share some of it.
-    axes = torch.tensor([[0.6, 0.0, -0.6], [-0.12, 0.25, -0.12]], device=keys.device)
-    cast = 2 * counter_rng.uniform(keys, "white balance", (3, 2)) - 1
-    gain = 1 + ranges.tint * ((cast[:, :1] + 0.6 * cast[:, 1:])[..., None] * axes).sum(2)  # (B, 2, 3)
-    level = 1 + 1.5 * ranges.tint * (2 * counter_rng.uniform(keys, "exposure", (3, 1)) - 1)
-    color = color * (gain[:, 0] * level[:, 0])[..., None, None]
-    behind = behind * (gain[:, 1] * level[:, 1])[..., None, None]
-    image = behind + (color - behind) * alpha
-    if ranges.occluder > 0:
-        chosen = (counter_rng.uniform(keys, "occluder") < ranges.occluder).nonzero(as_tuple=True)[0]
-        if len(chosen):
-            image[chosen] = shapes(keys[chosen], "occluder shapes", size, 2, hands.skin[chosen], image[chosen],
-                                   scale=(0.45, 0.25), fleshy=0.3)
-    image = torch.lerp(image, soften(image), u[:, 6] * (u[:, 7] < ranges.soften))
-    contrast = 1 + 1.2 * ranges.tint * (2 * u[:, 8] - 1)
-    image = (image - 0.45) * contrast + 0.45 * level[:, 2, :, None, None]
-    grain = counter_rng.uniform(keys, "grain", (size, size))[:, None] - 0.5
-    grain = torch.cat([grain, grain.roll((5, 11), (2, 3)), grain.roll((17, 3), (2, 3))], 1)
-    image = image + (0.10 * u[:, 9] ** 2) * grain
-    return (image.clamp(0, 1) * 255.0 + 0.5).to(torch.uint8), kind

@@ -1,6 +1,6 @@
 """Take the pictures of the Space that docs/ has, with drawn hands.
 
-    python -m tests.space_screenshots MODEL
+    python -m tools.space_screenshots MODEL
 
 MODEL is a saved folder, shown under its own name.  Writes docs/space.jpg and docs/space_phone.jpg.
 """

@@ -1,7 +1,7 @@
 """Train for long and predict for long, and print how the memory of each process went.
 
-    python -m tests.long_run                                  # 1,000 steps and 200,000 predictions
-    python -m tests.long_run --steps 200 --predictions 0      # a short training alone
+    python -m tools.long_run                                  # 1,000 steps and 200,000 predictions
+    python -m tools.long_run --steps 200 --predictions 0      # a short training alone
 
 The training is train.py as a user starts it, seen from outside: its memory is read when a checkpoint appears, and the
 size of its logs and of what it printed at the end.  The predictions go through one pipeline object, in calls of images
@@ -104,7 +104,7 @@ def predict(count: int, hidden_sizes: list[str]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.long_run", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m tools.long_run", description=__doc__.split("\n")[0])
     parser.add_argument("--steps", type=int, default=1000, help="training steps; 0: none")
     parser.add_argument("--predictions", type=int, default=200_000, help="0: none")
     parser.add_argument("--hidden_sizes", nargs="+", default=["4", "8"], help="of the model")
@@ -121,7 +121,7 @@ def main() -> None:
     if any(value >= MOST_GROWTH for value in grown.values()):
         sys.exit("memory grew by too much")
     if options.predictions and not options.here:
-        command = [sys.executable, "-m", "tests.long_run", "--steps", "0", "--predictions", str(options.predictions)]
+        command = [sys.executable, "-m", "tools.long_run", "--steps", "0", "--predictions", str(options.predictions)]
         command += ["--hidden_sizes", *options.hidden_sizes, "--here"]
         sys.exit(subprocess.run(command, cwd=ROOT, env=environment()).returncode)
 

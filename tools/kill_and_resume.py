@@ -1,8 +1,8 @@
 """Kill trainings at bad moments, resume them, and compare what comes out with a run that was never touched.
 
-    python -m tests.kill_and_resume --kills 20                  # some minutes on 2 cores
-    python -m tests.kill_and_resume --kills 10 --processes 2    # the processes of a distributed run die together
-    python -m tests.kill_and_resume --kills 20 --seed 4         # other moments
+    python -m tools.kill_and_resume --kills 20                  # some minutes on 2 cores
+    python -m tools.kill_and_resume --kills 10 --processes 2    # the processes of a distributed run die together
+    python -m tools.kill_and_resume --kills 20 --seed 4         # other moments
 
 Each kill is a SIGKILL.  The moments are of four kinds: before the first checkpoint, inside the write of a checkpoint
 (or of the best weights), in a validation, and any time.  They come from the printed seed, and are hit by construction:
@@ -213,7 +213,7 @@ def result(output: Path) -> dict[str, bytes | dict | list]:
 
 def main(argv: list[str] | None = None) -> collections.Counter:
     """Run the whole; returns how many kills there were of each kind, or ends with what differed."""
-    parser = argparse.ArgumentParser(prog="python -m tests.kill_and_resume", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m tools.kill_and_resume", description=__doc__.split("\n")[0])
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=None, help="of the moments (default: a new one, printed)")
     parser.add_argument("--processes", type=int, default=1)

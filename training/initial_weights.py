@@ -1,0 +1,83 @@
+"""The weights that a training starts from: new ones, those of `--init`, or those with fewer levels or more channels."""
+
+import torch
+from torch import nn
+
+from modeling_handunet import HandUNetConfig, HandUNetForPoseEstimation
+from training.arguments import Arguments
+
+
+def make_model(args: Arguments) -> HandUNetForPoseEstimation:
+    """A new model, or the one that --init names."""
+    if args.init:
+        model = HandUNetForPoseEstimation.from_pretrained(
+            args.init, dtype=torch.float32, image_size=args.image_size, sigma=args.sigma
+        )
+        model = model if args.init_levels is None else without_deep_levels(model, args.init_levels)
+        if args.init_hidden_sizes is not None:
+            torch.manual_seed(args.seed)
+            model = widened(model, args.init_hidden_sizes)
+        if args.hidden_sizes not in (HandUNetConfig().hidden_sizes, model.config.hidden_sizes):
+            asked, found = (" ".join(map(str, sizes)) for sizes in (args.hidden_sizes, model.config.hidden_sizes))
+            raise ValueError(f"--hidden_sizes {asked}: --init {args.init} brings its own, {found}. Leave one of them out.")
+        return model
+    torch.manual_seed(args.seed)
+    return HandUNetForPoseEstimation(HandUNetConfig(hidden_sizes=args.hidden_sizes, sigma=args.sigma, image_size=args.image_size))
+
+
+def without_deep_levels(model: HandUNetForPoseEstimation, levels: int) -> HandUNetForPoseEstimation:
+    """A U-Net of the first `levels` of `model`, with their weights.
+
+    Its lowest features take the place of what came up from below.  They are not what that was, but the rest of the
+    network is there, and training goes on from far better weights than random ones.
+    """
+    sizes = model.config.hidden_sizes
+    if not 1 <= levels <= len(sizes):
+        raise ValueError(f"--init_levels {levels}: the model to start from has {len(sizes)} levels, give 1 to {len(sizes)}.")
+    config = HandUNetConfig(**{**model.config.to_diff_dict(), "hidden_sizes": sizes[:levels]})
+    smaller, weights = HandUNetForPoseEstimation(config), {}
+    for name in smaller.state_dict():
+        part, _, rest = name.partition(".")
+        if part == "up":
+            number, _, rest = rest.partition(".")
+            weights[name] = model.state_dict()[f"up.{int(number) + len(sizes) - levels}.{rest}"]
+        else:
+            weights[name] = model.state_dict()[name]
+    smaller.load_state_dict(weights)
+    return smaller
+
+
+def widened(model: HandUNetForPoseEstimation, sizes: tuple[int, ...]) -> HandUNetForPoseEstimation:
+    """A U-Net of more channels that computes what `model` computes, so that training goes on where it was.
+
+    Channels that are added read from all others by random weights, and are read by the old ones with weights of zero,
+    which training changes (as in Net2Net, https://arxiv.org/abs/1511.05641, but without copies of channels).
+    """
+    old = model.config.hidden_sizes
+    if len(sizes) != len(old) or any(more < fewer for more, fewer in zip(sizes, old)):
+        asked, found = (" ".join(map(str, channels)) for channels in (sizes, old))
+        raise ValueError(
+            f"--init_hidden_sizes {asked}: the model to start from has {found}. Give as many levels, none of fewer channels."
+        )
+    wide = HandUNetForPoseEstimation(HandUNetConfig(**{**model.config.to_diff_dict(), "hidden_sizes": sizes}))
+    with torch.no_grad():
+        for level in range(len(sizes)):
+            own, read = torch.arange(old[level]), torch.arange(old[level - 1] if level else model.config.num_channels)
+            _widen_block(wide.down[level], model.down[level], read, own)
+            if level < len(sizes) - 1:
+                read = torch.cat([torch.arange(old[level + 1]), sizes[level + 1] + own])  # from below, then beside
+                number = len(sizes) - 2 - level
+                _widen_block(wide.up[number], model.up[number], read, own)
+        wide.head.weight.zero_()[:, : old[0]] = model.head.weight
+    return wide
+
+
+def _widen_block(wide: nn.Module, block: nn.Module, read: torch.Tensor, own: torch.Tensor) -> None:
+    """Give `wide` the weights of `block`, whose input channels are `read` of its own, and its output channels `own`."""
+    for mine, its, inputs in zip(wide, block, (read, read, None, own, own, None)):
+        if isinstance(mine, nn.BatchNorm2d):
+            for name in ("weight", "bias", "running_mean", "running_var"):
+                getattr(mine, name)[inputs] = getattr(its, name)
+        elif isinstance(mine, nn.Conv2d):
+            mine.weight[own] = 0
+            mine.weight[own[:, None], inputs] = its.weight
