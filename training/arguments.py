@@ -118,14 +118,16 @@ PARTS = {"data": DataArguments, "model": ModelArguments, "optimisation": Optimis
 BOUNDS = (
     (
         ("epochs", "batch_size", "gradient_accumulation_steps", "patience", "checkpoint_every", "keep_checkpoints",
-         "max_bad_steps", "layers", "train_samples", "validation_samples", "test_samples", "image_size", "init_levels"),
+         "max_bad_steps", "layers", "train_samples", "validation_samples", "test_samples", "image_size", "init_levels",
+         "most_per_source"),
         lambda value: value >= 1, "give 1 or more",
     ),
     (("learning_rate", "sigma"), lambda value: value > 0, "give a number above 0"),
     (("box_fill",), lambda value: MIN_BOX_FILL <= value <= 1, f"give a share of the crop's side in [{MIN_BOX_FILL}, 1]"),
     (("weight_decay", "max_grad_norm", "augmentation", "max_rotation", "workers"), lambda value: value >= 0, "give 0 or more"),
     (
-        ("ema_decay", "warmup_share", "validation_share", "max_unreadable_share", "cutouts_share", "negatives"),
+        ("ema_decay", "warmup_share", "validation_share", "max_unreadable_share", "cutouts_share", "negatives",
+         "photographs_share"),
         lambda value: 0 <= value < 1, "give a share in [0, 1)",
     ),
 )  # fmt: skip
@@ -153,7 +155,7 @@ class Arguments:
     def command(self) -> str:
         """The command line that gives these settings, without what the defaults give and where the results went."""
         mine, published = self.to_dict(), self.public()
-        decide = ["dataset", *(name for name in PLACES if name != "cache_dir"), "difficulty", "init", "eval_only", "model"]
+        decide = ["dataset", *(name for name in PLACES if name != "cache_dir"), "difficulty", "init", "eval_only", "model", "photographs_share"]
         usual = make_arguments(**{name: mine[name] for name in decide}).to_dict()
         first = {field.name: field.default for part in PARTS.values() for field in dataclasses.fields(part)}
         words = ["accelerate launch train.py"]
@@ -193,6 +195,8 @@ def name_sources(data: DataArguments) -> list[str]:
             if name not in SOURCES:
                 raise ValueError(f"--dataset {name}: choose from {', '.join(SOURCES)}.")
         return list(data.dataset)
+    if data.photographs and data.photographs_share is not None:
+        return ["scenes", "photographs"]
     named = [name for name, source in SOURCES.items() if source.is_named_by(data)]
     if len(named) > 1:
         raise ValueError(f"The options name several sources: write --dataset {' '.join(named)} to mix them.")
@@ -212,6 +216,8 @@ def resolve(data: DataArguments, model: ModelArguments, optimisation: Optimisati
     names = name_sources(data)
     sources = [SOURCES[name] for name in names]
     data = dataclasses.replace(data, dataset=names)
+    if names == ["scenes", "photographs"] and data.photographs_share is not None and data.shares is None:
+        data = dataclasses.replace(data, shares=[1 - data.photographs_share, data.photographs_share])
     refuse_without_effect(types.SimpleNamespace(**flat(data, model, optimisation, output)), sources)
     check(data, model, optimisation, output, sources)
     defaults = {name: value for source in reversed(sources) for name, value in source.defaults_for(data, model.init).items()}

@@ -6,12 +6,13 @@ from dataset_script.sources.base import Description, Inputs, Source, SourceOptio
 from dataset_script.sources.coco import CocoSource
 from dataset_script.sources.freihand import FreiHANDSource
 from dataset_script.sources.mixture import Mixture
+from dataset_script.sources.photographs import PhotographsSource
 from dataset_script.sources.scenes import ScenesSource
 from dataset_script.sources.synthetic import SyntheticSource
 
 # In the order in which --help lists their options.  The first is what a run without options reads.
 SOURCES: dict[str, type[Source]] = {
-    source.name: source for source in (SyntheticSource, ScenesSource, FreiHANDSource, CocoSource)
+    source.name: source for source in (SyntheticSource, ScenesSource, FreiHANDSource, CocoSource, PhotographsSource)
 }
 
 
