@@ -15,14 +15,14 @@ from torch.nn import functional as F
 
 from dataset_script import counter_rng
 from dataset_script.photographs import FILL, SIDE, Photographs
-from dataset_script.scenes import Scenes, toward
-from dataset_script.synthetic.backgrounds import backgrounds, cos_sin, enlarge, pixel_grid, shapes
+from dataset_script.scenes import Scenes, mirrored, toward
+from dataset_script.synthetic.backgrounds import backgrounds, enlarge, pixel_grid, shapes
 from dataset_script.synthetic.compositing import rotation
 
 # A row or column of a square whose brightest value is at most this lies beyond the picture's edge; WebP blurs black.
 BLACK = 16
-# Kinds of procedural backgrounds, in the order of `backgrounds.KINDS`: those that are quickly drawn.
-BEYOND = (3.0, 2.0, 0.0, 2.0, 0.0, 1.0, 0.5)
+# Shares of the procedural backgrounds, in the order of `backgrounds.KINDS`: noise alone, since each kind is slow for few.
+BEYOND = (0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class PhotoAugmentation:
     quality: tuple[float, float] = (20.0, 95.0)  # of JPEG, in the scale of libjpeg
 
     any_angle: float = 0.5
-    extended: float = 0.45  # share of pictures that go on beyond their edge by repeating it
+    extended: float = 0.5  # share of pictures that go on beyond their edge by repeating it
     replaced: float = 0.2  # share with something else beyond their edge; it is black for the rest
     framed: float = 0.15  # share that ends at upright edges inside the crop, black beyond
     beside: float = 0.1  # share with another photograph's hand at their side
@@ -97,9 +97,7 @@ class PhotoAugmentation:
         `within` is true where the picture is; beyond it `images` repeats the picture's edge.
         """
         forward = self._homography(keypoints, keys)
-        ones = torch.ones_like(keypoints[..., :1], dtype=torch.float64)
-        moved = torch.cat([keypoints.double(), ones], 2)[:, :, None] * forward[:, None]  # (B, 21, 3, 3)
-        moved = moved.sum(-1)
+        moved = (F.pad(keypoints.double(), (0, 1), value=1.0)[:, :, None] * forward[:, None]).sum(-1)  # (B, 21, 3)
         moved = moved[..., :2] / moved[..., 2:]
         # Each new pixel looks up the old one.  The adjugate is the inverse but for a factor, which the division removes.
         rows = forward.unbind(1)
@@ -108,16 +106,17 @@ class PhotoAugmentation:
         across, down = line[None, None, :], line[None, :, None]
         x, y, w = (row[:, 0, None, None] * across + (row[:, 1, None, None] * down + row[:, 2, None, None])
                    for row in inverse.unbind(1))  # fmt: skip
-        place = torch.stack([x / w, y / w], -1)  # (B, S, S, 2) px of the squares
-        first, last = picture_edges(squares, keypoints)
-        first, last = first[:, None, None], last[:, None, None]
-        within = (((place > first) | (first == 0)) & ((place < last) | (last == SIDE))).all(-1)
-        edge = place.clamp(first + 0.5, last - 0.5)
         pictures, reduction = squares.float(), max(1, int(FILL * SIDE / (self.fill * self.size)))
         if reduction > 1:  # a small crop: average first
             pictures = F.avg_pool2d(pictures, reduction, ceil_mode=True, count_include_pad=False)
-        grid = edge * (2 / (pictures.shape[-1] * reduction)) - 1
-        images = F.grid_sample(pictures, grid, padding_mode="border", align_corners=False) / 255
+        first, last = picture_edges(squares, keypoints)
+        within, grid = True, []
+        for place, low, high in zip((x / w, y / w), first[..., None, None].unbind(1), last[..., None, None].unbind(1)):
+            # Where the square ends before the picture, what lies beyond is not known and the edge is repeated.
+            within = within & (place >= torch.where(low > 0, low, -math.inf))
+            within = within & (place <= torch.where(high < SIDE, high, math.inf))
+            grid.append(place.clamp(low + 0.5, high - 0.5) * (2 / (pictures.shape[-1] * reduction)) - 1)
+        images = F.grid_sample(pictures, torch.stack(grid, -1), padding_mode="border", align_corners=False) / 255
         return images, within[:, None], moved.float()
 
     def _homography(self, keypoints: Tensor, keys: Tensor) -> Tensor:
@@ -152,7 +151,8 @@ class PhotoAugmentation:
         draw = counter_rng.uniform(keys, "beyond")
         chosen = ((draw >= self.extended) & (draw < self.extended + self.replaced)).nonzero(as_tuple=True)[0]
         if len(chosen):
-            behind, _ = backgrounds(keys[chosen], self.size, BEYOND, _color(images[chosen]))
+            behind, _ = backgrounds(keys[chosen], self.size // 2, BEYOND, _color(images[chosen]))
+            behind = enlarge(behind, self.size)  # out of focus, and faster
             found = self._effects._photographs(keys[chosen])
             if found is not None:
                 behind = torch.where(found[1][:, None, None, None], found[0], behind)
@@ -168,9 +168,7 @@ class PhotoAugmentation:
         draw = draw[chosen]
         other = self.others.rows(self.others.sample(keys[chosen], "beside"))["image"].float() / 255
         scale = self.fill / FILL * torch.exp((draw[:, 1] - 0.5))  # of the crop's side, a square's
-        turned = rotation(draw[:, 2] * 2 * math.pi) / scale[:, None, None]
-        turned = turned * torch.where(draw[:, 3] < 0.5, -1.0, 1.0)[:, None, None]
-        turned = torch.stack([turned[..., 0], turned[..., 1].abs() * turned[..., 1].sign()], -1)
+        turned = mirrored(rotation(draw[:, 2] * 2 * math.pi), draw[:, 3] < 0.5) / scale[:, None, None]
         place = toward(draw[:, 4] * 2 * math.pi, (0.42 + 0.2 * draw[:, 5]))
         x, y = pixel_grid(self.size, images.device)
         from_there = torch.stack([x - 2 * place[:, :1, None], y - 2 * place[:, 1:, None]], -1)  # (B, S, S, 2)
@@ -200,9 +198,12 @@ class PhotoAugmentation:
         half = torch.stack([longer, 1 / longer], 1) * (area.sqrt() / 2)[:, None]  # px
         middle = low + (high - low) * draw[:, 3:5]
         x, y = pixel_grid(self.size, images.device)
-        place = (torch.stack([x, y], -1) + 1) * (self.size / 2) - middle[:, None, None]  # (B, S, S, 2) px
-        place = (place[..., None, :] * rotation(draw[:, 5] * math.pi)[:, None, None]).sum(-1) / half[:, None, None]
-        reach = torch.where((draw[:, 6] < 0.5)[:, None, None], place.abs().amax(-1), place.norm(dim=-1))
+        turned = rotation(draw[:, 5] * math.pi) / half[..., None]
+        offset = (turned * (0.5 * self.size - middle)[:, None]).sum(-1)
+        turned, offset = turned[..., None, None] * (0.5 * self.size), offset[..., None, None]
+        across, along = (turned[:, k, 0] * x + (turned[:, k, 1] * y + offset[:, k]) for k in (0, 1))  # (B, S, S)
+        angular = (draw[:, 6] < 0.5)[:, None, None]
+        reach = torch.where(angular, torch.maximum(across.abs(), along.abs()), torch.hypot(across, along))
         alpha = ((1 - reach) * half.amin(1)[:, None, None]).clamp(0, 1)[:, None]
         color = counter_rng.uniform(keys, "patch color", (3, 1, 1))
         grid = counter_rng.uniform(keys, "patch structure", (3, 12, 12)) - 0.5
