@@ -80,11 +80,15 @@ class Photographs:
         self.pictures = [hand["picture"] for hand in self.hands]
         self.weights = torch.from_numpy(sampling_weights(self.sources, self.pictures, most_per_source))  # (N,)
         self._ends = self.weights.cumsum(0)
-        keypoints = np.stack([hand["uv"] for hand in self.hands]).astype(np.float32)
+        keypoints = np.stack([hand["uv"] for hand in self.hands])
+        visibility = np.stack([hand["visibility"] for hand in self.hands])
+        seen = np.where(visibility[..., None], keypoints, np.nan)
+        middle = (np.nanmin(seen, 1, keepdims=True) + np.nanmax(seen, 1, keepdims=True)) / 2
+        keypoints = np.where(visibility[..., None], keypoints, middle)  # so that the others alone span the hand's box
         left = np.array([hand["handedness"] == "left" for hand in self.hands])
         keypoints[left, :, 0] = SIDE - keypoints[left, :, 0]
-        self.keypoints = torch.from_numpy(keypoints)  # (N, 21, 2) px of the squares
-        self.visibility = torch.from_numpy(np.stack([hand["visibility"] for hand in self.hands]))  # (N, 21)
+        self.keypoints = torch.from_numpy(keypoints.astype(np.float32))  # (N, 21, 2) px of the squares
+        self.visibility = torch.from_numpy(visibility)  # (N, 21)
         self._images: Tensor | None = None
         self.cache: Path | None = None
         if cache_dir is not None:

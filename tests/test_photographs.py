@@ -48,6 +48,18 @@ def test_left_hands_become_right_ones_with_their_keypoints(tmp_path):
     assert rows["visibility"].all()
 
 
+def test_a_keypoint_that_is_not_annotated_lies_within_the_hands_box(tmp_path):
+    """COCO has it at (0, 0), which is no place of the hand."""
+    coco = write_photographs(tmp_path / "a")
+    points = coco["annotations"][0]["keypoints"]
+    points[6:9] = [0, 0, 0]
+    (tmp_path / "a" / "annotations.json").write_text(json.dumps(coco))
+    rows = Photographs(tmp_path / "a").rows([0])
+    assert rows["visibility"][0].logical_not().nonzero().flatten().tolist() == [2]
+    # The others span (80.5, 112.5) to (145.6, 130).
+    torch.testing.assert_close(rows["keypoints"][0, 2], torch.tensor([113.05, 121.25]))
+
+
 def test_a_cache_holds_the_same_squares_and_is_written_once(tmp_path):
     write_photographs(tmp_path / "a")
     in_memory = Photographs(tmp_path / "a")
