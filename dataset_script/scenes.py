@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -37,7 +38,8 @@ def load_photos(folder: str | os.PathLike) -> Tensor:
 
     Raises ValueError for a folder without any and an error that names the file for one that cannot be read.
     """
-    paths = sorted(path for path in Path(folder).iterdir() if path.is_file())
+    known = Image.registered_extensions()
+    paths = sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in known)
     tiles = []
     for path in paths:
         image = load_image(path)

@@ -1,5 +1,6 @@
 """The sources that `train.py` can read.  A new one is a file in this folder and a name in `SOURCES`."""
 
+import dataclasses
 from collections.abc import Sequence
 
 from dataset_script.sources.base import Description, Inputs, Source, SourceOptions, Splits, Stream, Terms
@@ -18,8 +19,12 @@ SOURCES: dict[str, type[Source]] = {
 
 def make_source(names: Sequence[str], shares: Sequence[float] | None, options, *, validate_on=None, **settings) -> Source:
     """The source of one name, or the [`Mixture`] of several; `settings` as [`Source`] takes them."""
-    sources = [SOURCES[name](options, **settings) for name in names]
-    return sources[0] if len(sources) == 1 else Mixture(sources, shares or [1] * len(sources), validate_on)
+    if len(names) == 1:
+        return SOURCES[names[0]](options, **settings)
+    judges = validate_on or names
+    few = dataclasses.replace(options, validation_samples=1, test_samples=1)  # of a source that is not validated on
+    sources = [SOURCES[name](options if name in judges else few, **settings) for name in names]
+    return Mixture(sources, shares or [1] * len(names), judges)
 
 
 __all__ = ["SOURCES", "Description", "Inputs", "Mixture", "Source", "SourceOptions", "Splits", "Stream", "Terms", "make_source"]

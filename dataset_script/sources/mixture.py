@@ -57,7 +57,7 @@ class Mixture(Source):
     name = "mixture"
 
     def __init__(self, sources: Sequence[Source], shares: Sequence[float], validate_on: Sequence[str] | None = None):
-        first = sources[0]
+        first = next(source for source in sources if validate_on is None or source.name in validate_on)
         super().__init__(
             first.options, image_size=first.image_size, box_fill=first.box_fill, seed=first.seed,
             eval_only=first.eval_only, device=first.device,

@@ -11,6 +11,7 @@ from dataset_script.augmentation import augmentation_keys
 from dataset_script.hand_crops import HandCrops
 from dataset_script.photo_augmentation import PhotoAugmentation
 from dataset_script.photographs import Photographs, read_terms
+from dataset_script.scenes import load_photos
 from dataset_script.sources.base import Description, Items, Source, SourceOptions, Splits, Stream, Terms, option
 from dataset_script.sources.synthetic import draws_on
 
@@ -74,17 +75,20 @@ class PhotographsSource(Source):
         held_out = read("validation")
         crops = HandCrops(held_out, self.image_size, box_fill=self.box_fill, cache_dir=self.cache)
         chosen = {name: rows_of(held_out.sources, part) for part, name in enumerate(("validation", "test"))}
-        test = chosen["test"][: options.test_samples]
+        test = spread(chosen["test"], options.test_samples)
         splits = Splits(
             None, None, Items(crops[row] for row in test), [held_out.sources[row] for row in test], "source",
             mean_pose_of="validation",
         )  # fmt: skip
         if self.eval_only:
             return splits
-        splits.validation = Items(crops[row] for row in chosen["validation"][: options.validation_samples])
+        splits.validation = Items(crops[row] for row in spread(chosen["validation"], options.validation_samples))
         photographs = read("train")
         photographs = photographs.to(device) if device.type != "cpu" else photographs
-        self.augment = PhotoAugmentation(self.image_size, self.box_fill, others=photographs)
+        photos = getattr(options, "photos", None)  # of scenes, where both are mixed
+        self.augment = PhotoAugmentation(
+            self.image_size, self.box_fill, others=photographs, photos=load_photos(photos).to(device) if photos else None
+        )
         splits.train = PhotographStream(photographs, options.train_samples, self.seed)
         return splits
 
@@ -115,3 +119,8 @@ def rows_of(sources: list[str], part: int) -> list[int]:
     names, counts = np.unique(sources, return_counts=True)
     mine = set(names[np.argsort(-counts, kind="stable")][part::2].tolist())
     return [row for row, source in enumerate(sources) if source in mine]
+
+
+def spread(rows: list[int], count: int | None) -> list[int]:
+    """`count` of the rows, evenly spread, or all of them."""
+    return rows if count is None or count >= len(rows) else [rows[number * len(rows) // count] for number in range(count)]
