@@ -13,11 +13,16 @@ from torch.utils.data import DataLoader
 
 from modeling_handunet import HandUNetImageProcessor, IoULoss, render_heatmaps
 from tests.tiny_training import NoiseHands, fork_call, free_port, wait_for_end
-from training.evaluation import load_metric, mean_pose_arrays, normalize, predict, score
+from training.evaluation import load_metric, mean_pose_arrays, predict, score
+from training.inputs import gaussian_targets, normalize
 
 
 class Pointwise(nn.Module):
     """A stand-in for the network whose answer for one image is the same bits in every batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.loss = IoULoss()
 
     def forward(self, pixel_values):  # (B, 3, S, S)
         gains = torch.arange(1, 22).reshape(21, 1, 1) / 32
@@ -27,7 +32,7 @@ class Pointwise(nn.Module):
 def predict_with(samples: int, batch_size: int) -> dict[str, np.ndarray]:
     accelerator = Accelerator(cpu=True)
     loader = accelerator.prepare(DataLoader(NoiseHands(samples), batch_size))
-    return predict(accelerator, Pointwise(), loader, sigma=3.0, quantize=False, decoding="local")
+    return predict(accelerator, Pointwise(), loader, lambda inputs: gaussian_targets(inputs, sigma=3.0))
 
 
 @pytest.fixture(autouse=True)

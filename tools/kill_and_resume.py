@@ -33,7 +33,7 @@ SETTINGS = (
 DATA = {
     "prepared": ["--augmentation", "1"],
     "endless": ["--streaming", "--augmentation", "1"],
-    "scene": ["--difficulty", "scenes", "--layers", "16"],  # turned and coloured without being asked
+    "scene": ["--dataset", "scenes", "--layers", "16"],  # turned and coloured without being asked
 }
 FIRST, WRITE, VALIDATION, ANY = "before the first checkpoint", "in a checkpoint write", "in validation", "any time"
 KILLS_PER_TRAINING = 5

@@ -216,16 +216,19 @@ def resolve(data: DataArguments, model: ModelArguments, optimisation: Optimisati
     names = name_sources(data)
     sources = [SOURCES[name] for name in names]
     data = dataclasses.replace(data, dataset=names)
-    if names == ["scenes", "photographs"] and data.photographs_share is not None and data.shares is None:
-        data = dataclasses.replace(data, shares=[1 - data.photographs_share, data.photographs_share])
     refuse_without_effect(types.SimpleNamespace(**flat(data, model, optimisation, output)), sources)
     check(data, model, optimisation, output, sources)
+    if names == ["scenes", "photographs"] and data.photographs_share is not None and data.shares is None:
+        data = dataclasses.replace(data, shares=[1 - data.photographs_share, data.photographs_share])
     defaults = {name: value for source in reversed(sources) for name, value in source.defaults_for(data, model.init).items()}
     data, optimisation = filled(data, defaults), filled(optimisation, defaults)
     if optimisation.mixed_precision == "auto":  # a checkpoint stores what it came to
         optimisation = dataclasses.replace(optimisation, mixed_precision="bf16" if bf16_is_fast() else "no")
     start = output.model or model.init
-    config = HandUNetConfig.from_pretrained(start) if start else HandUNetConfig()
+    try:
+        config = HandUNetConfig.from_pretrained(start) if start else HandUNetConfig()
+    except (OSError, ValueError) as error:
+        raise OSError(f"--{'model' if output.model else 'init'} {start} cannot be read: {error}") from error
     drawn_fill = None if output.eval_only else sources[0].drawn_fill(data)
     settings = {
         "image_size": config.image_size,
