@@ -459,15 +459,18 @@ def make_weights(draw: random.Random, folder: Path) -> None:
             elif change == 1:
                 tensors[draw.choice(("head.bias", name + ".x", "", "x" * 300))] = torch.zeros(draw.choice((0, 1, 5)))
             elif change == 2:
-                tensors[name] = tensors[name].to(draw.choice((torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.bool)))
+                dtypes = (torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.bool)
+                tensors[name] = tensors[name].to(draw.choice(dtypes))
             elif change == 3:
                 tensors[name] = tensors[name].reshape(draw.choice(((-1,), (1, -1), (-1, 1, 1, 1, 1, 1))))
             elif change == 4:
-                tensors[name] = torch.full_like(tensors[name], draw.choice((-1, 10**9))).div(draw.choice((0, 1))).to(tensors[name])
+                constant = torch.full_like(tensors[name], draw.choice((-1, 10**9)))
+                tensors[name] = constant.div(draw.choice((0, 1))).to(tensors[name])
             elif change == 5:
                 tensors[name] = tensors[draw.choice(list(tensors))].clone()
             else:
-                tensors = {draw.choice((key, "model." + key)) if draw.random() < 0.1 else key: value for key, value in tensors.items()}
+                pairs = tensors.items()
+                tensors = {draw.choice((key, "model." + key)) if draw.random() < 0.1 else key: value for key, value in pairs}
         metadata = draw.choice(({"format": "pt"}, {"format": "tf"}, {"format": "\0"}, {}, None))
         (folder / "model.safetensors").write_bytes(save_tensors(tensors, metadata))
         return
@@ -598,11 +601,12 @@ def make_zip(corpus: dict[str, bytes], draw: random.Random, folder: Path) -> Pat
                 data = draw.choice((b"../outside/secret.jpg", b"/etc/passwd", b"training_K.json", data))
             archive.writestr(info, data)
         if way == "names":
-            archive.writestr("../outside/climbed.txt", "out")
+            archive.writestr(zipfile.ZipInfo("../outside/climbed.txt"), "out", method)  # a `ZipInfo` has no date of today
         if way == "many":
             heads = draw.choice((10, 100, 100, 1000, 1000, 20_000))
             for number in range(heads):
-                archive.writestr(draw.choice((f"{number}/", f"{number}/training_xyz.jso", f"training/rgb/{number}")), b"")
+                name = draw.choice((f"{number}/", f"{number}/training_xyz.jso", f"training/rgb/{number}"))
+                archive.writestr(zipfile.ZipInfo(name), b"", method)
     data = path.read_bytes()
     if way == "bytes":
         data = mutate_bytes(draw, data)
