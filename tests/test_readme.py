@@ -2,6 +2,7 @@
 
 import configparser
 import contextlib
+import importlib.util
 import os
 import re
 import runpy
@@ -56,15 +57,24 @@ def test_the_freihand_snippet_runs_as_printed(workplace, shared_data):
     assert len(splits["train"]) == 5
 
 
-def test_every_file_and_option_that_the_readme_names_exists(capsys):
-    for path in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (ROOT / path).exists(), path
+def test_every_option_that_the_readme_names_exists(capsys):
     with pytest.raises(SystemExit):
         parse_arguments(["--help"])
     options = capsys.readouterr().out
     for line in re.findall(r"train\.py (.*)", README):
         for option in re.findall(r"--\w+", line.split("#")[0].split("`")[0]):
             assert option in options, option
+
+
+def test_every_link_and_module_in_the_documents_exists():
+    documents = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "tools/README.md")]
+    documents += sorted((ROOT / "docs").glob("*.md"))
+    for document in documents:
+        text = document.read_text()
+        for link in re.findall(r"\]\(([^)#:]+)\)", text):
+            assert (document.parent / link).exists(), f"{document}: {link}"
+        for module in re.findall(r"python -m ([\w.]+)", text):
+            assert importlib.util.find_spec(module), f"{document}: {module}"
 
 
 def test_the_ci_script_finds_the_readmes_test_command():
