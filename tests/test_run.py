@@ -14,8 +14,7 @@ from training import data
 from training.arguments import Arguments
 from dataset_script.augmentation import augmentation_keys
 from training.data import EpochShuffle, Resident, load_splits
-from training.publishing import load_processor
-from training.initial_weights import make_model, without_deep_levels
+from training.initial_weights import load_processor, make_model, without_deep_levels
 from training.optimisation import make_schedule
 from training.run import batches_at_once, made_together, make_loader
 

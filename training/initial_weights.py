@@ -1,9 +1,13 @@
 """The weights that a training starts from: new ones, those of `--init`, or those with fewer levels or more channels."""
 
+import os
+
+import numpy as np
 import torch
 from torch import nn
+from transformers import AutoModelForPoseEstimation
 
-from modeling_handunet import HandUNetConfig, HandUNetForPoseEstimation
+from modeling_handunet import HandUNetConfig, HandUNetForPoseEstimation, HandUNetImageProcessor
 from training.arguments import Arguments
 
 
@@ -81,3 +85,32 @@ def _widen_block(wide: nn.Module, block: nn.Module, read: torch.Tensor, own: tor
         elif isinstance(mine, nn.Conv2d):
             mine.weight[own] = 0
             mine.weight[own[:, None], inputs] = its.weight
+
+
+def load_any_model(name: str) -> HandUNetForPoseEstimation:
+    """The HandUNet `name`, a folder or an id on the Hub, with this package's code."""
+    try:
+        return AutoModelForPoseEstimation.from_pretrained(name, trust_remote_code=False)
+    except ValueError as error:
+        if "do not fit" in str(error):
+            raise
+        raise ValueError(f"{name} is not a HandUNet that this version can load: {error}") from error
+
+
+def load_processor(name: str) -> HandUNetImageProcessor:
+    """The processor of the HandUNet `name`, or the default one for a folder that has none.
+
+    Raises `ValueError` if it normalises in another way than training and scoring do ([`training.evaluation.normalize`]).
+    """
+    default = HandUNetImageProcessor()
+    if os.path.isdir(name) and not os.path.exists(os.path.join(name, "preprocessor_config.json")):
+        return default
+    processor = HandUNetImageProcessor.from_pretrained(name)  # a damaged file is an error
+    for setting in ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std"):
+        found, expected = (np.asarray(getattr(one, setting)).tolist() for one in (processor, default))
+        if found != expected:
+            raise ValueError(
+                f"{name} normalises by {setting} {found}, and train.py by {expected}: it can be used, but train.py can "
+                "neither score it nor train it."
+            )
+    return processor
