@@ -1,4 +1,5 @@
 import dataclasses
+import shlex
 
 import pytest
 
@@ -138,3 +139,19 @@ def test_automatic_precision_is_what_the_machine_is_fast_at_and_is_saved_as_that
     monkeypatch.setattr("training.arguments.bf16_is_fast", lambda: fast)
     args = parse_arguments(["--mixed_precision", "auto"])
     assert args.to_dict()["mixed_precision"] == precision
+
+
+def test_the_command_is_stated_without_the_folders_of_this_machine(tmp_path):
+    settings = {"annotations": str(tmp_path / "me" / "hands.json"), "images": "my photos", "learning_rate": 1e-3}
+    settings |= {"init": str(tmp_path / "me" / "first" / "model"), "output_dir": str(tmp_path / "me" / "out")}
+    args = Arguments(**settings)
+    command = "accelerate launch train.py --annotations hands.json --images 'my photos' --init first/model --learning_rate 0.001"
+    assert args.command() == command
+    assert args.for_others()["output_dir"] == "out" and args.to_dict()["output_dir"] == str(tmp_path / "me" / "out")
+    again = parse_arguments(shlex.split(command)[3:])
+    assert again.learning_rate == 1e-3 and again.dataset == "coco"
+    assert parse_arguments([]).command() == "accelerate launch train.py"
+    scenes = ["--difficulty", "scenes", "--cutouts", "/far/away/hands", "--negatives", "0.2", "--streaming"]
+    assert parse_arguments(scenes).command() == (
+        "accelerate launch train.py --difficulty scenes --streaming --cutouts hands --negatives 0.2"
+    )
