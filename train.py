@@ -31,6 +31,8 @@ from transformers.utils import logging as transformers_logging
 
 from dataset_script.files import shorten
 from modeling_handunet import render_heatmaps
+from release.hub import push_model
+from release.saving import save_model
 from training.arguments import Arguments, parse_arguments
 from training.confidence import calibration, told_from_negatives
 from training.data import load_splits
@@ -39,7 +41,7 @@ from training.evaluation import (
 )  # fmt: skip
 from training.figures import draw_contact_sheet, draw_figures
 from training.memory import keep_freed_memory
-from training.publishing import load_any_model, load_processor, push_model, save_model
+from training.initial_weights import load_any_model, load_processor
 from training.run import Run, is_better, make_loader
 
 SELECTED_BY = "mean_error_percent"  # of the validation split; lower is better

@@ -71,7 +71,7 @@ def calibration(validation: dict[str, np.ndarray], test: dict[str, np.ndarray]) 
     """The fitted `temperature`, the calibration error without and with it, and the reliability on both splits."""
     scores, right = scores_and_rightness(validation)
     temperature = fit_temperature(scores, right)
-    result = {"temperature": temperature, "right_within": RIGHT}
+    result = {"temperature": temperature, "correct_within": RIGHT}
     for name, arrays in (("validation", validation), ("test", test)):
         scores, right = scores_and_rightness(arrays)
         warm = with_temperature(scores, temperature)

@@ -100,7 +100,7 @@ def draw_group_errors(path: Path, by_group: dict[str, dict], grouped_by: str) ->
 
 def draw_reliability(path: Path, calibration: dict) -> Path:
     """Share of keypoints that are right by their score, on validation and test; the diagonal is what scores promise."""
-    within = calibration["right_within"]
+    within = calibration["correct_within"]
     figure, axes = _axes("What a score is worth", "score", f"share of keypoints within {within:g} of the hand's box")
     axes.plot([0, 1], [0, 1], color="#bbbbbb", linestyle="--", linewidth=1)
     for split, color in (("validation", "#888888"), ("test", "#3c78d8")):
