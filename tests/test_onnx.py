@@ -118,7 +118,7 @@ def test_a_graph_that_differs_from_torch_is_not_let_through(exported):
     check(graph, exported / "nested" / "model.onnx")
     with torch.no_grad():
         model.head.weight += 0.01
-    with pytest.raises(RuntimeError, match=r"heatmaps of a batch of 1, \(1, 21, 64, 64\), differ by .* from torch's"):
+    with pytest.raises(RuntimeError, match=r"heatmaps for a batch of 1, \(1, 21, 64, 64\), differ by .* from torch's"):
         check(graph, exported / "nested" / "model.onnx")
 
 
