@@ -29,6 +29,7 @@ from torch.utils.data import DataLoader
 from transformers.utils import logging as transformers_logging
 
 from dataset_script.sources import Source, make_source
+from release.files import write_json
 from release.hub import push_model
 from release.saving import save_model
 from training.arguments import Arguments, parse_arguments
@@ -40,7 +41,7 @@ from training.inputs import gaussian_targets, normalize, targets_of, with_inputs
 from training.interrupts import trigger_on_signals
 from training.memory import keep_freed_memory
 from training.progress import EpochProgress, say, say_what_is_left_out
-from training.report import final_metrics, make_processor, make_report, write_json
+from training.report import final_metrics, make_processor, make_report
 from training.resume import best_model, keep_best, resume, save_checkpoint
 from training.run import Run
 

@@ -1,4 +1,5 @@
 import dataclasses
+import shlex
 from pathlib import Path
 
 import pytest
@@ -200,3 +201,19 @@ def test_automatic_precision_is_what_the_machine_is_fast_at_and_is_saved_as_that
     monkeypatch.setattr("training.arguments.bf16_is_fast", lambda: fast)
     args = parse_arguments(["--mixed_precision", "auto"])
     assert args.to_dict()["mixed_precision"] == precision
+
+
+def test_the_command_is_stated_without_the_folders_of_this_machine(tmp_path):
+    settings = {"annotations": str(tmp_path / "me" / "hands.json"), "images": "my photos", "learning_rate": 1e-3}
+    settings |= {"init": str(tmp_path / "M"), "output_dir": str(tmp_path / "me" / "out")}
+    args = make_arguments(**settings)
+    command = "accelerate launch train.py --annotations hands.json --images 'my photos' --init M --learning_rate 0.001"
+    assert args.command() == command
+    assert args.public()["output_dir"] == "out" and args.to_dict()["output_dir"] == str(tmp_path / "me" / "out")
+    again = parse_arguments(shlex.split(command)[3:])
+    assert again.optimisation.learning_rate == 1e-3 and again.data.dataset == ["coco"]
+    assert parse_arguments([]).command() == "accelerate launch train.py"
+    scenes = ["--cutouts", "/far/away/hands", "--negatives", "0.2", "--streaming"]
+    assert parse_arguments(scenes).command() == (
+        "accelerate launch train.py --streaming --cutouts hands --negatives 0.2"
+    )

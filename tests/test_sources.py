@@ -195,3 +195,22 @@ def test_a_mixture_has_the_terms_of_its_strictest_source():
 def test_every_source_names_defaults_and_places_that_exist(source):
     options = {field.name for field in dataclasses.fields(make_arguments().data)} | {"epochs", "batch_size"}
     assert source.defaults.keys() <= options and set(source.places) <= options
+
+
+def test_freihands_four_backgrounds_are_known_for_every_test_sample(tmp_path):
+    write_freihand(tmp_path / "freihand")
+    model = str(save_model(tmp_path / "model"))
+    settings = {"data_dir": str(tmp_path / "freihand"), "cache_dir": str(tmp_path / "cache"), "eval_only": True, "model": model}
+    settings["split"] = "train"
+    splits = load(backgrounds="all", **settings).splits()
+    assert splits.test_groups == [name for name in ("green_screen", "hom", "sample", "auto") for _ in range(2)]
+    few = load(backgrounds="all", test_samples=3, **settings).splits()
+    assert few.test_groups == ["green_screen", "green_screen", "hom"] and len(few.test) == 3
+    assert load(backgrounds="raw", **settings).splits().test_groups is None
+
+
+def test_a_drawn_hands_background_is_the_one_that_its_row_names(tmp_path):
+    model = str(save_model(tmp_path / "model"))
+    splits = load(cache_dir=str(tmp_path), difficulty="full", eval_only=True, model=model, test_samples=8).splits()
+    assert splits.test_groups == [splits.test.dataset[index]["background"] for index in range(8)]
+    assert len(set(splits.test_groups)) > 2

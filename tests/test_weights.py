@@ -13,7 +13,7 @@ from transformers import AutoImageProcessor, AutoModelForPoseEstimation, pipelin
 
 from modeling_handunet import HandUNetConfig, decode_heatmaps
 from modeling_handunet.heatmaps import calibrate_scores
-from scripts.export_onnx import export
+from release.onnx import export
 from tests.tiny_training import forked
 
 ROOT = Path(__file__).resolve().parents[1]

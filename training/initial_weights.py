@@ -84,8 +84,8 @@ def _widen_block(wide: nn.Module, block: nn.Module, read: torch.Tensor, own: tor
             mine.weight[own[:, None], inputs] = its.weight
 
 
-def load_any_model(name: str):
-    """The HandUNet `name`, a folder or an id on the Hub, by this package's code."""
+def load_any_model(name: str) -> HandUNetForPoseEstimation:
+    """The HandUNet `name`, a folder or an id on the Hub, with this package's code."""
     try:
         return AutoModelForPoseEstimation.from_pretrained(name, trust_remote_code=False)
     except ValueError as error:
@@ -95,19 +95,19 @@ def load_any_model(name: str):
 
 
 def load_processor(name: str) -> HandUNetImageProcessor:
-    """The processor of the HandUNet `name`, or the usual one for a folder that has none.
+    """The processor of the HandUNet `name`, or the default one for a folder that has none.
 
-    Raises `ValueError` where it normalises otherwise than training and scoring do ([`training.evaluation.normalize`]).
+    Raises `ValueError` if it normalises in another way than training and scoring do ([`training.inputs.normalize`]).
     """
-    usual = HandUNetImageProcessor()
+    default = HandUNetImageProcessor()
     if os.path.isdir(name) and not os.path.exists(os.path.join(name, "preprocessor_config.json")):
-        return usual
-    processor = HandUNetImageProcessor.from_pretrained(name)  # damaged, it is an error
+        return default
+    processor = HandUNetImageProcessor.from_pretrained(name)  # a damaged file is an error
     for setting in ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std"):
-        its, ours = (np.asarray(getattr(one, setting)).tolist() for one in (processor, usual))
-        if its != ours:
+        found, expected = (np.asarray(getattr(one, setting)).tolist() for one in (processor, default))
+        if found != expected:
             raise ValueError(
-                f"{name} normalises by {setting} {its}, and train.py by {ours}: it can be used, but neither be scored "
-                "nor trained on by train.py."
+                f"{name} normalises by {setting} {found}, and train.py by {expected}: it can be used, but train.py can "
+                "neither score it nor train it."
             )
     return processor

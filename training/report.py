@@ -79,10 +79,3 @@ def make_report(run: Run, model: HandUNetForPoseEstimation, metrics: dict) -> di
         },
         "metrics": metrics,
     }
-
-
-def write_json(path: Path, value: dict) -> None:
-    """Write a JSON file that is there only when it is whole."""
-    unfinished = path.with_name(path.name + ".incomplete")
-    unfinished.write_text(json.dumps(value, indent=2) + "\n")
-    unfinished.replace(path)
