@@ -26,7 +26,6 @@ from modeling_handunet.keypoints import NUM_KEYPOINTS
 
 FILL = 0.36  # longer side of the hand's box, of the square
 HELD_OUT_HANDSHAPES = 40
-MIDDLE_KNUCKLE = 9
 BAND = 0.05  # of the photograph's height: the rows above the cut from which the arm goes on
 # Raise when the same photographs make other layers.
 VERSION = 1

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ from dataset_script.synthetic.poses import FINGER_LIMITS, TEMPLATES, THUMB_LIMIT
 from dataset_script.synthetic.ranges import EASY, FULL
 from dataset_script.synthetic.rasterizer import rasterize
 from dataset_script.synthetic.compositing import composite
-from dataset_script.synthetic.hands import draw_hands, move_hands
+from dataset_script.synthetic.hands import draw_hands
 from modeling_handunet.keypoints import SKELETON
 
 DATA = Path(__file__).parents[2] / "shared/data"
@@ -38,7 +37,7 @@ def drawn():
     return keys, draw_hands(keys, procedural_hand(), dataclasses.replace(FULL, held=0.0), 128)
 
 
-def sides(xyz: np.ndarray) -> np.ndarray:
+def handedness(xyz: np.ndarray) -> np.ndarray:
     """How far (N,) the finger tips are bent, times which way: positive if towards wrist-index x wrist-little."""
     index, little = xyz[:, 5] - xyz[:, 0], xyz[:, 17] - xyz[:, 0]
     return ((xyz[:, TIPS] - xyz[:, KNUCKLES]).mean(1) * np.cross(index, little)).sum(1) * 1e6
@@ -103,14 +102,14 @@ def test_hands_are_right_hands():
     keys = counter_rng.sample_keys(0, torch.arange(24))
     bent = dataclasses.replace(FULL, templates=("fist", "grasp bar"), noise=3.0)
     fists = draw_hands(keys, procedural_hand(), bent, 32)
-    assert (sides(fists.xyz.numpy()) > 0).all()
+    assert (handedness(fists.xyz.numpy()) > 0).all()
 
 
 @needs_freihand
-def test_real_freihand_samples_are_hands_of_the_same_side():
+def test_real_freihand_samples_are_right_hands_too():
     xyz = np.array(json.loads((DATA / "freihand_real/training_xyz.json").read_text()))
-    bent = np.abs(sides(xyz)) > 100  # flat hands have no sign to speak of
-    assert bent.sum() == 3 and (sides(xyz)[bent] > 0).all()
+    bent = np.abs(handedness(xyz)) > 100  # flat hands have no sign to speak of
+    assert bent.sum() == 3 and (handedness(xyz)[bent] > 0).all()
 
 
 @needs_freihand
@@ -154,19 +153,6 @@ def test_the_hand_is_seen_in_the_picture(drawn):
     x, y = hands.keypoints[:, [0, 5, 9, 13]].long().unbind(-1)
     assert (changed[torch.arange(len(x))[:, None], y, x] > 3).float().mean() > 0.9
     assert (changed[:, 0, 0] <= 3).float().mean() > 0.6  # most corners show no arm
-
-
-def test_moving_hands_moves_picture_keypoints_and_camera_together(drawn):
-    _, hands = drawn
-    quarter = move_hands(hands, torch.full((48,), math.pi / 2), torch.full((48,), 1.0), torch.zeros(48, 2))
-    # Clockwise: what was at (x, y) comes to (128 - y, x).
-    x, y = hands.keypoints.unbind(-1)
-    assert torch.allclose(quarter.keypoints, torch.stack([128 - y, x], -1), atol=1e-3)
-    assert torch.allclose(quarter.rgba[:, 3], hands.rgba[:, 3].rot90(-1, (1, 2)), atol=1e-3)
-    moved = move_hands(hands, torch.full((48,), 0.4), torch.full((48,), 0.7), torch.tensor([[9.0, -5.0]]).repeat(48, 1))
-    assert np.abs(reprojected(moved.xyz, moved.K) - moved.keypoints.numpy()).max() < 1e-3
-    x, y = moved.keypoints[:, [0, 2, 5, 9, 13]].long().unbind(-1)
-    assert (moved.rgba[torch.arange(48)[:, None], 3, y, x] > 0.5).all()
 
 
 def test_poses_stay_within_anatomical_limits():

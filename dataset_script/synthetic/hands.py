@@ -14,7 +14,7 @@ from dataset_script.synthetic import poses
 from dataset_script.synthetic.appearance import GAMMA, Light, Surface, dress, paint, sample_light, shade, skin_colors
 from dataset_script.synthetic.backgrounds import enlarge
 from dataset_script.synthetic.body import HandBody
-from dataset_script.synthetic.compositing import Layer, move_layer, rotation, soften
+from dataset_script.synthetic.compositing import Layer, soften
 from dataset_script.synthetic.objects import held_faces, held_things
 from dataset_script.synthetic.poses import Shape, compose, rotate
 from dataset_script.synthetic.ranges import SceneRanges
@@ -167,20 +167,3 @@ def _occlusion(distance: Tensor, alpha: Tensor, light: Light, K: Tensor) -> Tens
     hidden = soften(hidden)
     amount = (light.strength / (light.strength + 1.4 * light.ambient))[..., None, None]
     return factor * (1 - 0.75 * amount * hidden)
-
-
-def move_hands(hands: Hands, angle: Tensor, scale: Tensor, shift: Tensor) -> Hands:
-    """`hands` turned in the image by `angle` (B,) radians clockwise, enlarged `scale` (B,) times about the image's
-    centre, then moved by `shift` (B, 2) pixels.
-
-    Turning is the camera's roll, scaling its focal length, shifting its principal point, so xyz and K go on projecting
-    onto the keypoints exactly.  What leaves the image is lost, so a forearm may end where the image used to.
-    """
-    size = hands.rgba.shape[-1]
-    turned = rotation(angle)
-    moved = move_layer(hands, turned * scale[:, None, None], shift, size)
-    flat = (hands.xyz[:, :, None, :2] * turned[:, None]).sum(-1)
-    K = hands.K.clone()
-    K[:, :2, :2] *= scale[:, None, None]
-    K[:, :2, 2] += shift
-    return Hands(moved.rgba, moved.keypoints, hands.skin, torch.cat([flat, hands.xyz[..., 2:]], -1), K)

@@ -95,8 +95,7 @@ class SyntheticHands(Dataset):
     def render_hands(self, indices: Tensor, device: str | torch.device = "cpu") -> tuple[Hands, Tensor]:
         """The hands of samples `indices` (B,) without backgrounds, as RGBA, and their keys (B, 2).
 
-        To go on from there: :func:`.hands.move_hands` turns, scales and shifts them, :func:`.compositing.composite` puts
-        them over backgrounds drawn from any keys.
+        To go on from there: :func:`.compositing.composite` puts them over backgrounds drawn from any keys.
         """
         if indices.ndim != 1 or not len(indices):
             raise ValueError(f"indices has shape {tuple(indices.shape)}; give a list of at least one sample, (B,)")
