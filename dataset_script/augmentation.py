@@ -8,8 +8,10 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import functional as F
 
+from dataset_script import affine
 from dataset_script.counter_rng import normal, sample_keys, uniform
 
 
@@ -64,20 +66,16 @@ class Augmentation:
         angle = draws[:, 0] * math.radians(self.rotation)
         scale = torch.exp(draws[:, 1] * self.scale)
         shift = draws[:, 2:] * self.shift * size  # (B, 2) px
-        cos, sin = torch.cos(angle) * scale, torch.sin(angle) * scale
-        forward = torch.stack([torch.stack([cos, -sin], 1), torch.stack([sin, cos], 1)], 1)  # (B, 2, 2)
+        forward = affine.rotation(angle) * scale[:, None, None]  # (B, 2, 2)
         center = size / 2
         moved = (keypoints - center) @ forward.mT + center + shift[:, None]
-        # grid_sample asks where each output pixel comes from, in units of half the image from its centre.
-        backward = torch.linalg.inv(forward)
-        offset = -(backward @ (shift / center)[:, :, None])
-        theta = torch.cat([backward, offset], dim=2)  # (B, 2, 3)
-        grid = nn.functional.affine_grid(theta, list(images.shape), align_corners=False)
-        return nn.functional.grid_sample(images, grid, align_corners=False), moved
+        backward = torch.linalg.inv(forward)  # a new pixel looks up the old one
+        offset = -(backward @ (shift / center)[:, :, None])[..., 0]
+        return affine.sample(images, backward, offset, size), moved
 
     def recolor(self, images: Tensor, keys: Tensor) -> Tensor:
         """Change colours, blur, add noise and erase a square, the keypoints staying where they are."""
-        batch, _, size, _ = images.shape
+        size = images.shape[-1]
         draws = uniform(keys, "recolor", (9,))[:, :, None, None]  # (B, 9, 1, 1)
         signed = draws * 2 - 1
         images = images * (1 + signed[:, 0:1] * self.brightness)
@@ -86,10 +84,10 @@ class Augmentation:
         grey = images.mean(1, keepdim=True)
         images = grey + (images - grey) * (1 + signed[:, 2:3] * self.saturation)
         images = images * (1 + signed[:, 3:6] * self.channel_gain)
-        blurred = nn.functional.avg_pool2d(images, 3, stride=1, padding=1, count_include_pad=False)
+        blurred = F.avg_pool2d(images, 3, stride=1, padding=1, count_include_pad=False)
         images = torch.where(draws[:, 6:7] < self.blur_probability, blurred, images)
         grain = normal(keys, "grain", (1, size // 2, size // 2))  # one field at half the size: grain, and cheap
-        grain = nn.functional.interpolate(grain, size=(size, size), mode="nearest")
+        grain = F.interpolate(grain, size=(size, size), mode="nearest")
         images = images + grain * draws[:, 7:8] * self.noise
         images = self._erase(images, keys, draws[:, 8, 0, 0] < self.erase_probability)
         return images.clamp(0, 1)

@@ -27,8 +27,8 @@ from PIL import Image
 
 from dataset_script.coco import CocoHands
 from dataset_script.freihand import FreiHAND
-from dataset_script.synthetic import SyntheticHands
 from dataset_script.hand_crops import IMAGE_SIZE, SIGMA, HandCrops
+from dataset_script.synthetic import SyntheticHands
 from modeling_handunet.drawing import draw_hand
 from modeling_handunet.heatmaps import render_heatmaps
 from modeling_handunet.keypoints import KEYPOINT_NAMES, SKELETON, keypoint_color

@@ -19,7 +19,15 @@ from pathlib import Path
 
 from PIL import ExifTags, Image
 
-from modeling_handunet.images import IMAGE_FORMATS, MAX_IMAGE_PIXELS, SIDEWAYS, UNREADABLE_IMAGE_ERRORS, UPRIGHT, check_work, to_rgb
+from modeling_handunet.images import (
+    IMAGE_FORMATS,
+    MAX_IMAGE_PIXELS,
+    SIDEWAYS,
+    UNREADABLE_IMAGE_ERRORS,
+    UPRIGHT,
+    check_work,
+    to_rgb,
+)
 
 logger = logging.getLogger(__name__)
 

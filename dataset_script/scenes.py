@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dataset_script import counter_rng
-from dataset_script.synthetic.backgrounds import cos_sin, enlarge, pixel_grid
-from dataset_script.synthetic.ranges import SCENES, SceneRanges
-from dataset_script.synthetic.compositing import Layer, composite, move_layer, rotation
-from modeling_handunet.images import load_image
+from dataset_script import affine, counter_rng
 from dataset_script.augmentation import Augmentation
 from dataset_script.jpeg import compress
+from dataset_script.synthetic.backgrounds import cos_sin, enlarge, pixel_grid
+from dataset_script.synthetic.compositing import Layer, composite, move_layer
+from dataset_script.synthetic.ranges import SCENES, SceneRanges
+from modeling_handunet.images import load_image
 
 NEGATIVES = ("no hand", "left hand", "far off centre")
 PHOTO_TILE = 256
@@ -51,16 +51,6 @@ def load_photos(folder: str | os.PathLike) -> Tensor:
     if not tiles:
         raise ValueError(f"{folder} has no photographs: name a folder of backgrounds without hands")
     return torch.from_numpy(np.stack(tiles).transpose(0, 3, 1, 2).copy())
-
-
-def mirrored(turned: Tensor, chosen: Tensor) -> Tensor:
-    """Matrices (B, 2, 2) that mirror left and right first, where `chosen` (B,)."""
-    return torch.stack([torch.where(chosen[:, None], -turned[..., 0], turned[..., 0]), turned[..., 1]], -1)
-
-
-def toward(direction: Tensor, distance: Tensor) -> Tensor:
-    """Shifts (B, 2) by `distance` (B,) towards `direction` (B,) radians."""
-    return torch.stack([direction.cos(), direction.sin()], 1) * distance[:, None]
 
 
 @dataclass(frozen=True)
@@ -168,11 +158,11 @@ class Scenes:
         rgba = torch.zeros(len(keys), 4, self.size, self.size, device=keys.device)
         if len(chosen):
             draw = draw[chosen]
-            turned = mirrored(rotation(draw[:, 1] * 2 * math.pi), kind[chosen] != 1)
+            turned = affine.mirror_first(affine.rotation(draw[:, 1] * 2 * math.pi), kind[chosen] != 1)
             points = hand.keypoints[chosen]
             extent = (points.amax(1) - points.amin(1)).amax(1).clamp_min(1.0)
             scale = self.fill * self.size * (0.7 + 0.6 * draw[:, 2]) / extent
-            shift = toward(draw[:, 3] * 2 * math.pi, (0.25 + 0.35 * draw[:, 4]) * self.size)
+            shift = affine.toward(draw[:, 3] * 2 * math.pi, (0.25 + 0.35 * draw[:, 4]) * self.size)
             mine = Layer(hand.rgba[chosen], points, hand.skin[chosen])
             moved = move_layer(mine, turned * scale[:, None, None], shift, self.size)
             rgba = rgba.index_copy(0, chosen, moved.rgba)
@@ -181,19 +171,18 @@ class Scenes:
     def _place(self, layer: Layer, draw: Tensor, kind: Tensor) -> Layer:
         whole_turn = draw[:, 2] < self.any_angle
         angle = (draw[:, 3] * 2 - 1) * torch.where(whole_turn, math.pi, math.radians(self.rotation))
-        turned = mirrored(rotation(angle), kind == 1)
+        turned = affine.mirror_first(affine.rotation(angle), kind == 1)
         stretch = torch.exp((draw[:, 9] * 2 - 1) * self.stretch)
-        along = rotation(draw[:, 10] * math.pi)
+        along = affine.rotation(draw[:, 10] * math.pi)
         longer = torch.diag_embed(torch.stack([stretch, 1 / stretch], 1))
         turned = along @ longer @ along.mT @ turned
-        centred = layer.keypoints - 0.5 * layer.rgba.shape[-1]
-        points = (centred[:, :, None, :] * turned[:, None]).sum(-1)
+        points = affine.apply(turned, layer.keypoints - 0.5 * layer.rgba.shape[-1])
         low, high = points.amin(1), points.amax(1)
         box = self.fill * self.size * torch.exp((draw[:, 4] * 2 - 1) * self.scale)
         scale = box / (high - low).amax(1).clamp_min(1.0)
         shift = (draw[:, 5:7] * 2 - 1) * self.shift * self.size
         far = self.off_centre[0] + (self.off_centre[1] - self.off_centre[0]) * draw[:, 7]
-        away = toward(draw[:, 8] * 2 * math.pi, far * self.size)
+        away = affine.toward(draw[:, 8] * 2 * math.pi, far * self.size)
         shift = torch.where((kind == 2)[:, None], away, shift) - 0.5 * (low + high) * scale[:, None]
         return move_layer(layer, turned * scale[:, None, None], shift, self.size)
 
@@ -210,12 +199,10 @@ class Scenes:
             photos = self.photos[which.to(self.photos.device)].to(keys.device).float() / 255
             zoom = 0.25 + 0.6 * draw[:, 2]  # of the tile's side that is seen
             angle = (draw[:, 3] * 2 - 1) * math.radians(20)
-            matrix = rotation(angle) * zoom[:, None, None]
+            matrix = affine.rotation(angle) * zoom[:, None, None]
             matrix = matrix * torch.where(draw[:, 4] < 0.5, -1.0, 1.0)[:, None, None]
             offset = (draw[:, 5:7] * 2 - 1) * (1 - zoom)[:, None] * 0.9
-            theta = torch.cat([matrix, offset[..., None]], 2)
-            grid = F.affine_grid(theta, [len(chosen), 3, self.size, self.size], align_corners=False)
-            behind[chosen] = F.grid_sample(photos, grid, padding_mode="reflection", align_corners=False)
+            behind[chosen] = affine.sample(photos, matrix, offset, self.size, "reflection")
         return behind, torch.zeros(len(keys), dtype=torch.bool, device=keys.device).index_fill(0, chosen, True)
 
     def _frame(self, images: Tensor, keypoints: Tensor, keys: Tensor) -> Tensor:
@@ -245,10 +232,8 @@ class Scenes:
             total = 0
             still = torch.eye(2, device=keys.device).expand(len(chosen), 2, 2)
             for step in (-0.5, -0.25, 0.0, 0.25, 0.5):
-                offset = toward(direction, step * reach * 2 / self.size)
-                theta = torch.cat([still, offset[..., None]], 2)
-                grid = F.affine_grid(theta, list(images[chosen].shape), align_corners=False)
-                total = total + F.grid_sample(images[chosen], grid, padding_mode="border", align_corners=False)
+                offset = affine.toward(direction, step * reach * 2 / self.size)
+                total = total + affine.sample(images[chosen], still, offset, self.size, "border")
             images[chosen] = total / 5
         weights = torch.tensor(GREY, device=keys.device)[:, None, None]
         grey = (images * weights).sum(1, keepdim=True)

@@ -13,11 +13,11 @@ from dataset_script import counter_rng
 from dataset_script.synthetic import SyntheticHands
 from dataset_script.synthetic.backgrounds import KINDS
 from dataset_script.synthetic.body import procedural_hand
+from dataset_script.synthetic.compositing import composite
+from dataset_script.synthetic.hands import draw_hands
 from dataset_script.synthetic.poses import FINGER_LIMITS, TEMPLATES, THUMB_LIMITS, sample_poses
 from dataset_script.synthetic.ranges import EASY, FULL
 from dataset_script.synthetic.rasterizer import rasterize
-from dataset_script.synthetic.compositing import composite
-from dataset_script.synthetic.hands import draw_hands
 from modeling_handunet.keypoints import SKELETON
 
 DATA = Path(__file__).parents[2] / "shared/data"

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dataset_script import counter_rng
-from dataset_script.synthetic.backgrounds import backgrounds, shapes
+from dataset_script import affine, counter_rng
+from dataset_script.synthetic.backgrounds import backgrounds, pixel_grid, shapes
 from dataset_script.synthetic.ranges import SceneRanges
 
 
@@ -28,26 +28,17 @@ def soften(image: Tensor) -> Tensor:
     return 0.25 * (image[..., :-2] + image[..., 2:]) + 0.5 * image[..., 1:-1]
 
 
-def rotation(angle: Tensor) -> Tensor:
-    """Matrices (B, 2, 2) that turn by `angle` (B,) radians clockwise, as the image is seen."""
-    cos, sin = torch.cos(angle), torch.sin(angle)
-    return torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], -2)
-
-
 def move_layer(layer: Layer, matrix: Tensor, shift: Tensor, size: int) -> Layer:
     """`layer` under `matrix` (B, 2, 2) about its centre, which comes to lie `shift` (B, 2) pixels from the centre of the
     new image, a square of `size` pixels."""
     old = layer.rgba.shape[-1]
-    keypoints = ((layer.keypoints - 0.5 * old)[:, :, None, :] * matrix[:, None]).sum(-1)
-    keypoints = keypoints + 0.5 * size + shift[:, None]
-    # Each new pixel looks up the old one: the inverse motion, in grid_sample's units of half an image.
+    keypoints = affine.apply(matrix, layer.keypoints - 0.5 * old) + 0.5 * size + shift[:, None]
+    # A new pixel looks up the old one: the inverse map. `torch.linalg.inv` would round otherwise.
     (a, b), (c, d) = (row.unbind(-1) for row in matrix.unbind(-2))
     inverse = torch.stack([torch.stack([d, -b], -1), torch.stack([-c, a], -1)], -2) / (a * d - b * c)[:, None, None]
-    offset = -(inverse * (shift * (2.0 / old))[:, None, :]).sum(-1, keepdim=True)
-    theta = torch.cat([inverse * (size / old), offset], 2)
-    grid = F.affine_grid(theta, [len(theta), 4, size, size], align_corners=False)
+    offset = -(inverse * (shift * (2.0 / old))[:, None, :]).sum(-1)
     solid = torch.cat([layer.rgba[:, :3] * layer.rgba[:, 3:], layer.rgba[:, 3:]], 1)
-    solid = F.grid_sample(solid, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    solid = affine.sample(solid, inverse * (size / old), offset, size)
     alpha = solid[:, 3:]
     return Layer(torch.cat([solid[:, :3] / alpha.clamp_min(1e-3), alpha], 1), keypoints, layer.skin)
 
@@ -74,8 +65,8 @@ def composite(
     if ranges.shadow > 0:  # a soft shadow on what lies behind
         coarse = soften(F.interpolate(alpha, size=(24, 24), mode="area"))
         reach = 0.25 * (u[:, 1, :, 0] - 0.5), 0.25 * (u[:, 2, :, 0] - 0.5)
-        line = (torch.arange(size, device=keys.device, dtype=torch.float32) + 0.5) * (2.0 / size) - 1
-        grid = torch.stack(torch.broadcast_tensors(line[None, None, :] + reach[0], line[None, :, None] + reach[1]), -1)
+        x, y = pixel_grid(size, keys.device)
+        grid = torch.stack([x + reach[0], y + reach[1]], -1)
         fallen = F.grid_sample(coarse, grid, mode="bilinear", padding_mode="border", align_corners=False)
         behind = behind * (1 - (0.6 * u[:, 3] * (u[:, 0] < ranges.shadow)) * fallen)
     feather = 0.8 * u[:, 4] * (u[:, 5] < ranges.soften)

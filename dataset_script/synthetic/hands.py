@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from dataset_script import counter_rng
 from dataset_script.synthetic import poses
 from dataset_script.synthetic.appearance import GAMMA, Light, Surface, dress, paint, sample_light, shade, skin_colors
-from dataset_script.synthetic.backgrounds import enlarge
+from dataset_script.synthetic.backgrounds import enlarge, pixel_grid
 from dataset_script.synthetic.body import HandBody
 from dataset_script.synthetic.compositing import Layer, soften
 from dataset_script.synthetic.objects import held_faces, held_things
@@ -156,11 +156,10 @@ def _occlusion(distance: Tensor, alpha: Tensor, light: Light, K: Tensor) -> Tens
     filled = torch.where(inside > 0, depth, torch.full_like(depth, 9.0))
     middle = depth.sum((1, 2, 3)) / inside.sum((1, 2, 3)).clamp_min(1)
     scale = (K[:, 0, 0].float() / middle.clamp_min(0.1))[:, None, None] * (2.0 / size)  # grid units a metre
-    line = (torch.arange(size, device=depth.device, dtype=torch.float32) + 0.5) * (2.0 / size) - 1
+    x, y = pixel_grid(size, depth.device)
     hidden = torch.zeros_like(depth)
     for step in (0.008, 0.016, 0.028, 0.044):
-        grid = torch.stack(torch.broadcast_tensors(line[None, None, :] + lx * scale * step,
-                                                   line[None, :, None] + ly * scale * step), -1)
+        grid = torch.stack([x + lx * scale * step, y + ly * scale * step], -1)
         there = F.grid_sample(filled, grid, mode="nearest", padding_mode="border", align_corners=False)
         gap = depth + (lz * step)[:, None] - there  # how far in front of the ray something lies
         hidden = torch.maximum(hidden, ((gap - 0.003) / 0.008).clamp(0, 1) * (gap < 0.07))

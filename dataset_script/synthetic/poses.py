@@ -18,7 +18,6 @@ from torch import Tensor
 from dataset_script import counter_rng
 from dataset_script.synthetic.body import FOREARM, NEUTRAL_SPREAD, NUM_BONES, PALM, HandBody, thumb_frame
 
-
 # name: (thumb, index, middle, ring, little)
 TEMPLATES: dict[str, tuple[tuple[float, ...], ...]] = {
     "open": ((48, 8, 45, 5, 5), (3, 3, 5, 3), (0, 3, 5, 3), (-2, 3, 5, 3), (-4, 3, 6, 4)),

@@ -21,10 +21,10 @@ from torch.utils.data import Dataset
 from dataset_script import counter_rng
 from dataset_script.synthetic.backgrounds import KINDS
 from dataset_script.synthetic.body import HandBody, procedural_hand
-from dataset_script.synthetic.gltf import load_gltf_hand
-from dataset_script.synthetic.ranges import EASY, FULL, LAYERS, SceneRanges
 from dataset_script.synthetic.compositing import Layer, composite
+from dataset_script.synthetic.gltf import load_gltf_hand
 from dataset_script.synthetic.hands import Hands, draw_hands
+from dataset_script.synthetic.ranges import EASY, FULL, LAYERS, SceneRanges
 
 DIFFICULTIES: dict[str, SceneRanges] = {"easy": EASY, "full": FULL, "layers": LAYERS}
 VERSION_STEP = 0x3C6EF372  # between the keys of a frame's background versions
