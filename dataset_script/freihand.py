@@ -9,9 +9,10 @@ that holds the zips.  Owns the official layout, the splits and the projection of
 https://lmb.informatik.uni-freiburg.de/projects/freihand/ : research only, commercial use is prohibited.
 """
 
+import json
 import os
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ import datasets
 import numpy as np
 import torch
 from datasets.builder import Key
+from PIL import Image
 
 from dataset_script.builder import HandRowsBuilder
 from dataset_script.files import (
@@ -242,6 +244,34 @@ class FreiHAND(HandRowsBuilder):
                     heatmaps = render_heatmaps(torch.from_numpy(keypoints).float(), IMAGE_SIZE, SIGMA)
                     row["heatmaps"] = (heatmaps * 255).round().to(torch.uint8).numpy()
                 yield Key(shard, frame - first), row
+
+
+def write_freihand(
+    folder: str | os.PathLike,
+    images: Iterable[tuple[int, Image.Image | bytes]],
+    xyz: list,
+    K: list,
+    *,
+    part: str = "training",
+    quality: int = 95,
+) -> None:
+    """Write files in the official layout: `<part>/rgb/%08d.jpg`, `<part>_xyz.json` and `<part>_K.json`.
+
+    `images` are numbers with pictures, or with the bytes of a JPEG; `xyz` (N, 21, 3) and `K` (N, 3, 3) are nested lists. The
+    annotations are read and written after the images, so a folder that has them is complete. Raises FileExistsError if
+    the folder has annotations already.
+    """
+    folder = Path(folder)
+    annotations = {folder / f"{part}_xyz.json": xyz, folder / f"{part}_K.json": K}
+    for path in annotations:
+        if path.exists():
+            raise FileExistsError(f"{path} exists; give an empty folder, or delete what is there")
+    (folder / part / "rgb").mkdir(parents=True, exist_ok=True)
+    for number, image in images:
+        path = folder / part / "rgb" / f"{number:08d}.jpg"
+        path.write_bytes(image) if isinstance(image, bytes) else image.save(path, quality=quality)
+    for path, values in annotations.items():
+        path.write_text(json.dumps(values))
 
 
 def find_trees(data_dir: Path) -> tuple[FileTree | None, FileTree | None]:

@@ -19,6 +19,7 @@ from PIL import Image
 
 import dataset_script.freihand
 from dataset_script import FreiHAND, SyntheticHands, project_points
+from dataset_script.freihand import write_freihand
 from tests.hub_server import HubServer, run_program
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "freihand_real"
@@ -38,12 +39,8 @@ def a_hand(frame: int) -> list[list[float]]:
 
 def write_tree(folder: Path, frames: int, versions: int = 1, part: str = "training") -> Path:
     """FreiHAND's official layout with tiny frames, image id in the red channel."""
-    (folder / part / "rgb").mkdir(parents=True)
-    for image in range(frames * versions):
-        picture = Image.new("RGB", (224, 224), (image % 256, 120, 60))
-        picture.save(folder / part / "rgb" / f"{image:08d}.jpg", quality=95)
-    (folder / f"{part}_K.json").write_text(json.dumps([K] * frames))
-    (folder / f"{part}_xyz.json").write_text(json.dumps([a_hand(frame) for frame in range(frames)]))
+    images = ((number, Image.new("RGB", (224, 224), (number % 256, 120, 60))) for number in range(frames * versions))
+    write_freihand(folder, images, [a_hand(frame) for frame in range(frames)], [K] * frames, part=part)
     return folder
 
 

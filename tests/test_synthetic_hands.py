@@ -196,7 +196,7 @@ def test_written_folders_have_freihands_layout(tmp_path):
         green = versions[0].reshape(-1, 3)
         assert ((green[:, 1] > green[:, 0]) & (green[:, 1] > green[:, 2])).mean() > 0.3
         assert all(np.abs(versions[0] - other).mean() > 8 for other in versions[1:])
-    with pytest.raises(FileExistsError, match="training_K.json"):
+    with pytest.raises(FileExistsError, match="training_xyz.json exists"):
         SyntheticHands(3).write_freihand(tmp_path)
     with pytest.raises(ValueError, match="versions is 2"):
         SyntheticHands(3).write_freihand(tmp_path / "other", versions=2)

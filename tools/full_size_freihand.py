@@ -10,7 +10,6 @@ memory in MB (imports included; of the largest process, with several), rows of e
 """
 
 import argparse
-import io
 import json
 import resource
 import subprocess
@@ -25,24 +24,16 @@ NUM_FRAMES, VERSIONS = 32560, 4
 
 def write_tree(folder: Path, frames: int, versions: int, distinct: int) -> Path:
     """The official layout with `distinct` different hands; returns the folder."""
-    import numpy as np
-
     from dataset_script import SyntheticHands
+    from dataset_script.freihand import write_freihand
 
-    hands = SyntheticHands(distinct, image_size=224)
-    rows = [hands[index] for index in range(distinct)]
-    pictures = []
-    for row in rows:
-        file = io.BytesIO()
-        row["image"].save(file, "JPEG", quality=95)
-        pictures.append(file.getvalue())
-    rgb = folder / "training" / "rgb"
-    rgb.mkdir(parents=True)
-    for image in range(frames * versions):
-        (rgb / f"{image:08d}.jpg").write_bytes(pictures[image % frames % distinct])
-    for name in ("xyz", "K"):
-        values = [np.asarray(row[name], np.float64).tolist() for row in rows]
-        (folder / f"training_{name}.json").write_text(json.dumps([values[frame % distinct] for frame in range(frames)]))
+    with tempfile.TemporaryDirectory() as drawn:
+        SyntheticHands(distinct).write_freihand(drawn)
+        pictures = [path.read_bytes() for path in sorted(Path(drawn).glob("training/rgb/*.jpg"))]
+        xyz, K = (json.loads((Path(drawn) / f"training_{name}.json").read_text()) for name in ("xyz", "K"))
+    images = ((number, pictures[number % frames % distinct]) for number in range(frames * versions))
+    repeated = ([values[frame % distinct] for frame in range(frames)] for values in (xyz, K))
+    write_freihand(folder, images, *repeated)
     return folder
 
 

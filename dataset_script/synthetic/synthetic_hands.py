@@ -9,7 +9,7 @@ it does not depend on the batch it is drawn in, the process, or what was drawn b
 """
 
 import hashlib
-import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dataset_script import counter_rng
+from dataset_script.freihand import write_freihand
 from dataset_script.synthetic.backgrounds import KINDS
 from dataset_script.synthetic.body import HandBody, procedural_hand
 from dataset_script.synthetic.compositing import Layer, composite
@@ -77,7 +78,7 @@ class SyntheticHands(Dataset):
         hands, keys = self.render_hands(torch.tensor([i]))
         images, kinds = composite(keys, hands, self.ranges)
         return {
-            "image": Image.fromarray(images[0].permute(1, 2, 0).contiguous().numpy()),
+            "image": _to_pil(images[0]),
             "uv": hands.keypoints[0].numpy(), "xyz": hands.xyz[0].numpy(), "K": hands.K[0].numpy(),
             "frame_id": i, "background": KINDS[kinds[0]],
         }
@@ -109,34 +110,30 @@ class SyntheticHands(Dataset):
     @torch.no_grad()
     def write_freihand(self, folder: str | Path, *, split: str = "training", versions: int = 1, image_size: int = 224,
                        start: int = 0, jpeg_quality: int = 95, batch_size: int = 16) -> None:
-        """Write the samples in FreiHAND's official layout: `<split>/rgb/%08d.jpg`, `<split>_K.json` and `_xyz.json`.
+        """Write the samples in FreiHAND's official layout, as :func:`dataset_script.freihand.write_freihand` does.
 
-        Frames are samples `start` to `start + length`.  `versions` is 1, or 4 for FreiHAND's background versions:
-        frame i on version v is image i + length * v, the same hand each time, version 0 before the green screen.
-        The annotations are written last, so a folder that has them is complete.  Raises FileExistsError if it has.
+        Frames are samples `start` to `start + length`. `versions` is 1, or 4 for FreiHAND's background versions: image
+        i + length * v shows the hand of frame i on version v, and version 0 is the green screen.
         """
         if versions not in (1, 4):
             raise ValueError(f"versions is {versions}; write 1, or 4 as FreiHAND has")
-        folder = Path(folder)
-        annotations = {name: folder / f"{split}_{name}.json" for name in ("K", "xyz")}
-        for path in annotations.values():
-            if path.exists():
-                raise FileExistsError(f"{path} exists; give an empty folder, or delete what is there")
-        rgb = folder / split / "rgb"
-        rgb.mkdir(parents=True, exist_ok=True)
         screen = replace(self.ranges, backgrounds=tuple(float(kind == "green screen") for kind in KINDS))
-        written: dict[str, list] = {"K": [], "xyz": []}
-        for first in range(0, self.length, batch_size):
-            frames = torch.arange(first, min(first + batch_size, self.length))
-            keys = counter_rng.sample_keys(self.seed, frames + start)
-            hands = draw_hands(keys, self.body, self.ranges, image_size)
-            written["K"] += hands.K.double().tolist()
-            written["xyz"] += hands.xyz.double().tolist()
-            for version in range(versions):
-                ranges = screen if versions == 4 and version == 0 else self.ranges
-                images, _ = composite(keys + version * VERSION_STEP, hands, ranges)
-                for frame, image in zip(frames.tolist(), images):
-                    picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
-                    picture.save(rgb / f"{frame + self.length * version:08d}.jpg", quality=jpeg_quality)
-        for name, path in annotations.items():
-            path.write_text(json.dumps(written[name]))
+        xyz, K = [], []  # filled while the images are drawn
+
+        def images() -> Iterator[tuple[int, Image.Image]]:
+            for frames in torch.arange(self.length).split(batch_size):
+                keys = counter_rng.sample_keys(self.seed, frames + start)
+                hands = draw_hands(keys, self.body, self.ranges, image_size)
+                xyz.extend(hands.xyz.double().tolist())
+                K.extend(hands.K.double().tolist())
+                for version in range(versions):
+                    ranges = screen if versions == 4 and version == 0 else self.ranges
+                    pictures, _ = composite(keys + version * VERSION_STEP, hands, ranges)
+                    for frame, picture in zip(frames.tolist(), pictures):
+                        yield frame + self.length * version, _to_pil(picture)
+
+        write_freihand(folder, images(), xyz, K, part=split, quality=jpeg_quality)
+
+
+def _to_pil(image: Tensor) -> Image.Image:
+    return Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
