@@ -1,4 +1,4 @@
-"""Data for HandUNet: FreiHAND, own photographs, synthetic hands, and the way from their rows to the network."""
+"""Data for HandUNet: FreiHAND, your own photographs and synthetic hands, and how their rows become the network's input."""
 
 from dataset_script.coco import CocoHands
 from dataset_script.freihand import FreiHAND, project_points

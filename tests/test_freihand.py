@@ -274,7 +274,7 @@ def set_point(frame, joint, axis, value):
     [
         (set_point(2, 4, 1, float("nan")), r"training_xyz.json.*not finite in frames 2$"),
         (set_point(1, 4, 2, -0.5), r"not in front of the camera.*frames 1$"),
-        (lambda frames: [point.__setitem__(2, 500.0) for point in frames[2]], r"10 m away in 1 frames: 2;.*metres"),
+        (lambda frames: [point.__setitem__(2, 500.0) for point in frames[2]], r"10 m away in 1 frames: 2\..*metres"),
         (set_point(3, 20, 0, 0.5), r"far outside the image of 224 x 224 pixels in 1 frames: 3$"),
         (set_point(0, 7, 0, "0.1"), r"1 of 4 frames are not 21 lists of 3 numbers: frames 0$"),
         (set_point(0, 7, 0, None), r"1 of 4 frames.*frames 0$"),
