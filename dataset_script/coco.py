@@ -6,7 +6,7 @@
 
 The file is COCO's keypoint format (https://cocodataset.org/#format-data): `images` with `id` and `file_name`,
 `annotations` with `id`, `image_id`, 21 `keypoints` as x, y, v and optionally `bbox` (x, y, width, height) and
-`handedness` ("right", the default, or "left").  Coordinates are in pixels of the photograph as viewers show it, so turned
+`handedness` ("right", the default, or "left"). Coordinates are in pixels of the photograph as viewers show it, so turned
 upright by its EXIF orientation.
 """
 
@@ -171,7 +171,8 @@ def read_coco_hands(path: Path, images: Path) -> list[dict]:
     """
     coco = parse_json(FileTree(path.parent).read(path.name, MAX_JSON_BYTES), str(path))
     for key in ("images", "annotations"):
-        if not isinstance(coco, dict) or not isinstance(coco.get(key), list) or not all(isinstance(entry, dict) for entry in coco[key]):
+        entries = coco.get(key) if isinstance(coco, dict) else None
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             raise ValueError(f"{path} is not a COCO file: it must have a list of objects `{key}`")
     if not coco["annotations"]:
         raise ValueError(f"{path} has no annotations")

@@ -5,7 +5,7 @@
     hands.layers(torch.arange(16))                   # RGBA (16, 4, 160, 160), keypoints (16, 21, 2) px
 
 `annotations.json` is a list of objects with `file` (in `images/`, with an alpha channel), `keypoints` (21 pairs x, y in
-its pixels) and `handshape`, a name that the views of one pose share.  They add real skin, which drawn hands lack most.
+its pixels) and `handshape`, a name that the views of one pose share. They add real skin, which drawn hands lack most.
 They have no arm beyond the cut, so an arm is painted there, bare or in a sleeve.
 """
 

@@ -73,7 +73,7 @@ def principal_components(samples: np.ndarray) -> Components:
     mean = samples.mean(0)
     left, scales, directions = np.linalg.svd(samples - mean, full_matrices=False)
     if scales[0] == 0:
-        raise ValueError(f"the {len(samples)} samples are all alike, so they have no principal components")
+        raise ValueError(f"the {len(samples)} samples are all the same, so they have no principal components")
     keep = min(len(samples) - 1, int((scales > scales[0] * 1e-10).sum()))
     left, scales, directions = left[:, :keep], scales[:keep], directions[:keep]
     signs = np.sign(directions[np.arange(keep), np.abs(directions).argmax(1)])

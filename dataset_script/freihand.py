@@ -5,7 +5,7 @@
     splits["train"][0]      # image, uv (21, 2) px, xyz (21, 3) m, K (3, 3), frame_id, background
 
 `data_dir` is the extracted folder, the official FreiHAND_pub_v2.zip (it is read without extracting it), or a folder with
-the zips.  This file owns the official layout, the splits and the projection of points into the image.
+the zips. This file owns the official layout, the splits and the projection of points into the image.
 https://lmb.informatik.uni-freiburg.de/projects/freihand/ : research only, commercial use is prohibited.
 """
 
@@ -126,7 +126,7 @@ class FreiHAND(HandRowsBuilder):
     `name="all"` every frame on four backgrounds. All versions of a frame are in the same split.
 
     Rows: `image`; `uv` (21, 2) float32, x then y in pixels; `xyz` (21, 3) float32, metres in the camera frame; `K`
-    (3, 3) float32; `frame_id`; `background` (one of `BACKGROUNDS`, "real" in `evaluation`).  `heatmaps=True` adds
+    (3, 3) float32; `frame_id`; `background` (one of `BACKGROUNDS`, "real" in `evaluation`). `heatmaps=True` adds
     `heatmaps` (21, 128, 128) uint8, 255 at the peak, of the image resized to 128, sigma 3 px: 344 kB a row.
 
     Every image is decoded once while building. Up to `max_unreadable_share` of a split's images may be unreadable (with

@@ -73,7 +73,7 @@ def test_a_box_that_is_not_given_is_that_of_the_visible_keypoints(coco, build):
     assert build(coco)["train"][1]["box"] == [13, 23, 57, 57]
 
 
-def test_photographs_are_split_whole_and_always_alike(coco, build, tmp_path):
+def test_photographs_are_split_whole_and_always_the_same_way(coco, build, tmp_path):
     for number in range(18):
         Image.new("RGB", (200, 150)).save(tmp_path / "images" / f"{number}.png")
         coco["images"].append({"id": 100 + number, "file_name": f"{number}.png"})
@@ -91,7 +91,7 @@ def test_photographs_are_split_whole_and_always_alike(coco, build, tmp_path):
     assert set(again["validation"]["image_id"]) == images["validation"]
 
 
-def test_photographs_of_one_name_in_several_folders_are_split_always_alike(coco, build, tmp_path):
+def test_photographs_of_one_name_in_several_folders_are_always_split_the_same_way(coco, build, tmp_path):
     held_out = []
     for order in (1, -1):
         coco["images"], coco["annotations"] = [], []
@@ -109,7 +109,7 @@ def test_photographs_of_one_name_in_several_folders_are_split_always_alike(coco,
     assert held_out[0] == {Path(name).parent.name for name in _hold_out(moved, Path("/elsewhere"), 0.5)}
 
 
-def test_the_rows_of_many_hands_come_from_several_processes_alike(coco, build, tmp_path, monkeypatch):
+def test_several_processes_make_the_rows_that_one_makes(coco, build, tmp_path, monkeypatch):
     monkeypatch.setattr("dataset_script.coco.HANDS_PER_SHARD", 2)
     one = build(coco)["train"]
     builder = CocoHands(tmp_path / "hands.json", tmp_path / "images", cache_dir=tmp_path / "two")

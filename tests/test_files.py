@@ -1,4 +1,4 @@
-"""What `dataset_script` reads of files that others wrote: JSON, zips and images that claim, or are, too much."""
+"""Files from strangers: JSON, zips and images that are too large, claim to be, or are damaged."""
 
 import contextlib
 import io
@@ -250,7 +250,8 @@ def test_a_png_bomb_is_refused_before_it_is_unpacked(width, height):
 def test_text_of_a_png_that_unpacks_to_much_is_refused(chunk):
     start = b"a\0\0" if chunk == b"zTXt" else b"a\0\1\0\0\0"
     header = struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0)
-    bomb = png((b"IHDR", header), (chunk, start + zlib.compress(bytes(50_000_000))), (b"IDAT", zlib.compress(b"\0\0")), (b"IEND", b""))
+    text = chunk, start + zlib.compress(bytes(50_000_000))
+    bomb = png((b"IHDR", header), text, (b"IDAT", zlib.compress(b"\0\0")), (b"IEND", b""))
     with memory_below(4 << 20):
         refused_by_both(bomb, "too large|too much")
 

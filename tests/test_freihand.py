@@ -292,7 +292,7 @@ def test_bad_keypoints_are_refused_at_build_time_naming_the_frames(tree, build, 
     assert no_rows_are_left(tmp_path / "cache")
 
 
-def test_a_point_somewhat_outside_the_image_is_kept(tree, build):
+def test_a_point_somewhat_outside_the_image_is_accepted(tree, build):
     edit_json(tree / "training_xyz.json", set_point(0, 8, 0, 0.2))  # x = 112 + 400 * 0.4 = 272 of 224
     assert build(tree)["train"][0]["uv"][8][0] == pytest.approx(272.0)
 

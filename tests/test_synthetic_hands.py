@@ -1,4 +1,4 @@
-"""Synthetic hands: the same sample whatever the batch, and keypoints that lie where they are said to lie."""
+"""Synthetic hands: a sample does not depend on its batch, and keypoints lie where the hand is."""
 
 import dataclasses
 import json
@@ -38,7 +38,7 @@ def drawn():
 
 
 def handedness(xyz: np.ndarray) -> np.ndarray:
-    """How far (N,) the finger tips are bent, times which way: positive if towards wrist-index x wrist-little."""
+    """How far (N,) the finger tips are bent, positive if towards wrist-index x wrist-little."""
     index, little = xyz[:, 5] - xyz[:, 0], xyz[:, 17] - xyz[:, 0]
     return ((xyz[:, TIPS] - xyz[:, KNUCKLES]).mean(1) * np.cross(index, little)).sum(1) * 1e6
 
@@ -93,12 +93,12 @@ def test_easy_hands_stand_within_45_degrees_of_upright():
     keypoints = SyntheticHands(10, seed=9, image_size=32).render(torch.arange(64))["keypoints"]
     up = keypoints[:, 0] - keypoints[:, 9]  # y points down
     lean = torch.atan2(up[:, 0].abs(), up[:, 1]).rad2deg()
-    assert lean.max() < 55 and lean.mean() > 10  # the wrist's own slant is beside the image's rotation
+    assert lean.max() < 55 and lean.mean() > 10  # the wrist's own slant adds to the image's rotation
 
 
 def test_hands_are_right_hands():
     # Palm to the viewer, fingers up, a right hand's thumb is on the viewer's right: wrist-index x wrist-little comes
-    # out of the palm, which is where fingers bend to.  Bent fingers tell the hand; a left hand's sign is minus.
+    # out of the palm, and fingers bend to there. So a left hand's sign is minus.
     keys = counter_rng.sample_keys(0, torch.arange(24))
     bent = dataclasses.replace(FULL, templates=("fist", "grasp bar"), noise=3.0)
     fists = draw_hands(keys, procedural_hand(), bent, 32)
@@ -108,7 +108,7 @@ def test_hands_are_right_hands():
 @needs_freihand
 def test_real_freihand_samples_are_right_hands_too():
     xyz = np.array(json.loads((DATA / "freihand_real/training_xyz.json").read_text()))
-    bent = np.abs(handedness(xyz)) > 100  # flat hands have no sign to speak of
+    bent = np.abs(handedness(xyz)) > 100  # the sign of flat hands means nothing
     assert bent.sum() == 3 and (handedness(xyz)[bent] > 0).all()
 
 
@@ -238,7 +238,7 @@ def repeat_a_vertex(scene: dict) -> dict:
     (lambda data: data[:60000], "a whole file"),
     (lambda data: data.replace(b"pinky-finger-tip", b"pinky-finger-tap"), "pinky-finger-tip"),
     (lambda data: data.replace(b'"skins"', b'"skims"'), "skins"),
-    (lambda data: with_scene(data, lambda scene: [scene]), "its JSON is no object"),
+    (lambda data: with_scene(data, lambda scene: [scene]), "must be a JSON object"),
     (lambda data: with_scene(data, lambda scene: "[" * 100_000), "nested too deeply"),
     (lambda data: with_scene(data, repeat_a_vertex), "bytes apart"),
     (lambda data: with_scene(data, lambda scene: {**scene, "nodes": 3}), "lacks what a skinned mesh needs"),

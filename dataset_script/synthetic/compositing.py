@@ -1,4 +1,4 @@
-"""Layers: hands without a background, how they are moved, and how they are put over one."""
+"""Layers: hands without a background, how they are moved, and how they are put over a background."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from dataset_script.synthetic.ranges import SceneRanges
 
 @dataclass(frozen=True)
 class Layer:
-    """Hands alone, without a background, drawn or cut out of photographs."""
+    """Hands without a background, drawn or cut out of photographs."""
 
     rgba: Tensor  # (B, 4, S, S) float32 in [0, 1], colour not multiplied by alpha
     keypoints: Tensor  # (B, 21, 2) float32 pixels of the image
@@ -21,7 +21,7 @@ class Layer:
 
 
 def soften(image: Tensor) -> Tensor:
-    """`image` (B, C, H, W) under a 3 x 3 binomial filter, the border repeated."""
+    """`image` (B, C, H, W) under a 3 x 3 binomial filter, with the border repeated."""
     image = F.pad(image, (0, 0, 1, 1), mode="replicate")
     image = 0.25 * (image[:, :, :-2] + image[:, :, 2:]) + 0.5 * image[:, :, 1:-1]
     image = F.pad(image, (1, 1, 0, 0), mode="replicate")
@@ -29,8 +29,10 @@ def soften(image: Tensor) -> Tensor:
 
 
 def move_layer(layer: Layer, matrix: Tensor, shift: Tensor, size: int) -> Layer:
-    """`layer` under `matrix` (B, 2, 2) about its centre, which comes to lie `shift` (B, 2) pixels from the centre of the
-    new image, a square of `size` pixels."""
+    """`layer` in a new square of `size` pixels, moved by `matrix` (B, 2, 2) about its centre.
+
+    Its centre then lies `shift` (B, 2) pixels from the new image's centre.
+    """
     old = layer.rgba.shape[-1]
     keypoints = affine.apply(matrix, layer.keypoints - 0.5 * old) + 0.5 * size + shift[:, None]
     # A new pixel looks up the old one: the inverse map. `torch.linalg.inv` would round otherwise.
@@ -52,8 +54,8 @@ def composite(
 ) -> tuple[Tensor, Tensor]:
     """Images (B, 3, S, S) uint8 of `hands` over backgrounds, and the backgrounds' kinds (B,).
 
-    The backgrounds are drawn from `keys`; those that `behind` gives, (B, 3, S, S) where (B,) is true, take their place.
-    `beside`, (B, 4, S, S) RGBA, lies between them and the hands.
+    Backgrounds are drawn from `keys`. `behind` replaces some of them: pictures (B, 3, S, S), used where its (B,) is true.
+    `beside`, RGBA (B, 4, S, S), lies between the backgrounds and the hands.
     """
     size = hands.rgba.shape[-1]
     drawn, kind = backgrounds(keys, size, ranges.backgrounds, hands.skin)
@@ -71,7 +73,7 @@ def composite(
         behind = behind * (1 - (0.6 * u[:, 3] * (u[:, 0] < ranges.shadow)) * fallen)
     feather = 0.8 * u[:, 4] * (u[:, 5] < ranges.soften)
     alpha = torch.lerp(alpha, soften(alpha), feather)
-    # White balance: blue to yellow, a little green to magenta; hand and background share some of it.
+    # White balance: blue to yellow, a little green to magenta. Hand and background share a part of it.
     axes = torch.tensor([[0.6, 0.0, -0.6], [-0.12, 0.25, -0.12]], device=keys.device)
     cast = 2 * counter_rng.uniform(keys, "white balance", (3, 2)) - 1
     gain = 1 + ranges.tint * ((cast[:, :1] + 0.6 * cast[:, 1:])[..., None] * axes).sum(2)  # (B, 2, 3)

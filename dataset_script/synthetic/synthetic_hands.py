@@ -1,11 +1,11 @@
-"""`SyntheticHands`: right hands modelled, posed and drawn by the project itself, in FreiHAND's rows and conventions.
+"""`SyntheticHands`: right hands that the project models, poses and draws itself, as rows like FreiHAND's.
 
     from dataset_script.synthetic import SyntheticHands
     hands = SyntheticHands(10_000, seed=0, difficulty="easy")
     batch = hands.render(torch.arange(16))      # images (16, 3, 128, 128) uint8, keypoints (16, 21, 2) pixels
 
-No download and no licence to sign, and as many samples as one asks for.  Sample i is a function of (seed, i) alone:
-it does not depend on the batch it is drawn in, the process, or what was drawn before.
+There is nothing to download, no licence to sign, and no limit to the samples. Sample i depends only on (seed, i), not on
+its batch, the process, or what was drawn before.
 """
 
 import hashlib
@@ -34,11 +34,11 @@ VERSION_STEP = 0x3C6EF372  # between the keys of a frame's background versions
 class SyntheticHands(Dataset):
     """A dataset of `length` drawn right hands.
 
-    `seed` selects the stream of samples, `image_size` the square images' side in pixels, `difficulty` is "easy"
-    (upright open hands, large and centred), "full" (all poses, views and surroundings) or "layers" (the same, small in
-    the image, to be moved into scenes), `hand_mesh` the path of a
-    rigged GLB hand with WebXR's joint names to draw instead of the modelled one.  Raises ValueError for an unknown
-    difficulty, a length below 1, a size below 16 or a file that is not such a hand, and OSError if it cannot be opened.
+    `seed` selects the stream of samples. `image_size` is the side of the square images in pixels. `difficulty` is "easy"
+    (upright open hands, large and centred), "full" (all poses, views and surroundings) or "layers" (the same, but small in
+    the image, to be moved into scenes). `hand_mesh` is the path of a rigged GLB hand with WebXR's joint names, which is drawn
+    instead of the modelled hand. Raises ValueError for an unknown difficulty, a length below 1, a size below 16 or a file
+    that is not such a hand, and OSError if the file cannot be opened.
     """
 
     def __init__(self, length: int, *, seed: int = 0, image_size: int = 128, difficulty: str = "easy",
@@ -50,18 +50,18 @@ class SyntheticHands(Dataset):
         if difficulty not in DIFFICULTIES:
             raise ValueError(f"difficulty is {difficulty!r}; choose one of {', '.join(DIFFICULTIES)}")
         if hand_mesh is not None:
-            load_gltf_hand(hand_mesh)  # complain now rather than at the first sample
+            load_gltf_hand(hand_mesh)  # raises now rather than at the first sample
         self.length, self.seed, self.image_size, self.difficulty = length, seed, image_size, difficulty
         self.hand_mesh, self.ranges = hand_mesh, DIFFICULTIES[difficulty]
 
     @property
     def body(self) -> HandBody:
-        """The hand at rest, built once in a process."""
+        """The hand at rest, built once per process."""
         return procedural_hand() if self.hand_mesh is None else load_gltf_hand(self.hand_mesh)
 
     @property
     def fingerprint(self) -> str:
-        """What tells these samples from any others, the drawing code itself included: a key for caches."""
+        """A key for caches: another seed, size, difficulty, mesh or drawing code gives another fingerprint."""
         files = [Path(counter_rng.__file__), *sorted(Path(__file__).parent.glob("*.py"))]
         code = [path.read_bytes() for path in files]
         mesh = b"" if self.hand_mesh is None else Path(self.hand_mesh).read_bytes()
@@ -73,7 +73,7 @@ class SyntheticHands(Dataset):
 
     @torch.no_grad()
     def __getitem__(self, i: int) -> dict:
-        """A row as FreiHAND's: image (PIL), uv (21, 2) px, xyz (21, 3) m, K (3, 3), frame_id, background."""
+        """A row like FreiHAND's: image (PIL), uv (21, 2) px, xyz (21, 3) m, K (3, 3), frame_id, background."""
         i = range(self.length)[i]
         hands, keys = self.render_hands(torch.tensor([i]))
         images, kinds = composite(keys, hands, self.ranges)
@@ -86,7 +86,7 @@ class SyntheticHands(Dataset):
     @torch.no_grad()
     def render(self, indices: Tensor, device: str | torch.device = "cpu") -> dict[str, Tensor]:
         """Samples `indices` (B,) on `device`: images (B, 3, S, S) uint8, keypoints (B, 21, 2) px, xyz (B, 21, 3) m,
-        K (B, 3, 3).  Any index may be drawn, beyond `length` as well: the stream is endless.
+        K (B, 3, 3). Indices beyond `length` are allowed: the stream is endless.
         """
         hands, keys = self.render_hands(indices, device)
         images, _ = composite(keys, hands, self.ranges)
@@ -96,7 +96,7 @@ class SyntheticHands(Dataset):
     def render_hands(self, indices: Tensor, device: str | torch.device = "cpu") -> tuple[Hands, Tensor]:
         """The hands of samples `indices` (B,) without backgrounds, as RGBA, and their keys (B, 2).
 
-        To go on from there: :func:`.compositing.composite` puts them over backgrounds drawn from any keys.
+        :func:`.compositing.composite` puts them over backgrounds.
         """
         if indices.ndim != 1 or not len(indices):
             raise ValueError(f"indices has shape {tuple(indices.shape)}; give a list of at least one sample, (B,)")
