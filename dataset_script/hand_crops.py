@@ -37,15 +37,6 @@ NAMES = ("image", "keypoints", "visibility", "box_size")
 CACHE_BATCH = 32
 
 
-def resize_with_keypoints(
-    image: Image.Image, keypoints: np.ndarray, size: int | tuple[int, int]
-) -> tuple[Image.Image, np.ndarray]:
-    """Resize an image (PIL bilinear) and its keypoints (..., 2), x then y, to `size`, a side or (height, width)."""
-    height, width = (size, size) if isinstance(size, int) else size
-    scale = np.array([width / image.width, height / image.height])
-    return image.resize((width, height), Image.Resampling.BILINEAR), np.asarray(keypoints) * scale
-
-
 def crop_hand(row: Mapping, size: int = IMAGE_SIZE, box_fill: float = BOX_FILL) -> dict:
     """Cut the hand of a row out, as a right hand in a square of `size` pixels.
 
