@@ -67,32 +67,30 @@ def leave_out_torch() -> None:
 def predict_with_onnx(model: str, photos: list, boxes: list | None, handedness: str) -> list[list[dict]]:
     """As `predict_with_torch`, from a file that scripts/export_onnx.py wrote."""
     import numpy as np
-    from PIL import Image
 
-    from modeling_handunet.crops import box_to_square, check_box, crop_square, from_crop, image_to_square, normalize_crops
+    from modeling_handunet.crops import Crop, check_box, normalize_crops
     from modeling_handunet.keypoints import describe_hand
 
     session, settings = open_onnx(model)
-    size = settings["image_size"]
-    hands = []  # of all photographs: crop, its square, the corners of the hand's box
+    size, mirrored = settings["image_size"], handedness == "left"
+    hands = []  # of all photographs: the pixels of its crop, the crop, the corners of its box
     for photo in photos:
         for box in [(0, 0, *photo.size)] if boxes is None else boxes:
             check_box(box, *photo.size)
-            square = image_to_square(*photo.size) if boxes is None else box_to_square(box, settings["box_fill"])
-            crop = crop_square(photo, square, size)
-            crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if handedness == "left" else crop
+            if boxes is None:
+                crop = Crop.of_image(*photo.size, size, mirrored=mirrored)
+            else:
+                crop = Crop.around_box(box, size, settings["box_fill"], mirrored=mirrored)
             x, y, width, height = map(float, box)
-            hands.append((np.asarray(crop), square, (x, y, x + width, y + height)))
+            hands.append((np.asarray(crop.cut(photo)), crop, (x, y, x + width, y + height)))
     answers = []
     for first in range(0, len(hands), BATCH_SIZE):
         batch = hands[first : first + BATCH_SIZE]
-        pixels = np.stack([crop for crop, _, _ in batch])  # (B, size, size, 3)
+        pixels = np.stack([pixels for pixels, _, _ in batch])  # (B, size, size, 3)
         inputs = normalize_crops(pixels, settings["rescale_factor"], settings["image_mean"], settings["image_std"])
         keypoints, scores = session.run(["keypoints", "scores"], {"pixel_values": inputs})
-        if handedness == "left":
-            keypoints[..., 0] = size - keypoints[..., 0]
-        for points, confidences, (_, square, corners) in zip(keypoints.astype(np.float64), scores, batch):
-            points = from_crop(points, square, size).astype(np.float32).tolist()
+        for points, confidences, (_, crop, corners) in zip(keypoints.astype(np.float64), scores, batch):
+            points = crop.back(points).astype(np.float32).tolist()
             answers.append(describe_hand(handedness, corners, settings["keypoint_names"], points, confidences.tolist()))
     count = len(answers) // len(photos)
     return [answers[index * count : (index + 1) * count] for index in range(len(photos))]

@@ -7,18 +7,16 @@ from typing import Any, TypedDict
 from .versions import MINIMUM_TRANSFORMERS  # noqa: F401, I001  first, since it refuses an older transformers
 import numpy as np
 import torch
-from PIL import Image
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import PILImageResampling, SizeDict
 
 from .configuration_handunet import MAX_IMAGE_SIZE, check_settings
-from .crops import box_to_square, check_box, crop_square, from_crop, image_to_square
-from .images import load_image
-from .crops import normalize_crops, parse_box
+from .crops import Crop, check_box, normalize_crops, parse_box
 from .heatmaps import calibrate_scores, decode_heatmaps
+from .images import load_image
+from .nesting import boxes_by_image, handedness_by_image
 
-HANDEDNESS = ("right", "left")
 # Beyond these, a factor or a statistic of pixels has no finite result as float32.
 MAX_FACTOR, MIN_STD = 1e6, 1e-6
 MIN_BOX_FILL = 0.01
@@ -40,57 +38,6 @@ class HandUNetImageProcessorKwargs(TypedDict, total=False):
     image_std: list[float]
     box_fill: float
     temperature: float
-
-
-def as_lists(values):
-    """`values` with every array, tensor and tuple in it as a list."""
-    if hasattr(values, "tolist"):
-        values = values.tolist()
-    return [as_lists(value) for value in values] if isinstance(values, (list, tuple)) else values
-
-
-def split_by_image(values, counts: Sequence[int], what: str) -> list[list[Any]]:
-    """Bring one value for all hands, one per image or one per hand into one list per image of one value per hand."""
-    values = as_lists(values)
-    if values is None or isinstance(values, str):
-        return [[values] * count for count in counts]
-    if not isinstance(values, list):
-        raise ValueError(f"{what}={values!r}: give one for all hands, one per image in a list, or one list per image.")
-    if len(values) != len(counts) and len(counts) == 1 and len(values) == counts[0]:
-        values = [values]
-    if len(values) != len(counts):
-        raise ValueError(f"Got {what} for {len(values)} images, but {len(counts)} images.")
-    result = []
-    for index, (value, count) in enumerate(zip(values, counts)):
-        value = value if isinstance(value, list) else [value] * count
-        if len(value) != count:
-            raise ValueError(f"Image {index} has {count} hands, but {what} for {len(value)}.")
-        result.append(value)
-    return result
-
-
-def check_handedness(handedness: str | None) -> str:
-    """`handedness`, "right" where it is None; `ValueError` where it is neither "right" nor "left"."""
-    if handedness not in (None, *HANDEDNESS):
-        raise ValueError(f"handedness={handedness!r}: a hand is 'right' or 'left'.")
-    return handedness or "right"
-
-
-def nest_boxes(boxes, num_images: int | None = None) -> list[list | None]:
-    """One list of boxes (or None) per image, from such a list, or from the flat list of a single image's boxes."""
-    boxes = as_lists(boxes)
-    if not isinstance(boxes, list) or not all(box is None or isinstance(box, list) for box in boxes):
-        raise ValueError(f"boxes={boxes!r}: give one list of boxes (x, y, width, height) per image.")
-    first = next((image_boxes for image_boxes in boxes if image_boxes), None)
-    if not boxes or (first is not None and not isinstance(first[0], list)):  # the boxes of one image
-        if num_images not in (None, 1):
-            raise ValueError(f"boxes={boxes!r}: for {num_images} images give one list of boxes each.")
-        boxes = [boxes]
-    if num_images is not None and len(boxes) != num_images:
-        raise ValueError(
-            f"Got boxes for {len(boxes)} images, but {num_images} images: give one list of (x, y, width, height) each."
-        )
-    return boxes
 
 
 class HandUNetImageProcessor(PilBackend):
@@ -177,16 +124,13 @@ class HandUNetImageProcessor(PilBackend):
         if not images:
             raise ValueError("Got an empty list of images: give at least one.")
         images = [load_image(image) for image in images]
-        squares = self.squares([image.size for image in images], boxes)
-        sides = split_by_image(handedness, [len(hands) for hands in squares], "handedness")
-        size = options["size"].height
-        crops = []
-        for image, hands, image_sides in zip(images, squares, sides):
-            for square, side in zip(hands, image_sides):
-                crop = crop_square(image, square, size)
-                if check_handedness(side) == "left":
-                    crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-                crops.append(np.asarray(crop))
+        sizes, size = [image.size for image in images], options["size"].height
+        boxes = boxes_by_image(boxes, len(images))
+        for (width, height), image_boxes in zip(sizes, boxes):
+            for box in image_boxes or ():
+                check_box(box, width, height)
+        hands = self._place_hands(boxes, sizes, handedness, size)
+        crops = [np.asarray(crop.cut(image)) for image, placed in zip(images, hands) for crop, _ in placed]
         pixels = np.stack(crops) if crops else np.zeros((0, size, size, 3), np.uint8)
         return BatchFeature({"pixel_values": self.normalize_pixels(pixels, **options)}, tensor_type=return_tensors)
 
@@ -233,22 +177,6 @@ class HandUNetImageProcessor(PilBackend):
         if min(options["image_std"]) < MIN_STD:
             raise ValueError(f"image_std={options['image_std']!r}: give numbers above 0, at least {MIN_STD:g}.")
 
-    def squares(self, sizes: Sequence[tuple[int, int]], boxes=None) -> list[list[tuple[float, float, float]]]:
-        """The squares (left, top, side) that are cut out of images of `sizes` (width, height): per image, per hand.
-
-        Raises `ValueError` for boxes that are no boxes or lie outside their image, naming them.
-        """
-        boxes = [None] * len(sizes) if boxes is None else nest_boxes(boxes, len(sizes))
-        squares = []
-        for (width, height), image_boxes in zip(sizes, boxes):
-            if image_boxes is None:
-                squares.append([image_to_square(width, height)])
-                continue
-            for box in image_boxes:
-                check_box(box, width, height)
-            squares.append([box_to_square(box, self.box_fill) for box in image_boxes])
-        return squares
-
     def post_process_pose_estimation(
         self,
         outputs,
@@ -280,51 +208,49 @@ class HandUNetImageProcessor(PilBackend):
         """
         heatmaps = outputs["heatmaps"] if isinstance(outputs, dict) else outputs.heatmaps
         size = heatmaps.shape[-1]
-        squares, corners = self._placements(len(heatmaps), size, boxes, target_sizes)
-        counts = [len(hands) for hands in squares]
-        if sum(counts) != len(heatmaps):
-            raise ValueError(f"Got the heatmaps of {len(heatmaps)} hands, but boxes or target sizes for {sum(counts)}.")
-        sides = split_by_image(handedness, counts, "handedness")
+        if target_sizes is not None:
+            sizes = [(int(width), int(height)) for height, width in target_sizes]
+        else:
+            sizes = [(size, size)] * len(heatmaps) if boxes is None else None
+        boxes = boxes_by_image(boxes, None if sizes is None else len(sizes))
+        if sizes is None and None in boxes:
+            raise ValueError(f"Image {boxes.index(None)} has no boxes: give target_sizes, so that its own size is known.")
+        hands = self._place_hands(boxes, sizes or [None] * len(boxes), handedness, size)
+        if (count := sum(map(len, hands))) != len(heatmaps):
+            raise ValueError(f"Got the heatmaps of {len(heatmaps)} hands, but boxes or target sizes for {count}.")
         keypoints, scores = (values.cpu() for values in decode_heatmaps(heatmaps.detach(), method))
         scores = calibrate_scores(scores, self.temperature)
-        labels = torch.arange(heatmaps.shape[1])
-        results, hand = [], 0
-        for image_squares, image_corners, image_sides in zip(squares, corners, sides):
-            results.append([])
-            for square, corner, side in zip(image_squares, image_corners, image_sides):
-                points = keypoints[hand].double()
-                if check_handedness(side) == "left":
-                    points = torch.stack([size - points[:, 0], points[:, 1]], 1)
-                results[-1].append(
-                    {
-                        "keypoints": from_crop(points, square, size).float(),
-                        "scores": scores[hand],
-                        "labels": labels.clone(),
-                        "visibility": scores[hand] >= (0.0 if threshold is None else threshold),
-                        "bbox": torch.tensor(corner, dtype=torch.float32),
-                    }
-                )
-                hand += 1
-        return results
+        decoded = zip(keypoints.double(), scores)
+        return [
+            [
+                {
+                    "keypoints": crop.back(points).float(),
+                    "scores": confidences,
+                    "labels": torch.arange(heatmaps.shape[1]),
+                    "visibility": confidences >= (0.0 if threshold is None else threshold),
+                    "bbox": torch.tensor(corners, dtype=torch.float32),
+                }
+                for (crop, corners), (points, confidences) in zip(placed, decoded)
+            ]
+            for placed in hands
+        ]
 
-    def _placements(self, hands: int, size: int, boxes, target_sizes) -> tuple[list[list], list[list]]:
-        """Per image, per hand: the square that was cut out, and the corners of the hand's box."""
-        if target_sizes is None:
-            sizes = None if boxes is not None else [(size, size)] * hands
-        else:
-            sizes = [(int(width), int(height)) for height, width in target_sizes]
-        boxes = [None] * len(sizes) if boxes is None else nest_boxes(boxes, None if sizes is None else len(sizes))
-        squares, corners = [], []
-        for index, image_boxes in enumerate(boxes):
-            if image_boxes is not None:
-                squares.append([box_to_square(box, self.box_fill) for box in image_boxes])
-                corners.append([(x, y, x + width, y + height) for x, y, width, height in map(parse_box, image_boxes)])
+    def _place_hands(self, boxes, sizes, handedness, size: int) -> list[list[tuple[Crop, tuple]]]:
+        """Per image, per hand: its crop, and its box (or the whole image) as (x_min, y_min, x_max, y_max).
+
+        boxes: per image a list, or None where the image, whose (width, height) is then in `sizes`, is one hand's crop.
+        """
+        handedness = handedness_by_image(handedness, [1 if image_boxes is None else len(image_boxes) for image_boxes in boxes])
+        hands = []
+        for image_boxes, image_size, image_handedness in zip(boxes, sizes, handedness):
+            mirrored = [hand == "left" for hand in image_handedness]
+            if image_boxes is None:
+                hands.append([(Crop.of_image(*image_size, size, mirrored=mirrored[0]), (0.0, 0.0, *image_size))])
                 continue
-            if sizes is None:
-                raise ValueError(f"Image {index} has no boxes: give target_sizes, so that its own size is known.")
-            squares.append([image_to_square(*sizes[index])])
-            corners.append([(0.0, 0.0, *sizes[index])])
-        return squares, corners
+            crops = [Crop.around_box(box, size, self.box_fill, mirrored=flag) for box, flag in zip(image_boxes, mirrored)]
+            corners = [(x, y, x + width, y + height) for x, y, width, height in map(parse_box, image_boxes)]
+            hands.append(list(zip(crops, corners)))
+        return hands
 
     @staticmethod
     def _is_batch(images) -> bool:

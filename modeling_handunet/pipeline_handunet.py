@@ -7,8 +7,8 @@ from torch.utils.data import Dataset
 from transformers.pipelines.base import ChunkPipeline
 
 from .images import load_image
-from .image_processing_handunet import nest_boxes, split_by_image
 from .keypoints import describe_hand
+from .nesting import boxes_by_image, handedness_by_image
 
 TASK = "keypoint-detection"
 
@@ -58,11 +58,10 @@ class HandKeypointDetectionPipeline(ChunkPipeline):
             if not inputs:
                 raise ValueError("Got an empty list of images: give at least one.")
             if not any(isinstance(item, dict) for item in inputs):
-                boxes = [None] * len(inputs) if boxes is None else nest_boxes(boxes, len(inputs))
+                boxes = boxes_by_image(boxes, len(inputs))
                 counts = [1 if image_boxes is None else len(image_boxes) for image_boxes in boxes]
-                sides = split_by_image(handedness, counts, "handedness")
-                items = [_item(image, *more) for image, *more in zip(inputs, boxes, sides)]
-                return super().__call__(items, **kwargs)
+                handedness = handedness_by_image(handedness, counts)
+                return super().__call__(list(map(_item, inputs, boxes, handedness)), **kwargs)
             inputs = list(inputs)
         elif not isinstance(inputs, dict) and not _is_stream(inputs):
             return super().__call__(_item(inputs, boxes, handedness), **kwargs)
@@ -86,20 +85,20 @@ class HandKeypointDetectionPipeline(ChunkPipeline):
         item = inputs if isinstance(inputs, dict) else _item(inputs)
         if "image" not in item:
             raise ValueError(f"Got a dict with {sorted(map(str, item))}: give image, and maybe boxes and handedness.")
-        image, boxes = load_image(item["image"]), item.get("boxes")
-        boxes = None if boxes is None else nest_boxes(boxes, 1)[0]
+        image = load_image(item["image"])
+        (boxes,) = boxes_by_image(item.get("boxes"), 1)
         hands = [None] if boxes is None else boxes
-        (sides,) = split_by_image(item.get("handedness"), [len(hands)], "handedness")
-        is_empty = not hands  # every image needs an item; this one is left out again at the end
+        (handedness,) = handedness_by_image(item.get("handedness"), [len(hands)])
+        is_empty = not hands  # every image needs an item; postprocess leaves this one out
         if is_empty:
-            boxes, hands, sides = None, [None], [None]
-        pixel_values = self.image_processor(image, boxes and [boxes], [sides]).pixel_values  # (hands, 3, 128, 128)
-        for index, (box, side) in enumerate(zip(hands, sides)):
+            boxes, hands, handedness = None, [None], ["right"]
+        pixel_values = self.image_processor(image, boxes and [boxes], [handedness]).pixel_values  # (hands, 3, 128, 128)
+        for index, (box, hand_handedness) in enumerate(zip(hands, handedness)):
             yield {
                 "pixel_values": pixel_values[index : index + 1],
                 "size": image.size,
                 "box": box,
-                "handedness": side or "right",
+                "handedness": hand_handedness,
                 "is_empty": is_empty,
                 "is_last": index == len(hands) - 1,
             }

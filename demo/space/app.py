@@ -32,8 +32,8 @@ HERE = Path(__file__).resolve().parent
 sys.path[1:1] = [str(folder) for folder in HERE.parents[1:2]]
 
 from modeling_handunet import KEYPOINT_NAMES, draw_hand  # noqa: E402
-from modeling_handunet.crops import crop_square
-from modeling_handunet.images import IMAGE_FORMATS, load_image
+from modeling_handunet.crops import Crop  # noqa: E402
+from modeling_handunet.images import IMAGE_FORMATS, load_image  # noqa: E402
 from modeling_handunet.keypoints import keypoint_color  # noqa: E402
 
 PLACEHOLDER = "USER/handunet"
@@ -110,8 +110,7 @@ class Model:
         output = self.pipe.forward(item)
         heatmaps = output["heatmaps"][0].float().clamp(0, 1)  # (21, S, S)
         (hand,) = self.pipe.postprocess([output])
-        ((square,),) = self.pipe.image_processor.squares([photo.size], [[box]])
-        crop = np.asarray(crop_square(photo, square, heatmaps.shape[-1]))
+        crop = np.asarray(Crop.around_box(box, heatmaps.shape[-1], self.pipe.image_processor.box_fill).cut(photo))
         return hand, crop, (heatmaps.flip(-1) if handedness == "left" else heatmaps).cpu().numpy()
 
 
