@@ -8,6 +8,7 @@ import json
 import os
 import reprlib
 from dataclasses import dataclass
+from typing import ClassVar
 
 from .versions import MINIMUM_TRANSFORMERS  # noqa: F401, I001  first, since it refuses an older transformers
 import torch
@@ -154,7 +155,11 @@ class HandUNetForPoseEstimation(HandUNetPreTrainedModel):
         >>> model = HandUNetForPoseEstimation(HandUNetConfig())
         >>> model(torch.rand(1, 3, 128, 128)).heatmaps.shape
         torch.Size([1, 21, 128, 128])
+
+    `loss_class` makes the loss from `config.sigma`; see losses.py for how to train on another one.
     """
+
+    loss_class: ClassVar[type[nn.Module]] = HeatmapLoss
 
     def __init__(self, config: HandUNetConfig):
         super().__init__(config)
@@ -162,7 +167,7 @@ class HandUNetForPoseEstimation(HandUNetPreTrainedModel):
         self.down = nn.ModuleList(ConvBlock(a, b) for a, b in zip((config.num_channels, *sizes), sizes))
         self.up = nn.ModuleList(ConvBlock(deep + size, size) for size, deep in zip(sizes[-2::-1], sizes[:0:-1]))
         self.head = nn.Conv2d(sizes[0], config.num_keypoints, 3, padding=1, bias=False)
-        self.loss = HeatmapLoss(config.sigma)
+        self.loss = self.loss_class(config.sigma)
         self.post_init()
 
     @can_return_tuple
