@@ -117,9 +117,7 @@ def parse_box(box) -> tuple[float, float, float, float]:
     except (TypeError, ValueError, OverflowError):
         raise ValueError(f"A box is four numbers (x, y, width, height), got {box!r}.") from None
     if not all(map(math.isfinite, (x, y, width, height))) or width <= 0 or height <= 0:
-        raise ValueError(
-            f"The box {(x, y, width, height)} is not a box: width and height must be above 0, all of it finite."
-        )
+        raise ValueError(f"The box {(x, y, width, height)} is not a box: width and height must be above 0, all of it finite.")
     return x, y, width, height
 
 

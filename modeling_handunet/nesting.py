@@ -61,4 +61,4 @@ def handedness_by_image(handedness, counts: list[int]) -> list[list[str]]:
     return result
 
 
-__all__ = ["HANDEDNESS", "as_lists", "boxes_by_image", "handedness_by_image"]
+__all__ = ["HANDEDNESS", "boxes_by_image", "handedness_by_image"]
