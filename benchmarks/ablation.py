@@ -21,7 +21,7 @@ from pathlib import Path
 from torch import Tensor
 
 from benchmarks.trainings import kept_options
-from modeling_handunet import HandUNetForPoseEstimation, modeling_handunet
+from modeling_handunet import HandUNetForPoseEstimation
 from modeling_handunet.heatmaps import DECODING_METHODS, decode_heatmaps
 from modeling_handunet.losses import HeatmapLoss
 
@@ -101,7 +101,7 @@ def train(row: Row, seed: int, output: Path, options: list[str]) -> None:
     from training import data
 
     if row.loss:
-        modeling_handunet.HeatmapLoss = LOSSES[row.loss]
+        HandUNetForPoseEstimation.loss_class = LOSSES[row.loss]
     make_scenes = data.Scenes
     if row.plain_scenes:
         data.Scenes = lambda *args, **more: make_scenes(*args, **{**PLAIN_SCENES, **more})

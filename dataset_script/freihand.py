@@ -35,7 +35,7 @@ from dataset_script.files import (
     shorten,
 )
 from dataset_script.hand_crops import IMAGE_SIZE, SIGMA
-from modeling_handunet.crops import image_to_square, to_crop
+from modeling_handunet.crops import Crop
 from modeling_handunet.heatmaps import render_heatmaps
 from modeling_handunet.keypoints import NUM_KEYPOINTS
 
@@ -238,7 +238,7 @@ class FreiHAND(HandRowsBuilder):
                     "background": part.backgrounds[version],
                 }
                 if self.config.heatmaps:
-                    keypoints = to_crop(part.uv[frame], image_to_square(*size), IMAGE_SIZE)
+                    keypoints = Crop.of_image(*size, IMAGE_SIZE).to(part.uv[frame])
                     heatmaps = render_heatmaps(torch.from_numpy(keypoints).float(), IMAGE_SIZE, SIGMA)
                     row["heatmaps"] = (heatmaps * 255).round().to(torch.uint8).numpy()
                 yield Key(shard, frame - first), row

@@ -10,8 +10,6 @@ from tools import fuzz
 # Each failed once. The cause of each has a test beside the other tests of that code.
 FOUND = (
     *("images:1:26", "images:1:68", "images:1:163"),  # an EXIF orientation that comes after the pixels
-    *("processor:1:83", "processor:1:93", "processor:1:157", "processor:1:196"),  # settings with the names of methods
-    "processor:2:42",  # an auto_map that is a list
     # an error message as long as the file
     *("weights:11:8755", "weights:11:10707", "weights:11:13195", "meshes:346939:1511"),
     "freihand:1:11",  # a palette that is missing

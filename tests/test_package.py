@@ -22,7 +22,7 @@ ALLOWED = {"torch", "transformers", "huggingface_hub", "safetensors", "numpy", "
 ORDER = [
     {"versions", "keypoints"},
     {"configuration_handunet"},
-    {"heatmaps", "losses", "images", "crops", "drawing"},
+    {"heatmaps", "losses", "images", "crops", "nesting", "drawing"},
     {"modeling_handunet", "image_processing_handunet"},
     {"pipeline_handunet"},
     {"registration"},

@@ -108,11 +108,11 @@ def test_the_answer_does_not_depend_on_how_the_image_is_given(pipe, image, path,
 def test_the_answer_does_not_depend_on_the_batch(pipe, image, path, batch_size):
     inputs = [image, str(path), np.asarray(image), ImageOps.mirror(image), image]
     boxes = [BOXES, BOXES[:1], [], None, [BOXES[1], BOXES[0], BOXES[1]]]
-    sides = ["left", None, "right", "left", ["left", "right", "left"]]
-    expected = [pipe(one, boxes=some, handedness=side) for one, some, side in zip(inputs, boxes, sides)]
+    handedness = ["left", None, "right", "left", ["left", "right", "left"]]
+    expected = [pipe(one, boxes=some, handedness=hands) for one, some, hands in zip(inputs, boxes, handedness)]
     assert [len(hands) for hands in expected] == [2, 1, 0, 1, 3]
-    results = pipe(inputs, boxes=boxes, handedness=sides, batch_size=batch_size)
-    dicts = [{"image": i, "boxes": b, "handedness": s} for i, b, s in zip(inputs, boxes, sides)]
+    results = pipe(inputs, boxes=boxes, handedness=handedness, batch_size=batch_size)
+    dicts = [{"image": i, "boxes": b, "handedness": s} for i, b, s in zip(inputs, boxes, handedness)]
     for results in (
         results,
         pipe(dicts, batch_size=batch_size),
@@ -172,8 +172,8 @@ def test_data_sets_are_streamed(pipe, image, path):
 
 def test_a_threshold_leaves_out_whole_hands_only(pipe, image):
     scores = sorted(hand["score"] for hand in pipe(image, boxes=BOXES))
-    (kept,) = pipe(image, boxes=BOXES, threshold=sum(scores) / 2)
-    assert kept["score"] == pytest.approx(scores[1]) and len(kept["keypoints"]) == 21
+    (hand,) = pipe(image, boxes=BOXES, threshold=sum(scores) / 2)
+    assert hand["score"] == pytest.approx(scores[1]) and len(hand["keypoints"]) == 21
 
 
 def test_the_decoding_method_is_passed_on(pipe, image):
