@@ -24,17 +24,9 @@ from benchmarks.measure import CLOCKS, ROOT, describe_machine, take_turns
 from benchmarks.rows import rows, table, verdict
 
 
-def rounded(value):
-    """`value` with every float in it at four significant digits."""
-    if isinstance(value, dict):
-        return {key: rounded(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [rounded(item) for item in value]
-    return float(f"{value:.4g}") if isinstance(value, float) else value
-
-
 def one_item_a_line(results: dict[str, dict]) -> str:
-    """JSON with a line for each row, each curve and each fact about the GPU."""
+    """JSON with a line for each row, curve and fact about the GPU; numbers have four significant digits."""
+    results = json.loads(json.dumps(results), parse_float=lambda number: float(f"{float(number):.4g}"))
     sections = []
     for name, items in results.items():
         lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in items.items())
@@ -75,7 +67,7 @@ def main() -> None:
     def save() -> None:
         results["rows"] = {name: results["rows"][name] for name in named if name in results["rows"]}
         args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(one_item_a_line(rounded(results)))
+        args.output.write_text(one_item_a_line(results))
 
     if args.gpu:
         from benchmarks import gpu

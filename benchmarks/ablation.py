@@ -18,6 +18,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from functools import reduce
+from itertools import product
 from pathlib import Path
 
 from torch import Tensor
@@ -88,15 +89,6 @@ ROWS = {
 }
 
 
-def train(loss: str, options: list[str]) -> None:
-    """Run train.py in this process with another loss."""
-    import train as program
-
-    HandUNetForPoseEstimation.loss_class = LOSSES[loss]
-    sys.argv = ["train.py", *options]
-    program.main()
-
-
 def train_row(name: str, seed: int, folder: Path, options: Sequence[str]) -> None:
     """Run a row's training, or go on with it, in a process of its own that writes to a log."""
     output = folder / f"{name}-{seed}"
@@ -133,7 +125,11 @@ def main() -> None:
     parser.add_argument("options", nargs="*", help="further options of train.py, after --")
     args = parser.parse_args()
     if args.loss:
-        return train(args.loss, args.options)
+        import train
+
+        HandUNetForPoseEstimation.loss_class = LOSSES[args.loss]
+        sys.argv = ["train.py", *args.options]
+        return train.main()
     if not args.folder:
         parser.error("--folder is missing: name the folder of the trainings")
     options, file = [*shlex.split(args.base), *args.options], args.folder / "options.json"
@@ -143,11 +139,10 @@ def main() -> None:
         if options != begun_with:
             parser.error(f"{args.folder} was begun with {shlex.join(begun_with)}: give these options, or another --folder")
         file.write_text(json.dumps(options) + "\n")
-        for name in args.rows:
-            for seed in args.seeds:
-                without_effect = name.startswith("cutouts") and "--cutouts" not in options
-                if not without_effect and not (args.folder / f"{name}-{seed}" / "metrics.json").exists():
-                    train_row(name, seed, args.folder, options)
+        rows = [name for name in args.rows if "--cutouts" in options or not name.startswith("cutouts")]  # or no effect
+        for name, seed in product(rows, args.seeds):
+            if not (args.folder / f"{name}-{seed}" / "metrics.json").exists():
+                train_row(name, seed, args.folder, options)
     done = {name: [json.loads(path.read_text()) for path in args.folder.glob(f"{name}-*/metrics.json")] for name in ROWS}
     print(table({name: runs for name, runs in done.items() if runs}))
 

@@ -13,11 +13,7 @@ from benchmarks.measure import ROOT
 
 BATCHES = (1, 4, 16, 64)
 DATASETS = (8_000, 32_560, 130_240)  # the last two are FreiHAND's, without and with its background versions
-LABELS = {  # what is across, what is up, and the value of its unit
-    "batch": ("batch", "ms a hand", 1e3),
-    "dataset": ("images", "s, an epoch of samples", 1.0),
-    "processes": ("processes", "images/s, training", 1.0),
-}
+LABELS = {"batch": ("batch", "s a hand"), "dataset": ("images", "s, an epoch of samples"), "processes": ("processes", "images/s")}
 
 
 def batch(measure, folder: Path, threads: int) -> dict[str, list]:
@@ -62,7 +58,6 @@ def draw(curve: dict[str, list], name: str, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    across, up, unit = LABELS[name]
     figure, axes = pyplot.subplots(figsize=(5, 3.2), layout="constrained")
     for label, points in curve.items():
         x, y = zip(*points)
@@ -71,8 +66,8 @@ def draw(curve: dict[str, list], name: str, path: Path) -> None:
             other.plot(x, y, "s--", color="tab:orange")
             other.set(ylim=(0, 1.5 * max(y)), ylabel="MB of memory (dashed)")
         else:
-            axes.plot(x, [unit * value for value in y], "o-", label=label)
-    axes.set(xlabel=across, ylabel=up, ylim=(0, 1.1 * axes.dataLim.y1))
+            axes.plot(x, y, "o-", label=label)
+    axes.set(xlabel=LABELS[name][0], ylabel=LABELS[name][1], ylim=(0, 1.1 * axes.dataLim.y1))
     if name == "batch":
         axes.set_xscale("log", base=2)
         axes.legend()

@@ -92,17 +92,6 @@ def scaling(count: int) -> dict[str, str]:
     return {"figure": figure}
 
 
-def hands() -> Callable[[], dict[str, torch.Tensor]]:
-    """What draws hands on the GPU."""
-    return partial(SyntheticHands(1, image_size=LAYER_SIZE, difficulty="layers").layers, torch.arange(BATCH), "cuda")
-
-
-def scenes() -> dict[str, str]:
-    rows, keys = layer_rows(hands()()), augmentation_keys(0, 0, torch.arange(BATCH, device="cuda"))
-    make = partial(Scenes(SIZE, 0.45), rows["rgba"], rows["keypoints"], rows["skin"], keys)
-    return {"figure": f"{rate(make, BATCH):,.0f} scenes/s"}
-
-
 def beside_bandwidth(way: Callable[[bool], float], compiled: bool, target: int, copied: float) -> dict[str, str]:
     """A way's rate beside what copying `copied` bytes a second allows, and whether it reaches its target."""
     per_second, limit = way(compiled), copied / activation_bytes(HandUNetConfig(), training=way is train)
@@ -134,7 +123,10 @@ def measure() -> dict:
     against_targets(compiled=False)
     for count in IMAGES:
         row(f"training on {count:,} images", partial(scaling, count))
-    row(f"drawing hands without backgrounds at {LAYER_SIZE} px", lambda: {"figure": f"{rate(hands(), BATCH):,.0f} hands/s"})
-    row(f"putting them into scenes at {SIZE} px", scenes)
+    draw = partial(SyntheticHands(1, image_size=LAYER_SIZE, difficulty="layers").layers, torch.arange(BATCH), "cuda")
+    row(f"drawing hands without backgrounds at {LAYER_SIZE} px", lambda: {"figure": f"{rate(draw, BATCH):,.0f} hands/s"})
+    hands, keys = layer_rows(draw()), augmentation_keys(0, 0, torch.arange(BATCH, device="cuda"))
+    make = partial(Scenes(SIZE, 0.45), hands["rgba"], hands["keypoints"], hands["skin"], keys)
+    row(f"putting them into scenes at {SIZE} px", lambda: {"figure": f"{rate(make, BATCH):,.0f} scenes/s"})
     against_targets(compiled=True)
     return {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "rows": rows}
