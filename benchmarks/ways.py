@@ -3,6 +3,7 @@
 `WAY(folder, how, count)` sets one up with what [`prepare`] made in `folder`; it returns what does it once and how many items
 that makes.  The reference is how the student project that this design comes from did it, written anew from its description:
 PIL decodes, OpenCV blurs one image a keypoint, the network runs in float32, eager and contiguous, SGD trains it.
+What only some ways need is imported in them, so that a prediction's memory is its own.
 """
 
 import io
@@ -20,11 +21,9 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 
-from dataset_script import FreiHAND, HandCrops, SyntheticHands
 from modeling_handunet import HandUNetConfig, HandUNetForPoseEstimation, HandUNetImageProcessor, IoULoss
 from modeling_handunet.heatmaps import decode_heatmaps, render_heatmaps
 from modeling_handunet.images import load_image
-from training.evaluation import normalize
 from training.memory import keep_freed_memory
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,6 +35,8 @@ Way = tuple[Callable[[], object], int]
 def prepare(folder: Path) -> None:
     """Make drawn photographs in FreiHAND's layout, a model and its ONNX export, if they are missing in `folder`."""
     if not (folder / "freihand" / "training_K.json").exists():
+        from dataset_script import SyntheticHands
+
         hands = SyntheticHands(PHOTOGRAPHS, image_size=PHOTOGRAPH_SIZE)
         rows = [hands[index] for index in range(PHOTOGRAPHS)]
         (folder / "freihand" / "training" / "rgb").mkdir(parents=True, exist_ok=True)
@@ -58,12 +59,22 @@ def jpgs(folder: Path, count: int) -> list[Path]:
 
 def freihand_rows(folder: Path, count: int):
     """The photographs' rows, `count` of them, over and over."""
+    from dataset_script import FreiHAND
+
     built = FreiHAND(folder / "freihand", cache_dir=folder / "cache").build()["train"]
     return built.select([index % len(built) for index in range(count)])
 
 
+def crops_of(rows, cache: Path) -> Dataset:
+    from dataset_script import HandCrops
+
+    return HandCrops(rows, cache_dir=cache)
+
+
 def inputs(batch: dict) -> tuple[Tensor, Tensor]:
     """Pixels (B, 3, S, S) and target heatmaps (B, 21, S, S) of a batch of crops."""
+    from training.evaluation import normalize
+
     return normalize(batch["image"]), render_heatmaps(batch["keypoints"], SIZE, SIGMA)
 
 
@@ -83,11 +94,11 @@ def samples(folder: Path, how: str, count: int = 1920) -> Way:
         return lambda: [None for _ in DataLoader(photographs, 48)], len(photographs)
     keep_freed_memory()
     rows = freihand_rows(folder, count)
-    crops = HandCrops(rows, cache_dir=folder / "cache") if how == "later" else None
+    crops = crops_of(rows, folder / "cache") if how == "later" else None
 
     def act() -> None:
         with tempfile.TemporaryDirectory(dir=folder) as cache:
-            for batch in DataLoader(crops or HandCrops(rows, cache_dir=cache), 48):
+            for batch in DataLoader(crops or crops_of(rows, Path(cache)), 48):
                 inputs(batch)
 
     return act, count
@@ -140,7 +151,7 @@ def epoch(folder: Path, how: str, batch_size: int = 48) -> Way:
         train, dataset, prepared = trainer(how), Photographs(folder), lambda batch: batch
     else:
         train, prepared = trainer(how, whole=True), inputs
-        dataset = HandCrops(freihand_rows(folder, PHOTOGRAPHS), cache_dir=folder / "cache")
+        dataset = crops_of(freihand_rows(folder, PHOTOGRAPHS), folder / "cache")
     loader = DataLoader(dataset, batch_size, shuffle=True, drop_last=True)
     return lambda: [train(*prepared(batch)) for batch in loader], len(loader) * batch_size
 
