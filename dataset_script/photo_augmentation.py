@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dataset_script import counter_rng
+from dataset_script import affine, counter_rng
 from dataset_script.photographs import FILL, SIDE, Photographs
-from dataset_script.scenes import Scenes, mirrored, toward
+from dataset_script.scenes import Scenes
 from dataset_script.synthetic.backgrounds import backgrounds, enlarge, pixel_grid, shapes
-from dataset_script.synthetic.compositing import rotation
 
 # A row or column of a square whose brightest value is at most this lies beyond the picture's edge; WebP blurs black.
 BLACK = 16
@@ -80,10 +79,10 @@ class PhotoAugmentation:
         images, within, keypoints = self._move(squares, keypoints, keys)
         images, within = self._extend(images, within, keys)
         images = self._cover(self._put_beside(images, keys), keypoints, keys)
-        images = self._effects._light(self._recolor(images, keys), keys)
-        images = self._effects._degrade(self._soften(images, keys), keys)
-        images = self._effects._compress(self._add_grain(images, keys), keys) * within
-        return self._effects._frame(images, keypoints, keys), keypoints
+        images = self._effects.light(self._recolor(images, keys), keys)
+        images = self._effects.degrade(self._soften(images, keys), keys)
+        images = self._effects.compress_some(self._add_grain(images, keys), keys) * within
+        return self._effects.frame_some(images, keypoints, keys), keypoints
 
     @functools.cached_property
     def _effects(self) -> Scenes:
@@ -127,13 +126,13 @@ class PhotoAugmentation:
         low, high = points.amin(1), points.amax(1)
         centre, extent = (low + high) / 2, (high - low).amax(1).clamp_min(1.0)
         angle = signed[:, 1] * torch.where(draw[:, 0] < self.any_angle, math.pi, math.radians(self.rotation))
-        along = rotation(draw[:, 2] * math.pi)
+        along = affine.rotation(draw[:, 2] * math.pi)
         longer = torch.exp(signed[:, 3] * self.stretch)
         stretch = torch.stack([longer, 1 / longer], 1)
         # (A * stretch) @ A.T @ R, written out: a matrix product's last bit depends on the batch.
         stretch = ((along * stretch[:, None])[:, :, None] * along[:, None]).sum(-1)
-        linear = (stretch[:, :, None] * rotation(angle).mT[:, None]).sum(-1) / extent[:, None, None]  # hand's box: 1
-        tilt = toward(draw[:, 4] * 2 * math.pi, 2 * self.tilt * draw[:, 5])  # the box reaches to 0.5 from its middle
+        linear = (stretch[:, :, None] * affine.rotation(angle).mT[:, None]).sum(-1) / extent[:, None, None]  # hand's box: 1
+        tilt = affine.toward(draw[:, 4] * 2 * math.pi, 2 * self.tilt * draw[:, 5])  # the box reaches to 0.5 from its middle
         far = (linear * tilt[:, :, None]).sum(1)  # tilt @ linear
         offset = -(linear * centre[:, None]).sum(-1)
         third = torch.cat([far, (1 - (far * centre).sum(1))[:, None]], 1)  # (B, 3)
@@ -153,7 +152,7 @@ class PhotoAugmentation:
         if len(chosen):
             behind, _ = backgrounds(keys[chosen], self.size // 2, BEYOND, _color(images[chosen]))
             behind = enlarge(behind, self.size)  # out of focus, and faster
-            found = self._effects._photographs(keys[chosen])
+            found = self._effects.photographs(keys[chosen])
             if found is not None:
                 behind = torch.where(found[1][:, None, None, None], found[0], behind)
             images = images.index_copy(0, chosen, torch.where(within[chosen], images[chosen], behind))
@@ -168,8 +167,8 @@ class PhotoAugmentation:
         draw = draw[chosen]
         other = self.others.rows(self.others.sample(keys[chosen], "beside"))["image"].float() / 255
         scale = self.fill / FILL * torch.exp((draw[:, 1] - 0.5))  # of the crop's side, a square's
-        turned = mirrored(rotation(draw[:, 2] * 2 * math.pi), draw[:, 3] < 0.5) / scale[:, None, None]
-        place = toward(draw[:, 4] * 2 * math.pi, (0.42 + 0.2 * draw[:, 5]))
+        turned = affine.mirror_first(affine.rotation(draw[:, 2] * 2 * math.pi), draw[:, 3] < 0.5) / scale[:, None, None]
+        place = affine.toward(draw[:, 4] * 2 * math.pi, (0.42 + 0.2 * draw[:, 5]))
         x, y = pixel_grid(self.size, images.device)
         from_there = torch.stack([x - 2 * place[:, :1, None], y - 2 * place[:, 1:, None]], -1)  # (B, S, S, 2)
         grid = (from_there[..., None, :] * turned[:, None, None]).sum(-1)
@@ -198,7 +197,7 @@ class PhotoAugmentation:
         half = torch.stack([longer, 1 / longer], 1) * (area.sqrt() / 2)[:, None]  # px
         middle = low + (high - low) * draw[:, 3:5]
         x, y = pixel_grid(self.size, images.device)
-        turned = rotation(draw[:, 5] * math.pi) / half[..., None]
+        turned = affine.rotation(draw[:, 5] * math.pi) / half[..., None]
         offset = (turned * (0.5 * self.size - middle)[:, None]).sum(-1)
         turned, offset = turned[..., None, None] * (0.5 * self.size), offset[..., None, None]
         across, along = (turned[:, k, 0] * x + (turned[:, k, 1] * y + offset[:, k]) for k in (0, 1))  # (B, S, S)

@@ -110,11 +110,11 @@ class Scenes:
         whole = Layer(self._color(layers.float() / 255, keys), keypoints, skin)
         layer = self._place(whole, draw, kind)
         rgba = layer.rgba * (kind != 0)[:, None, None, None]
-        behind, beside = self._photographs(keys), self._other_hand(whole, keys, kind)
+        behind, beside = self.photographs(keys), self._other_hand(whole, keys, kind)
         images, _ = composite(keys, Layer(rgba, layer.keypoints, skin), self.ranges, behind, beside)
-        images = self._frame(images.float() / 255, layer.keypoints, keys)
-        images = self.recolor.recolor(self._degrade(self._light(images, keys), keys), keys)
-        images = self._compress(images, keys)
+        images = self.frame_some(images.float() / 255, layer.keypoints, keys)
+        images = self.recolor.recolor(self.degrade(self.light(images, keys), keys), keys)
+        images = self.compress_some(images, keys)
         return images, torch.where((kind >= 0)[:, None, None], math.nan, layer.keypoints)
 
     def _color(self, rgba: Tensor, keys: Tensor) -> Tensor:
@@ -133,7 +133,7 @@ class Scenes:
         grid = counter_rng.uniform(keys, purpose, (1, 4, 4)) * 2 - 1
         return 1 + amount * enlarge(grid, size)
 
-    def _light(self, images: Tensor, keys: Tensor) -> Tensor:
+    def light(self, images: Tensor, keys: Tensor) -> Tensor:
         """Uneven light, and for some the edge of a shadow."""
         draw = counter_rng.uniform(keys, "cast", (5,))[:, :, None, None]
         x, y = pixel_grid(self.size, images.device)
@@ -143,7 +143,7 @@ class Scenes:
         shade = 1 - 0.6 * draw[:, 3] * shade * (draw[:, 4] < self.cast)
         return (images * self._lamp(keys, "lamp", self.size) * shade[:, None]).clamp(0, 1)
 
-    def _compress(self, images: Tensor, keys: Tensor) -> Tensor:
+    def compress_some(self, images: Tensor, keys: Tensor) -> Tensor:
         """JPEG artefacts, for some."""
         draw = counter_rng.uniform(keys, "jpeg", (2,))
         chosen = (draw[:, 0] < self.jpeg).nonzero(as_tuple=True)[0]
@@ -190,7 +190,7 @@ class Scenes:
         shift = torch.where((kind == 2)[:, None], away, shift) - 0.5 * (low + high) * scale[:, None]
         return move_layer(layer, turned * scale[:, None, None], shift, self.size)
 
-    def _photographs(self, keys: Tensor) -> tuple[Tensor, Tensor] | None:
+    def photographs(self, keys: Tensor) -> tuple[Tensor, Tensor] | None:
         """Parts of photographs, turned (some upside down) and enlarged, and which samples (B,) use them."""
         if self.photos is None:
             return None
@@ -209,7 +209,7 @@ class Scenes:
             behind[chosen] = affine.sample(photos, matrix, offset, self.size, "reflection")
         return behind, torch.zeros(len(keys), dtype=torch.bool, device=keys.device).index_fill(0, chosen, True)
 
-    def _frame(self, images: Tensor, keypoints: Tensor, keys: Tensor) -> Tensor:
+    def frame_some(self, images: Tensor, keypoints: Tensor, keys: Tensor) -> Tensor:
         """Black bars at the edges of some photographs. They never cut through the hand's box."""
         draw = counter_rng.uniform(keys, "frame", (9,))
         low, high = keypoints.amin(1).clamp(0, self.size), keypoints.amax(1).clamp(0, self.size)
@@ -220,7 +220,7 @@ class Scenes:
         within = (pixels > first[..., None]) & (pixels < last[..., None])  # (B, 2, S): columns, rows
         return images * (within[:, 1, :, None] & within[:, 0, None, :])[:, None]
 
-    def _degrade(self, images: Tensor, keys: Tensor) -> Tensor:
+    def degrade(self, images: Tensor, keys: Tensor) -> Tensor:
         """Low resolution, motion blur and black-and-white, for some."""
         draw = counter_rng.uniform(keys, "degrade", (6,))
         images = images.clone()
