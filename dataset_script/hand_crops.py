@@ -12,16 +12,15 @@ from pathlib import Path
 import datasets
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import Dataset
 
 from dataset_script.caches import open_arrays, write_arrays, written_once
 from dataset_script.files import digest
 from modeling_handunet.configuration_handunet import HandUNetConfig
 from modeling_handunet.crops import Crop
-from modeling_handunet.images import load_image, to_rgb
 from modeling_handunet.heatmaps import render_heatmaps
 from modeling_handunet.image_processing_handunet import HandUNetImageProcessor
+from modeling_handunet.images import load_image, to_rgb
 from modeling_handunet.keypoints import NUM_KEYPOINTS
 
 IMAGE_SIZE = HandUNetConfig().image_size

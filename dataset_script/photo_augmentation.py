@@ -166,7 +166,7 @@ class PhotoAugmentation:
             return images
         draw = draw[chosen]
         other = self.others.rows(self.others.sample(keys[chosen], "beside"))["image"].float() / 255
-        scale = self.fill / FILL * torch.exp((draw[:, 1] - 0.5))  # of the crop's side, a square's
+        scale = self.fill / FILL * torch.exp(draw[:, 1] - 0.5)  # of the crop's side, a square's
         turned = affine.mirror_first(affine.rotation(draw[:, 2] * 2 * math.pi), draw[:, 3] < 0.5) / scale[:, None, None]
         place = affine.toward(draw[:, 4] * 2 * math.pi, (0.42 + 0.2 * draw[:, 5]))
         x, y = pixel_grid(self.size, images.device)

@@ -50,18 +50,18 @@ class HandUNetImageProcessor(PilBackend):
     """
 
     valid_kwargs = HandUNetImageProcessorKwargs
-    model_input_names = ["pixel_values"]  # noqa: RUF012  as in transformers
+    model_input_names = ["pixel_values"]
 
     resample = PILImageResampling.BILINEAR
-    size = {"height": 128, "width": 128}  # noqa: RUF012
+    size = {"height": 128, "width": 128}
     default_to_square = True
     do_convert_rgb = True
     do_resize = True
     do_rescale = True
     do_normalize = True
     # Channel statistics of FreiHAND's training images.
-    image_mean = [0.3950, 0.4323, 0.2954]  # noqa: RUF012
-    image_std = [0.1966, 0.1734, 0.1836]  # noqa: RUF012
+    image_mean = [0.3950, 0.4323, 0.2954]
+    image_std = [0.1966, 0.1734, 0.1836]
     box_fill = 0.45
     temperature = 1.0
 

@@ -64,7 +64,7 @@ class HandUNetPreTrainedModel(PreTrainedModel):
     base_model_prefix = "handunet"
     main_input_name = "pixel_values"
     input_modalities = ("image",)
-    _no_split_modules = ["ConvBlock"]  # noqa: RUF012  as in transformers
+    _no_split_modules = ["ConvBlock"]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):

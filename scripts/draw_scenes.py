@@ -15,10 +15,10 @@ from PIL import Image
 from torch.utils.data import default_collate
 
 from dataset_script import CocoHands, HandCrops
-from modeling_handunet import draw_hand
-from dataset_script.sources import make_source
-from training.arguments import parse_arguments
 from dataset_script.augmentation import augmentation_keys
+from dataset_script.sources import make_source
+from modeling_handunet import draw_hand
+from training.arguments import parse_arguments
 
 COLUMNS = 10
 ZOOM = 2

@@ -2,9 +2,9 @@ import json
 
 import pytest
 from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig
 
 from modeling_handunet import KEYPOINT_NAMES, SKELETON, HandUNetConfig
-from transformers import AutoConfig
 
 
 def test_the_defaults_are_those_of_the_published_model():

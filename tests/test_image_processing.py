@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
-
-from modeling_handunet import HandUNetImageProcessor, HandUNetPoseEstimatorOutput, render_heatmaps
 from transformers import AutoImageProcessor
 from transformers.utils import is_torchvision_available
+
+from modeling_handunet import HandUNetImageProcessor, HandUNetPoseEstimatorOutput, render_heatmaps
 
 MEAN, STD = np.array([0.3950, 0.4323, 0.2954]), np.array([0.1966, 0.1734, 0.1836])
 

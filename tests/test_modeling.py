@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModel, AutoModelForPoseEstimation, Trainer, TrainingArguments
 
 from modeling_handunet import (
     HandUNetConfig,
@@ -12,7 +13,6 @@ from modeling_handunet import (
     HandUNetPoseEstimatorOutput,
     render_heatmaps,
 )
-from transformers import AutoConfig, AutoModel, AutoModelForPoseEstimation, Trainer, TrainingArguments
 
 SIZE = 32
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForPoseEstimation, pipeline
 
 import modeling_handunet
 from modeling_handunet import HandUNetConfig, HandUNetForPoseEstimation, HandUNetImageProcessor
 from modeling_handunet.versions import check_transformers_version
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForPoseEstimation, pipeline
 
 PACKAGE = Path(modeling_handunet.__file__).parent
 FILES = sorted(PACKAGE.glob("*.py"))

@@ -174,7 +174,7 @@ def test_the_real_validation_photographs_are_read(shared_data):
     torch.testing.assert_close(extent, torch.full((1211,), 0.3 * 224), atol=0.1, rtol=0)
     # A digit's source has more hands than 400; none of these has, but for the first.
     counts = Counter(hands.sources)
-    totals = {source: 0.0 for source in counts}
+    totals = dict.fromkeys(counts, 0.0)
     for source, weight in zip(hands.sources, hands.weights.tolist()):
         totals[source] += weight
     assert max(totals.values()) == pytest.approx(400) and min(totals.values()) <= 6

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
+from transformers import pipeline
+from transformers.pipelines.pt_utils import KeyDataset
 
 from modeling_handunet import (
     KEYPOINT_NAMES,
@@ -15,8 +17,6 @@ from modeling_handunet import (
     HandUNetForPoseEstimation,
     HandUNetImageProcessor,
 )
-from transformers import pipeline
-from transformers.pipelines.pt_utils import KeyDataset
 
 BOXES = [[30.0, 20.0, 60.0, 45.0], [100.5, 40.2, 33.3, 50.1]]
 
@@ -113,13 +113,13 @@ def test_the_answer_does_not_depend_on_the_batch(pipe, image, path, batch_size):
     assert [len(hands) for hands in expected] == [2, 1, 0, 1, 3]
     results = pipe(inputs, boxes=boxes, handedness=handedness, batch_size=batch_size)
     dicts = [{"image": i, "boxes": b, "handedness": s} for i, b, s in zip(inputs, boxes, handedness)]
-    for results in (
+    for answers in (
         results,
         pipe(dicts, batch_size=batch_size),
         pipe((one for one in dicts), batch_size=batch_size),
         pipe(iter(dicts), batch_size=batch_size),
     ):
-        for hands, other in zip(results, expected, strict=True):
+        for hands, other in zip(answers, expected, strict=True):
             assert_same(hands, other)
 
 

@@ -12,10 +12,10 @@ from dataset_script import SyntheticHands
 from dataset_script.augmentation import augmentation_keys
 from dataset_script.cutouts import Cutouts
 from dataset_script.layers import HandLayers, layers_on_device
-from modeling_handunet import HandUNetConfig, HandUNetForPoseEstimation
-from tests.test_cutouts import write_cutouts
 from dataset_script.sources import SOURCES, Mixture, Source, make_source
 from dataset_script.sources.scenes import LayerStream
+from modeling_handunet import HandUNetConfig, HandUNetForPoseEstimation
+from tests.test_cutouts import write_cutouts
 from training.arguments import make_arguments
 
 
@@ -184,10 +184,9 @@ def test_a_mixture_is_validated_on_the_sources_that_are_named(tmp_path):
 
 
 def test_a_mixture_has_the_terms_of_its_strictest_source():
-    terms = make_source(
-        ["synthetic", "coco", "freihand"], None, make_arguments(dataset=["synthetic", "coco", "freihand"], annotations="x", data_dir="y").data,
-        image_size=128, box_fill=0.45,
-    ).terms()  # fmt: skip
+    names = ["synthetic", "coco", "freihand"]
+    options = make_arguments(dataset=names, annotations="x", data_dir="y").data
+    terms = make_source(names, None, options, image_size=128, box_fill=0.45).terms()
     assert (terms.license, terms.license_name, terms.datasets) == ("other", "research-only", ("freihand",))
 
 
@@ -198,10 +197,10 @@ def test_every_source_names_defaults_and_places_that_exist(source):
 
 
 def test_freihands_four_backgrounds_are_known_for_every_test_sample(tmp_path):
-    write_freihand(tmp_path / "freihand")
+    SyntheticHands(2, seed=1).write_freihand(tmp_path / "freihand", versions=4, image_size=64)
     model = str(save_model(tmp_path / "model"))
-    settings = {"data_dir": str(tmp_path / "freihand"), "cache_dir": str(tmp_path / "cache"), "eval_only": True, "model": model}
-    settings["split"] = "train"
+    settings = {"data_dir": str(tmp_path / "freihand"), "cache_dir": str(tmp_path / "cache"), "split": "train"}
+    settings |= {"eval_only": True, "model": model}
     splits = load(backgrounds="all", **settings).splits()
     assert splits.test_groups == [name for name in ("green_screen", "hom", "sample", "auto") for _ in range(2)]
     few = load(backgrounds="all", test_samples=3, **settings).splits()

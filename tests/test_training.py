@@ -17,12 +17,24 @@ from tqdm import tqdm
 from transformers import AutoImageProcessor, AutoModelForPoseEstimation
 
 from dataset_script import SyntheticHands
-from tools import full_size_freihand, kill_and_resume
 from tests.test_cutouts import write_cutouts
 from tests.tiny_training import (
-    ROOT, TINY, command, environment, fork, fork_call, forked, make_run, noise_splits, run, start, train_steps, wait_for,
+    ROOT,
+    TINY,
+    command,
+    environment,
+    fork,
+    fork_call,
+    forked,
+    make_run,
+    noise_splits,
+    run,
+    start,
+    train_steps,
+    wait_for,
     wait_for_end,
 )  # fmt: skip
+from tools import full_size_freihand, kill_and_resume
 from training.arguments import parse_arguments
 from training.resume import resume, save_checkpoint
 

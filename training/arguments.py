@@ -155,7 +155,7 @@ class Arguments:
     def command(self) -> str:
         """The command line that gives these settings, without what the defaults give and where the results went."""
         mine, published = self.to_dict(), self.public()
-        decide = ["dataset", *(name for name in PLACES if name != "cache_dir"), "difficulty", "init", "eval_only", "model", "photographs_share"]
+        decide = ["dataset", "difficulty", "init", "eval_only", "model", "photographs_share", *(PLACES - {"cache_dir"})]
         usual = make_arguments(**{name: mine[name] for name in decide}).to_dict()
         first = {field.name: field.default for part in PARTS.values() for field in dataclasses.fields(part)}
         words = ["accelerate launch train.py"]
@@ -208,7 +208,9 @@ def make_arguments(**settings) -> Arguments:
     return resolve(*HfArgumentParser(list(PARTS.values())).parse_dict(settings))
 
 
-def resolve(data: DataArguments, model: ModelArguments, optimisation: OptimisationArguments, output: OutputArguments) -> Arguments:
+def resolve(
+    data: DataArguments, model: ModelArguments, optimisation: OptimisationArguments, output: OutputArguments
+) -> Arguments:
     """Decide everything that the command line left open, once.
 
     Raises `ValueError` for settings that make no sense, and `OSError` where `--init` or `--model` cannot be read.
@@ -270,7 +272,8 @@ def refuse_without_effect(args: types.SimpleNamespace, sources: list[type[Source
             owners.setdefault(option_.name, []).append(source.name)
     for name in sorted(given & owners.keys() - here):
         raise ValueError(f"--{name} has no effect here: --dataset {' or '.join(owners[name])} has it.")
-    augmented = args.augmentation or (args.augmentation is None and any(source.defaults.get("augmentation") for source in sources))
+    by_default = any(source.defaults.get("augmentation") for source in sources)
+    augmented = by_default if args.augmentation is None else args.augmentation
     rules = [rule for source in sources for rule in source.rules(args)] + [
         (("shares", "validate_on"), len(sources) > 1, "--dataset names one source"),
         (("max_rotation",), bool(augmented), "--augmentation has it"),

@@ -5,13 +5,13 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
-from PIL import Image, ImageDraw  # noqa: E402
-from torch.utils.data import Dataset  # noqa: E402
+import matplotlib.pyplot as plt
+import numpy as np
+from PIL import Image, ImageDraw
+from torch.utils.data import Dataset
 
-from modeling_handunet import KEYPOINT_NAMES, draw_hand  # noqa: E402
-from modeling_handunet.keypoints import keypoint_color  # noqa: E402
+from modeling_handunet import KEYPOINT_NAMES, draw_hand
+from modeling_handunet.keypoints import keypoint_color
 
 ZOOM = 2
 GRID = "#dddddd"

@@ -6,7 +6,15 @@ from typing import Literal
 from dataset_script.freihand import FreiHAND
 from dataset_script.hand_crops import HandCrops
 from dataset_script.sources.base import (
-    RESEARCH_ONLY, Description, FileOptions, Rule, Source, Splits, Terms, first_rows, option,
+    RESEARCH_ONLY,
+    Description,
+    FileOptions,
+    Rule,
+    Source,
+    Splits,
+    Terms,
+    first_rows,
+    option,
 )  # fmt: skip
 
 PAGE = "https://lmb.informatik.uni-freiburg.de/projects/freihand/"
@@ -52,7 +60,10 @@ class FreiHANDSource(Source):
     def load(self) -> Splits:
         options = self.options
         builder = FreiHAND(
-            options.data_dir, options.backgrounds, max_unreadable_share=options.max_unreadable_share, cache_dir=options.cache_dir
+            options.data_dir,
+            options.backgrounds,
+            max_unreadable_share=options.max_unreadable_share,
+            cache_dir=options.cache_dir,
         )
         splits = builder.build()
 

@@ -107,7 +107,7 @@ class Mixture(Source):
         total = sum(self.shares)
         return Description(
             name=" and ".join(part.name for part in parts),
-            data=" ".join(f"{share / total:.0%} of the training samples: {part.data}" for share, part in zip(self.shares, parts)),
+            data=" ".join(f"{share / total:.0%} of the samples: {part.data}" for share, part in zip(self.shares, parts)),
             limits=" ".join(dict.fromkeys(source.describe().limits for source in self.judges)),
             pictures=" ".join(dict.fromkeys(source.describe().pictures for source in self.judges)),
         )

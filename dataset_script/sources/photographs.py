@@ -98,7 +98,9 @@ class PhotographsSource(Source):
     def describe(self) -> Description:
         rows = read_terms(self.options.photographs)
         hands = sum(row.train for row in rows)
-        table = "; ".join(f"{row.source.replace('+', '/')} ({row.license or 'licence not stated'}, {row.train})" for row in rows if row.train)
+        table = "; ".join(
+            f"{row.source.replace('+', '/')} ({row.license or 'licence not stated'}, {row.train})" for row in rows if row.train
+        )
         return Description(
             name="photographs",
             data=(
