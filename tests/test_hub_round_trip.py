@@ -16,9 +16,11 @@ CODE = {
     "crops.py",
     "heatmaps.py",
     "image_processing_handunet.py",
+    "images.py",
     "keypoints.py",
     "losses.py",
     "modeling_handunet.py",
+    "nesting.py",
     "pipeline_handunet.py",
     "versions.py",
 }

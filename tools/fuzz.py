@@ -1,14 +1,14 @@
-"""Feed the project what is broken or hostile, and see that only documented errors come out.
+"""Feed the project broken and hostile files, and check that it raises only documented errors.
 
     python -m tools.fuzz --minutes 10                          # all kinds in turn, from a new seed, which is printed
     python -m tools.fuzz --cases 20000 --seed 3 --kinds images zips
     python -m tools.fuzz --replay coco:3:1041                  # one case again, here, with its traceback
 
-A case is (kind, seed, number), and its input a function of the three: files of one kind are made whole, then mutated (as
-text or bytes, and by their structure, so that mutations get past checksums), or built to be hostile.  It fails when
-another error comes out than the docstrings name, or one that does not name the file; when it takes over 10 s of processor
-time or over 2 GB of memory, or ends the process; when it writes, renames or removes anything outside the folder that it
-was given, reads what lies beside that folder, starts a program or connects to anything.  Ends with an error if any did.
+A case is (kind, seed, number), which determine its input.  Files of one kind are made whole and then mutated (as text or
+bytes, or by their structure, so that mutations pass checksums), or built to be hostile.  A case fails if it raises an error
+that the docstrings do not name, or one that does not name the file; if it takes over 10 s of processor time or over 2 GB of
+memory, or ends the process; if it writes, renames or removes anything outside its own folder, reads anything beside that
+folder, starts a program or opens a connection.  The command ends with an error if any case failed.
 """
 
 import argparse
