@@ -88,7 +88,7 @@ def load_image(image) -> Image.Image:
 def check_work(image: Image.Image, name: str) -> None:
     """Raise `ValueError` for an opened file that would take minutes to decode, because it has far more pieces than usual."""
     if image.format == "TIFF" and len(image.tile) > MAX_TIFF_STRIPS:
-        raise ValueError(f"{name} has {len(image.tile)} strips or tiles, expected at most {MAX_TIFF_STRIPS}: save it anew.")
+        raise ValueError(f"{name} has {len(image.tile)} strips or tiles, expected at most {MAX_TIFF_STRIPS}: save it again.")
     if image.format in ("JPEG", "MPO") and image.info.get("progressive"):
         position = image.fp.tell()
         image.fp.seek(0)
@@ -97,7 +97,7 @@ def check_work(image: Image.Image, name: str) -> None:
         if scans * image.width * image.height > MAX_SCANNED_PIXELS:
             raise ValueError(
                 f"{name} is a progressive JPEG of {scans} scans of {image.width}x{image.height} pixels, expected about "
-                "10 scans: save it anew."
+                "10 scans: save it again."
             )
 
 
@@ -157,12 +157,11 @@ def _convert(image: Image.Image) -> Image.Image:
         return image.convert("RGB") if image.mode != "RGB" else image.copy()
     rows = max(1, STRIP_PIXELS // image.width)
     boxes = [(0, top, image.width, min(top + rows, image.height)) for top in range(0, image.height, rows)]
-    scale = 1.0
-    if deep:
+    if image.mode.startswith("I;16"):
+        scale = 1 / 257  # from 16 bits
+    elif deep:
         highest = np.max([np.asarray(image.crop(box)).max() for box in boxes])
-        scale = 1 / 257 if image.mode.startswith("I") and highest > 255 else 255 if highest <= 1 else 1
-        if image.mode.startswith("I;16"):
-            scale = 1 / 257
+        scale = 1 / 257 if image.mode == "I" and highest > 255 else 255 if highest <= 1 else 1
     result = Image.new("RGB", image.size)
     for box in boxes:
         strip = image.crop(box)

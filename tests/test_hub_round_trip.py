@@ -20,6 +20,7 @@ CODE = {
     "keypoints.py",
     "losses.py",
     "modeling_handunet.py",
+    "nesting.py",
     "pipeline_handunet.py",
     "versions.py",
 }

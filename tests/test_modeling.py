@@ -268,7 +268,7 @@ class TestSaving:
         with pytest.raises(ValueError, match=r"missing: down\.0\.0\.bias; .*and \d+ more\."):
             HandUNetForPoseEstimation.from_pretrained(folder)
 
-    def test_misfitting_weights_are_initialised_anew_on_request_and_named(self, model, folder, caplog):
+    def test_misfitting_weights_are_initialised_on_request_and_named(self, model, folder, caplog):
         config = tiny_config(id2label={0: "a", 1: "b"}, skeleton=())
         with caplog.at_level("WARNING", logger="modeling_handunet"):
             torch.manual_seed(0)
