@@ -13,7 +13,11 @@ from benchmarks.measure import ROOT
 
 BATCHES = (1, 4, 16, 64)
 DATASETS = (8_000, 32_560, 130_240)  # the last two are FreiHAND's, without and with its background versions
-LABELS = {"batch": ("batch", "s a hand"), "dataset": ("images", "s, an epoch of samples"), "processes": ("processes", "images/s")}
+LABELS = {
+    "batch": ("batch", "s a hand"),
+    "dataset": ("images", "s, an epoch of samples"),
+    "processes": ("processes", "images/s"),
+}
 
 
 def batch(measure, folder: Path, threads: int) -> dict[str, list]:

@@ -44,7 +44,7 @@ def rows(bf16: bool) -> list[Row]:
         Row("plain_loop", "training", "the reference's step, a plain loop's", plain_step, "step:bare", 0.9),
         Row("one_hand", "one_hand", "one hand, jpg to keypoints", one, "predict:reference:1", 2, beside=(other, onnx)),
         Row("one_hand_mediapipe", "one_hand", "one hand, MediaPipe Hands", one, MEDIAPIPE, 3, beside=(other, onnx)),
-        Row("batch_32", "batch", "32 hands, jpgs to keypoints", f"predict:{fast}:32", "predict:reference:32", 2.5, beside=batch),
+        Row("batch_32", "batch", "32 hands, jpg to keypoints", f"predict:{fast}:32", "predict:reference:32", 2.5, beside=batch),
         Row("decoding", "decoding", "decoding (local), a hand", f"{decoding}:32", at_most=0.15e-3,
             beside=("decoding:contiguous:32", f"{decoding}:1")),
         Row("memory_predict", "one_hand", "peak memory of prediction", other, at_most=700, beside=(one, onnx), memory=True),

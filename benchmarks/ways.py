@@ -266,7 +266,8 @@ def blur_targets(keypoints: np.ndarray) -> np.ndarray:
 def read_image(file) -> Tensor:
     """Normalised pixels (3, 128, 128) of a path or a file."""
     image = Image.open(file).convert("RGB").resize((SIZE, SIZE), Image.Resampling.BILINEAR)
-    mean, std = (np.array(values, np.float32) for values in (HandUNetImageProcessor.image_mean, HandUNetImageProcessor.image_std))
+    mean = np.array(HandUNetImageProcessor.image_mean, np.float32)
+    std = np.array(HandUNetImageProcessor.image_std, np.float32)
     return torch.from_numpy(((np.array(image, np.float32) / 255 - mean) / std).transpose(2, 0, 1).copy())
 
 

@@ -58,7 +58,7 @@ class HandUNetConfig(PreTrainedConfig):
         """As in transformers, but raises `OSError` if there is no file, instead of answering the defaults."""
         settings, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         if not settings:
-            raise OSError(f"There is no config.json, or an empty one, in {pretrained_model_name_or_path}: save the model again.")
+            raise OSError(f"There is no config.json, or an empty one, in {pretrained_model_name_or_path}: save it again.")
         return settings, kwargs
 
     @property

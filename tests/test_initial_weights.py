@@ -58,7 +58,9 @@ def test_a_widened_network_computes_what_the_narrow_one_does_and_learns_with_all
     narrow = network(4, 6, 8)
     for module in narrow.modules():
         if isinstance(module, torch.nn.BatchNorm2d):  # not what a new channel would have by itself
-            for values, low, high in ((module.running_mean, -1, 1), (module.running_var, 0.5, 2), (module.weight, 0.5, 2), (module.bias, -1, 1)):
+            ranges = ((module.running_mean, -1), (module.running_var, 0.5), (module.weight, 0.5), (module.bias, -1))
+            for values, low in ranges:
+                high = 1 if low < 0 else 2
                 torch.nn.init.uniform_(values, low, high)
     narrow.save_pretrained(tmp_path)
     HandUNetImageProcessor().save_pretrained(tmp_path)
@@ -88,7 +90,8 @@ def test_other_levels_than_those_of_the_weights_to_start_from_are_refused(tmp_pa
     with pytest.raises(ValueError, match="--hidden_sizes 4 8: --init .* brings its own, 4 6"):
         start(init=init, hidden_sizes=[4, 8])
     for sizes in ([4, 5], [4, 6, 8]):
-        with pytest.raises(ValueError, match=f"--init_hidden_sizes {' '.join(map(str, sizes))}: the model to start from has 4 6"):
+        asked = " ".join(map(str, sizes))
+        with pytest.raises(ValueError, match=f"--init_hidden_sizes {asked}: the model to start from has 4 6"):
             start(init=init, init_hidden_sizes=sizes)
     with pytest.raises(ValueError, match="--init_hidden_sizes has no effect here: .* by --init"):
         make_arguments(init_hidden_sizes=[4, 8])

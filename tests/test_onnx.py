@@ -43,7 +43,8 @@ def exported(tmp_path_factory) -> Path:
     torch.manual_seed(0)
     model = HandUNetForPoseEstimation(HandUNetConfig(image_size=64, hidden_sizes=(4, 8), skeleton=((0, 1),)))
     model.save_pretrained(folder / "model")
-    processor = HandUNetImageProcessor(size={"height": 64, "width": 64}, image_mean=[0.25, 0.5, 0.75], box_fill=0.6, temperature=2)
+    options = {"image_mean": [0.25, 0.5, 0.75], "box_fill": 0.6, "temperature": 2}
+    processor = HandUNetImageProcessor(size={"height": 64, "width": 64}, **options)
     processor.save_pretrained(folder / "model")
     result = run(ROOT / "scripts" / "export_onnx.py", folder / "model", folder / "nested" / "model.onnx", cwd=folder)
     assert result.returncode == 0, result.stderr

@@ -146,7 +146,12 @@ def test_photographs_are_counted_and_too_few_are_refused_by_name(tmp_path):
 @pytest.mark.parametrize("dataset", ["synthetic", "scenes"])
 def test_endless_hands_are_drawn_where_the_training_runs_unless_workers_draw_them(tmp_path, monkeypatch, dataset):
     used, draw = [], SyntheticHands.render_hands
-    monkeypatch.setattr(SyntheticHands, "render_hands", lambda self, indices, device="cpu": used.append(str(device)) or draw(self, indices))
+
+    def render(self, indices, device="cpu"):
+        used.append(str(device))
+        return draw(self, indices)
+
+    monkeypatch.setattr(SyntheticHands, "render_hands", render)
     counts = {"train_samples": 2, "validation_samples": 1, "test_samples": 1}
     for workers, expected in ((0, "cpu:0"), (1, "cpu")):
         settings = {"dataset": [dataset], "streaming": True, "workers": workers, "image_size": 32, "cache_dir": str(tmp_path)}

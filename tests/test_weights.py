@@ -61,7 +61,8 @@ def test_the_exported_file_gives_what_torch_gives_on_photographs(name, tmp_path,
     pytest.importorskip("onnxscript", reason="onnxscript is not installed: pip install -e '.[onnx]'")
     model, processor = load(name), AutoImageProcessor.from_pretrained(ROOT / "weights" / name)
     export(model, processor, tmp_path / "model.onnx")
-    photos = [Image.open(path).convert("RGB") for path in sorted((shared_data / "freihand_real" / "training" / "rgb").iterdir())]
+    folder = shared_data / "freihand_real" / "training" / "rgb"
+    photos = [Image.open(path).convert("RGB") for path in sorted(folder.iterdir())]
     pixel_values = processor(photos).pixel_values
     with torch.no_grad():
         outputs = model(pixel_values)

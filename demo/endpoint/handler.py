@@ -3,7 +3,7 @@
 A request is raw image bytes, or JSON whose images are base64:
 
     {"inputs": "<base64>", "parameters": {"boxes": [[120, 80, 200, 180]], "handedness": "left", "threshold": 0.3}}
-    {"inputs": ["<base64>", "<base64>"], "parameters": {"boxes": [[[120, 80, 200, 180]], null], "handedness": ["left", "right"]}}
+    {"inputs": ["<base64>", "<base64>"], "parameters": {"boxes": [[[120, 80, 200, 180]], null], "handedness": "left"}}
 
 The answer is the pipeline's: per image a list of hands `{"label", "score", "box", "keypoints"}`; for a single image only its
 list, which `InferenceClient(model=url).object_detection(image)` reads.  A string is never read as a path or a web address.

@@ -8,6 +8,7 @@ code, as in `weights/`, run with this checkout's package.  The server listens on
 """
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import sys
@@ -123,10 +124,8 @@ def main() -> None:
     except (OSError, ValueError) as error:
         sys.exit(f"serve.py: {error}")
     print(f"Listening on http://127.0.0.1:{server.server_port}, Ctrl-C stops it.", flush=True)
-    try:
+    with contextlib.suppress(KeyboardInterrupt):
         server.serve_forever()
-    except KeyboardInterrupt:
-        pass
 
 
 if __name__ == "__main__":
