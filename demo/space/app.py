@@ -307,7 +307,8 @@ def build_app(model: Model) -> gr.Blocks:
                 )
         gr.Markdown(
             "The model does not search for hands and always answers: a box without a hand gets keypoints too, with low "
-            "confidence. Photographs are read on the machine that serves this page, are not passed on, and are deleted within the hour."
+            "confidence. Photographs are read on the machine that serves this page, are not passed on, "
+            "and are deleted within the hour."
         )
         outputs = [stage, session, handedness, drawing, summary, table, chosen, heatmap, as_json, as_png]
         stage.photo(open_photo, [stage, session], outputs, show_progress="hidden", trigger_mode="always_last", api_name=False)
