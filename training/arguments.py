@@ -157,7 +157,7 @@ class Arguments:
         mine, published = self.to_dict(), self.public()
         decide = ["dataset", "difficulty", "init", "eval_only", "model", "photographs_share", *(PLACES - {"cache_dir"})]
         usual = make_arguments(**{name: mine[name] for name in decide}).to_dict()
-        first = {field.name: field.default for part in PARTS.values() for field in dataclasses.fields(part)}
+        first = option_defaults()
         words = ["accelerate launch train.py"]
         for name, value in published.items():
             as_usual = mine[name] == (first if name in decide else usual)[name]
@@ -170,13 +170,21 @@ class Arguments:
         return " ".join(words)
 
     def differences(self, saved: dict) -> list[str]:
-        """The settings that differ from those of a saved run and change what is computed, each as a sentence's part."""
-        mine = self.to_dict()
+        """The settings that differ from those of a saved run and change what is computed, each as a sentence's part.
+
+        An option that is newer than the saved run had its default there.
+        """
+        mine, saved = self.to_dict(), {**option_defaults(), **saved}
         return [
-            f"--{name} was {saved.get(name)!r} and is {mine[name]!r}"
+            f"--{name} was {saved[name]!r} and is {mine[name]!r}"
             for name in mine
-            if name not in FREE_ON_RESUME and saved.get(name) != mine[name]
+            if name not in FREE_ON_RESUME and saved[name] != mine[name]
         ]
+
+
+def option_defaults() -> dict:
+    """What each option is if the command line does not say."""
+    return {field.name: field.default for part in PARTS.values() for field in dataclasses.fields(part)}
 
 
 def public_name(place: str) -> str:
@@ -263,7 +271,7 @@ def filled(part, values: dict):
 
 def refuse_without_effect(args: types.SimpleNamespace, sources: list[type[Source]]) -> None:
     """Refuse options that this run would read and not use: the user meant something else by them."""
-    defaults = {field.name: field.default for part in PARTS.values() for field in dataclasses.fields(part)}
+    defaults = option_defaults()
     given = {name for name, value in vars(args).items() if value != defaults[name]}
     here = {field.name for source in sources for field in dataclasses.fields(source.Options)}
     owners = {}
