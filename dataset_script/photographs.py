@@ -213,24 +213,32 @@ class SourceTerms:
     validation: int
 
 
-def read_terms(folder: str | os.PathLike) -> list[SourceTerms]:
-    """The sources of a folder with their licences and numbers of hands, in the order of their names.
+def read_licenses(folder: str | os.PathLike) -> dict[str, str]:
+    """The licence of each source ("owner+name") that the table of SOURCES.md states, in `folder` or beside it.
 
-    Licences stand in the table of SOURCES.md, in the folder or beside it: the first column names the source
-    ("github:owner/name @ commit"), the second its licence.
+    The table's first column names the source ("github:owner/name @ commit"), the second its licence.
     """
-    folder = Path(folder)
-    licenses = {}
+    folder, licenses = Path(folder), {}
     for path in (folder.parent / "SOURCES.md", folder / "SOURCES.md"):
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
         for cells in (line.split("|") for line in lines if line.startswith("|") and line.count("|") > 2):
             name = cells[1].split("@")[0].strip().removeprefix("github:")
-            licenses[name.replace("/", "+")] = cells[2].strip()
+            licenses[name.replace("/", "+").replace(":", "+")] = cells[2].strip()
+    return licenses
+
+
+def read_terms(folder: str | os.PathLike) -> list[SourceTerms]:
+    """The sources of a folder with their licences and numbers of hands, in the order of their names.
+
+    Licences are those of [`read_licenses`].
+    """
+    folder = Path(folder)
+    licenses = read_licenses(folder)
     hands = Counter((hand["source"], hand["split"]) for hand in read_photographs(folder))
     return [
-        SourceTerms(source, licenses.get(source), hands[source, "train"], hands[source, "validation"])
+        SourceTerms(source.replace("+", "/"), licenses.get(source), hands[source, "train"], hands[source, "validation"])
         for source in sorted({source for source, _ in hands}, key=str.lower)
     ]
 
 
-__all__ = ["Photographs", "SourceTerms", "read_terms"]
+__all__ = ["Photographs", "SourceTerms", "read_licenses", "read_terms"]

@@ -155,8 +155,8 @@ def test_terms_come_from_the_table_of_sources(tmp_path):
     table = "| source | licence | evidence |\n|---|---|---|\n| github:someone/1 @ 0a55 | CC-BY-4.0 | LICENSE |\n"
     (tmp_path / "SOURCES.md").write_text(table)
     first, second = read_terms(tmp_path / "a")
-    assert (first.source, first.license, first.train, first.validation) == ("someone+0", None, 2, 1)
-    assert (second.source, second.license, second.train, second.validation) == ("someone+1", "CC-BY-4.0", 2, 1)
+    assert (first.source, first.license, first.train, first.validation) == ("someone/0", None, 2, 1)
+    assert (second.source, second.license, second.train, second.validation) == ("someone/1", "CC-BY-4.0", 2, 1)
 
 
 def test_every_source_of_the_real_photographs_has_its_terms(shared_data):

@@ -68,6 +68,8 @@ class Description:
     data: str  # where the data comes from
     limits: str  # what this data cannot teach
     pictures: str  # whose hands the figures show
+    # Of pictures that others made: where they are from, under which licence, and how many of what.
+    credits: tuple[tuple[str, str, str], ...] = ()
 
 
 @dataclass

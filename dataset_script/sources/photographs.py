@@ -98,18 +98,18 @@ class PhotographsSource(Source):
     def describe(self) -> Description:
         rows = read_terms(self.options.photographs)
         hands = sum(row.train for row in rows)
-        table = "; ".join(
-            f"{row.source.replace('+', '/')} ({row.license or 'licence not stated'}, {row.train})" for row in rows if row.train
-        )
         return Description(
             name="photographs",
             data=(
                 f"{hands:,} photographs of hands, labelled by a teacher (MediaPipe Hands, Apache-2.0: the median of several "
-                f"looks at each hand). Sources with licence and number of hands: {table}. Validation and test are whole other "
-                "sources, and not the same ones."
+                "looks at each hand). Validation and test are hands of other sources than training, and not of the same ones."
             ),
             limits="Its teacher does not see gloves, grips, blurred and very small hands: expect larger errors there.",
             pictures="The photographs are from the held-out sources.",
+            credits=tuple(
+                (row.source, row.license or "not stated", f"{row.train} hands" if row.train else f"{row.validation} held-out hands")
+                for row in rows
+            ),
         )
 
     def terms(self) -> Terms:

@@ -1,8 +1,11 @@
 """Scenes as a source: drawn hands and cut-out photographs, put into a new scene at every use."""
 
 import dataclasses
+import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,6 +16,7 @@ from dataset_script.augmentation import augmentation_keys
 from dataset_script.caches import DeviceRows
 from dataset_script.cutouts import Cutouts
 from dataset_script.layers import HandLayers, layer_rows, layers_on_device
+from dataset_script.photographs import read_licenses
 from dataset_script.scenes import NEGATIVES, Scenes, load_photos
 from dataset_script.sources.base import Description, Items, Rule, Splits, Stream, option
 from dataset_script.sources.synthetic import TEST_SEED, VALIDATION_SEED, DrawnOptions, DrawnSource, draws_on
@@ -191,7 +195,20 @@ class ScenesSource(DrawnSource):
             data=data,
             limits=f"It has seen drawn hands {seen}: expect larger errors on photographs.",
             pictures="The hands are drawn by the project" + (" or cut out of photographs." if cutouts else "."),
+            credits=background_credits(self.options.photos) if self.options.photos else (),
         )
+
+
+def background_credits(folder: str) -> tuple[tuple[str, str, str], ...]:
+    """The sources of background photographs that an `index.json` in their folder names, with their licences."""
+    index = Path(folder) / "index.json"
+    if not index.is_file():
+        return ()
+    counts, licenses = Counter(entry["source"] for entry in json.loads(index.read_text())), read_licenses(folder)
+    return tuple(
+        (source.replace("+", "/"), licenses.get(source, "not stated"), f"{count} backgrounds")
+        for source, count in sorted(counts.items())
+    )
 
 
 def gpu_has_room(device: torch.device, needed: int) -> bool:
