@@ -107,7 +107,7 @@ class PhotographsSource(Source):
             limits="Its teacher does not see gloves, grips, blurred and very small hands: expect larger errors there.",
             pictures="The photographs are from the held-out sources.",
             credits=tuple(
-                (row.source, row.license or "not stated", f"{row.train} hands" if row.train else f"{row.validation} held-out hands")
+                (row.source, row.license or "not stated", f"{row.train} hands for training, {row.validation} held out")
                 for row in rows
             ),
         )
