@@ -61,10 +61,21 @@ def test_options_come_from_a_file_and_later_ones_win(tmp_path):
 
 
 @pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.args")), ids=lambda path: path.stem)
-def test_every_recipe_is_taken(recipe, monkeypatch):
-    monkeypatch.chdir(ROOT)
+def test_every_recipe_is_taken(recipe):
+    words = shlex.split(recipe.read_text(), comments=True)
     given = ["--data_dir", "X"] if recipe.stem == "seed" else []
-    assert parse_arguments([f"@{recipe}", *given]).optimisation.epochs > 0
+    given += ["--init", "M"] if "--init" in words else []  # the recipe's own start is in no clone
+    args = parse_arguments([f"@{recipe}", *given])
+    assert args.optimisation.learning_rate == float(words[words.index("--learning_rate") + 1])
+    if recipe.stem.startswith("handunet"):
+        assert args.data.dataset == ["scenes", "photographs"] and args.data.shares[1] == 0.7
+
+
+@pytest.mark.parametrize("name", ["handunet", "handunet-base"])
+def test_the_recipe_of_shipped_weights_is_named_after_them_and_starts_from_them(name):
+    words = shlex.split((ROOT / "recipes" / f"{name}.args").read_text(), comments=True)
+    assert (ROOT / "weights" / name).is_dir()
+    assert words[words.index("--init") + 1] == f"start/weights/{name}"
 
 
 @pytest.mark.parametrize(

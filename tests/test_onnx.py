@@ -21,7 +21,7 @@ from modeling_handunet import (
 from release.onnx import HandUNetWithDecoder, check, settings_of
 
 ROOT = Path(__file__).resolve().parents[1]
-README = ROOT / "README.md"
+USAGE = ROOT / "docs" / "usage.md"
 
 
 def run(*command, cwd=ROOT) -> subprocess.CompletedProcess:
@@ -148,8 +148,8 @@ def test_synthetic_hands_give_the_same_as_torch(reference):
 
 
 @pytest.mark.slow
-def test_the_readmes_snippet_runs_as_printed_and_without_torch(reference, shared_data, tmp_path):
-    (snippet,) = [s for s in re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL) if "onnxruntime" in s]
+def test_the_printed_snippet_runs_as_printed_and_without_torch(reference, shared_data, tmp_path):
+    (snippet,) = [s for s in re.findall(r"```python\n(.*?)```", USAGE.read_text(), re.DOTALL) if "onnxruntime" in s]
     assert 10 <= len(snippet.strip().splitlines()) <= 15
     photograph = shared_data / "freihand_real" / "training" / "rgb" / "00000000.jpg"
     Image.open(photograph).save(tmp_path / "hand.jpg", quality=100, subsampling=0)

@@ -1,4 +1,4 @@
-"""The README's code runs as it is printed."""
+"""The code in the README and in docs/ runs as it is printed."""
 
 import configparser
 import contextlib
@@ -24,7 +24,8 @@ from training.arguments import parse_arguments
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
-SNIPPETS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+PAGES = README + "".join(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))
+SNIPPETS = re.findall(r"```python\n(.*?)```", PAGES, flags=re.DOTALL)
 
 
 @pytest.fixture
@@ -57,11 +58,11 @@ def test_the_freihand_snippet_runs_as_printed(workplace, shared_data):
     assert len(splits["train"]) == 5
 
 
-def test_every_option_that_the_readme_names_exists(capsys):
+def test_every_option_that_the_documents_name_exists(capsys):
     with pytest.raises(SystemExit):
         parse_arguments(["--help"])
     options = capsys.readouterr().out
-    for line in re.findall(r"train\.py (.*)", README):
+    for line in re.findall(r"train\.py (.*)", PAGES):
         for option in re.findall(r"--\w+", line.split("#")[0].split("`")[0]):
             assert option in options, option
 
@@ -94,7 +95,10 @@ def test_the_test_command_installs_what_the_pages_tests_import():
     assert "playwright" in extras["browser"]
 
 
-TRY = README.split("## Try it")[1].split("## ")[0]
+def printed(start: str, part: str) -> str:
+    """The line of the README that begins with `start` and has `part` in it, without its comment."""
+    (line,) = [line for line in README.splitlines() if line.startswith(start) and part in line]
+    return line.split("  #")[0]
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +145,8 @@ def read_until(process: subprocess.Popen, pattern: str) -> re.Match:
 
 @pytest.mark.slow
 def test_the_line_that_predicts_runs_as_printed_in_a_fresh_clone(clone):
-    (line,) = [line for line in TRY.splitlines() if line.startswith("python predict.py")]
+    install, line = printed("pip install", "predict.py").split(" && ")
+    assert install == "pip install -c constraints.txt -e ."
     with started(line, clone) as process:
         read_until(process, "Drawings and keypoints.json are in predictions")
     assert (clone / "predictions" / "open.png").is_file() and (clone / "predictions" / "keypoints.json").is_file()
@@ -150,8 +155,7 @@ def test_the_line_that_predicts_runs_as_printed_in_a_fresh_clone(clone):
 @pytest.mark.slow
 @pytest.mark.parametrize("what, paths", [("space", [""]), ("web", ["", "model.onnx"]), ("endpoint", [""])])
 def test_the_lines_that_serve_run_as_printed_in_a_fresh_clone(what, paths, clone):
-    lines = [line for line in TRY.splitlines() if line.startswith("python ") and ".jpg" not in line]
-    (line,) = [line for line in lines if f"demo/{what}" in line]
+    line = printed("python ", f"demo/{what}")
     if what == "space":
         pytest.importorskip("gradio", reason="Gradio is not installed: pip install -e '.[space]'")
     if what == "web":
