@@ -55,6 +55,7 @@ def test_the_files_say_where_the_weights_come_from(name):
     assert metrics["calibration"]["validation"]["expected_calibration_error"] <= CALIBRATION[name]
 
 
+@pytest.mark.slow
 @every_model
 def test_the_exported_file_gives_what_torch_gives_on_photographs(name, tmp_path, shared_data):
     onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install -e '.[onnx]'")
