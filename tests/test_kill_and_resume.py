@@ -33,7 +33,7 @@ GOES_ON = f"Resumed from outputs/a run/checkpoints/{CHECKPOINT}: epoch 2, step 1
         (CHECKPOINT, log("No checkpoint in checkpoints yet: starting from the beginning."), 0, "did not resume although"),
         (CHECKPOINT, log("", 1, 2, 3, 4), 0, "did not resume although"),
         (CHECKPOINT, log(GOES_ON.replace("step 12", "step 0")), 1, "at step 0"),
-        (CHECKPOINT, log(GOES_ON.replace(CHECKPOINT, OTHER).replace("step 12", "step 9")), 1, f"although there was {CHECKPOINT}"),
+        (CHECKPOINT, log(GOES_ON.replace(CHECKPOINT, OTHER).replace("step 12", "step 9")), 1, f"there was {CHECKPOINT}"),
         (CHECKPOINT, log(GOES_ON, 1, 2, 3, 4), 1, "trained the epochs 1, 2, 3, 4"),
         (CHECKPOINT, log(GOES_ON, 3, 4), 1, "trained the epochs 3, 4"),
         (None, log(GOES_ON), 0, "which was not there"),
