@@ -108,7 +108,7 @@ def train(args: Arguments, accelerator: Accelerator, source: Source, output: Pat
         say(accelerator, "Validation and test are the same photographs: the weights are chosen on what they are tested on.")
     if args.model.init and not run.step:
         figures = validation_figures(run, metric)
-        say(accelerator, f"before the first step: {in_words(figures)}")
+        say(accelerator, f"{args.model.init} before the first step: {in_words(figures)}")
 
     while run.epoch < args.optimisation.epochs and run.validations_without_improvement < args.optimisation.patience:
         speed = train_one_epoch(run, stop_if_asked)

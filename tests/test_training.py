@@ -129,7 +129,7 @@ def test_eval_only_gives_the_figures_of_the_run(trained, tmp_path):
     status, log = forked(tmp_path, *scoring)
     assert status == 0 and "{" not in log, log
     title, head, every, *groups, mean = log.splitlines()
-    assert title == f"{trained.output / 'model'} on drawn hands: 6 hands"
+    assert title == f"{trained.output / 'model'} on synthetic hands (easy): 6 hands"
     assert len({len(line) for line in (head, every, *groups, mean)}) == 1  # columns are aligned
     assert every.split()[:3] == ["all", "6", f"{metrics['test']['mean_error_over_box']:.3f}"]
     assert [line.split()[0] for line in groups] == list(figures["by_background"])
