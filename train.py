@@ -34,12 +34,13 @@ from release.hub import push_model
 from release.saving import save_model
 from training.arguments import Arguments, parse_arguments
 from training.batches import make_loader
-from training.evaluation import is_better, load_metric, mean_over, predict, score, score_by_group, worst_over_green_screen
+from training.evaluation import figures_of_groups, is_better, load_metric, predict, score, score_by_group, table
 from training.figures import draw_contact_sheet, draw_figures
 from training.initial_weights import load_any_model
 from training.inputs import gaussian_targets, normalize, targets_of, with_inputs
 from training.interrupts import trigger_on_signals
 from training.memory import keep_freed_memory
+from training.output_folder import output_folder
 from training.progress import EpochProgress, say, say_what_is_left_out
 from training.report import final_metrics, make_processor, make_report
 from training.resume import best_model, keep_best, resume, save_checkpoint
@@ -69,7 +70,11 @@ def main() -> None:
         box_fill=args.model.box_fill, seed=args.optimisation.seed, eval_only=args.output.eval_only, device=accelerator.device,
     )  # fmt: skip
     try:
-        (evaluate_only if args.output.eval_only else train)(args, accelerator, source)
+        if args.output.eval_only:
+            evaluate_only(args, accelerator, source)
+        else:
+            with output_folder(args.output, accelerator) as output:
+                train(args, accelerator, source, output)
     except (ValueError, OSError) as error:
         if accelerator.num_processes > 1:
             raise  # the launcher ends the other processes
@@ -79,9 +84,8 @@ def main() -> None:
     accelerator.end_training()
 
 
-def train(args: Arguments, accelerator: Accelerator, source: Source) -> None:
-    """The whole of a training, from the data to the saved model."""
-    output = prepare_output(args, accelerator)
+def train(args: Arguments, accelerator: Accelerator, source: Source, output: Path) -> None:
+    """The whole of a training, from the data to the saved model in the folder `output`."""
     say(accelerator, f"Preparing {' and '.join(args.data.dataset)} data ...")
     with accelerator.main_process_first():
         splits = source.splits()
@@ -100,6 +104,11 @@ def train(args: Arguments, accelerator: Accelerator, source: Source) -> None:
         f"{len(splits.test)} for test; {sum(p.numel() for p in run.model.parameters()):,} parameters; "
         f"{accelerator.num_processes} process(es) on {accelerator.device.type}.",
     )
+    if source.same_validation_and_test:
+        say(accelerator, "Validation and test are the same photographs: the weights are chosen on what they are tested on.")
+    if args.model.init and not run.step:
+        figures = validation_figures(run, metric)
+        say(accelerator, f"{args.model.init} before the first step: {in_words(figures)}")
 
     while run.epoch < args.optimisation.epochs and run.validations_without_improvement < args.optimisation.patience:
         speed = train_one_epoch(run, stop_if_asked)
@@ -190,13 +199,7 @@ def skip_step(run: Run, statistics: list[torch.Tensor], samples: list[int]) -> N
 def validate(run: Run, metric, speed: float) -> None:
     """Score the averaged weights and log the figures; the best so far are stored."""
     settings, accelerator = run.args.optimisation, run.accelerator
-    if accelerator.num_processes > 1:
-        for buffer in run.average.buffers():  # the first process's batch statistics are the ones that are saved
-            buffer.copy_(broadcast(buffer))
-    arrays = predict(accelerator, run.average.module, run.validation_loader, run.make_targets, settings.decoding)
-    figures = [score(metric, arrays, run.args.model.image_size) if accelerator.is_main_process else None]
-    broadcast_object_list(figures)
-    (figures,) = figures
+    figures = validation_figures(run, metric)
     total, count = accelerator.reduce(run.loss_sum.to(accelerator.device), "sum").tolist()
     train_loss = total / max(count, 1)
     run.history.append({"epoch": run.epoch + 1, "step": run.step, "train_loss": train_loss, "validation": figures})
@@ -219,9 +222,28 @@ def validate(run: Run, metric, speed: float) -> None:
     )
     say(
         accelerator,
-        f"epoch {run.epoch + 1}/{settings.epochs}: loss {train_loss:.4f}, validation loss {figures['loss']:.4f}, "
-        f"mean error {figures['mean_error_percent']:.2f} % of the side, {figures['mean_error_over_box']:.3f} of the box, "
+        f"epoch {run.epoch + 1}/{settings.epochs}: loss {train_loss:.4f}, {in_words(figures)}, "
         f"{speed:.0f} images/s{', best so far' if improved else ''}",
+    )
+
+
+def validation_figures(run: Run, metric) -> dict:
+    """The figures of the averaged weights on the validation split, on every process."""
+    accelerator = run.accelerator
+    if accelerator.num_processes > 1:
+        for buffer in run.average.buffers():  # the first process's batch statistics are the ones that are saved
+            buffer.copy_(broadcast(buffer))
+    arrays = predict(accelerator, run.average.module, run.validation_loader, run.make_targets, run.args.optimisation.decoding)
+    figures = [score(metric, arrays, run.args.model.image_size) if accelerator.is_main_process else None]
+    broadcast_object_list(figures)
+    return figures[0]
+
+
+def in_words(figures: dict) -> str:
+    """What a line of the log says of a validation."""
+    return (
+        f"validation loss {figures['loss']:.4f}, mean error {figures['mean_error_percent']:.2f} % of the side, "
+        f"{figures['mean_error_over_box']:.3f} of the box"
     )
 
 
@@ -269,40 +291,20 @@ def finish(run: Run, metric, output: Path) -> None:
 def evaluate_only(args: Arguments, accelerator: Accelerator, source: Source) -> None:
     """Score any model on any source, by the project's metric."""
     model, splits = load_any_model(args.output.model), source.splits()
-    say_what_is_left_out(accelerator, splits.left_out)
+    if not args.output.json:
+        say_what_is_left_out(accelerator, splits.left_out)
     loader = DataLoader(splits.test, args.optimisation.batch_size, num_workers=args.data.workers)
     model, loader = accelerator.prepare(model, loader)
     arrays = predict(accelerator, model, loader, targets_of(args), args.optimisation.decoding)
     if not accelerator.is_main_process:
         return
-    print(f"{args.output.model} on {source.describe().name}: {len(arrays['index'])} hands")
     metric, size = load_metric(), args.model.image_size
-    figures = score(metric, arrays, size)
-    if splits.test_groups:
-        parts = score_by_group(metric, arrays, splits.test_groups, size)
-        shown = {name: {k: v for k, v in part.items() if not isinstance(v, list)} for name, part in parts.items()}
-        figures |= {f"by_{splits.grouped_by}": shown, f"mean_over_{splits.grouped_by}s": mean_over(parts)}
-        if (ratio := worst_over_green_screen(parts)) is not None:
-            figures["worst_over_green_screen"] = ratio
-    print(json.dumps(figures, indent=2))
+    parts = score_by_group(metric, arrays, splits.test_groups, size) if splits.test_groups else {}
+    figures = {"model": args.output.model, "dataset": source.describe().name, "left_out": splits.left_out}
+    figures |= score(metric, arrays, size) | figures_of_groups(parts, splits.grouped_by)
+    print(json.dumps(figures, indent=2) if args.output.json else table(figures, parts, splits.grouped_by))
     if args.output.contact_sheet:
         draw_contact_sheet(Path(args.output.contact_sheet), arrays, splits.test)
-
-
-def prepare_output(args: Arguments, accelerator: Accelerator) -> Path:
-    """Make the output folder, and refuse to mix two runs in one."""
-    output = Path(args.output.output_dir)
-    if output.exists() and not output.is_dir():
-        raise ValueError(f"--output_dir {output} is a file: name a folder.")
-    if not args.output.resume and output.exists() and any(output.iterdir()):
-        raise ValueError(
-            f"{output} is not empty. To go on with the run in it, add --resume; to store another beside it, name a "
-            "new folder with --output_dir; to start again, remove it first."
-        )
-    accelerator.wait_for_everyone()
-    for name in ("checkpoints", "logs", "figures"):
-        (output / name).mkdir(parents=True, exist_ok=True)
-    return output
 
 
 def make_stop(run: Run) -> Callable[[], None]:

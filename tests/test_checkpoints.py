@@ -200,6 +200,14 @@ def weights(run) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in run.model.state_dict().items()}
 
 
+def seal_again(folder: Path) -> None:
+    """Give a changed checkpoint a manifest that vouches for it."""
+    (folder / MANIFEST).unlink()
+    unsealed = folder.with_name("unsealed")
+    folder.rename(unsealed)
+    seal(unsealed, folder)
+
+
 def assert_same(first: dict, second: dict) -> None:
     assert first.keys() == second.keys()
     for name in first:
@@ -260,6 +268,20 @@ def test_a_checkpoint_of_another_model_is_passed_over(tmp_path):
     other = r"passed over .*: holds another model, with hidden_sizes \[4, 8\] instead of \[4, 16\]"
     with pytest.raises(ValueError, match=other):
         resume(make_run(tmp_path, hidden_sizes=[4, 16]))
+
+
+def test_a_checkpoint_whose_state_lacks_anything_or_has_another_type_is_passed_over_by_name(tmp_path):
+    run = make_run(tmp_path)
+    train_steps(run, 1)
+    (folder,) = run.checkpoints.steps()
+    state = json.loads((folder / STATE).read_text())
+    cases = [(name, None) for name in state] + [("step", "1"), ("history", {}), ("data", {}), ("arguments", [])]
+    for name, value in cases:
+        changed = {key: found for key, found in state.items() if key != name} | ({} if value is None else {name: value})
+        (folder / STATE).write_text(json.dumps(changed))
+        seal_again(folder)
+        with pytest.raises(ValueError, match=rf"can be resumed:\n  passed over {folder.name}: state.json .*{name}"):
+            resume(make_run(tmp_path))
 
 
 def test_settings_that_differ_are_named(tmp_path):
@@ -329,10 +351,7 @@ def test_code_in_a_pickle_is_not_run_even_under_a_manifest_that_vouches_for_it(t
     train_steps(run, 1)
     (folder,) = run.checkpoints.steps()
     torch.save({"state": Harmful(tmp_path / "harmed")}, folder / name)
-    (folder / MANIFEST).unlink()
-    unsealed = folder.with_name("unsealed")
-    folder.rename(unsealed)
-    seal(unsealed, folder)
+    seal_again(folder)
     again = make_run(tmp_path / "run")
     if name == "optimizer.bin":
         with pytest.raises(pickle.UnpicklingError, match="weights_only|Weights only"):

@@ -199,6 +199,7 @@ def test_predict_py_answers_the_same_by_onnxruntime_and_imports_no_torch(referen
                 assert keypoint["score"] == pytest.approx(right_keypoint["score"], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_predict_py_refuses_what_is_no_exported_file(tmp_path):
     pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install -e '.[onnx]'")
     Image.new("RGB", (20, 20)).save(tmp_path / "hand.png")
@@ -211,6 +212,7 @@ def test_predict_py_refuses_what_is_no_exported_file(tmp_path):
     assert not (tmp_path / "predictions").exists()
 
 
+@pytest.mark.slow
 def test_what_cannot_be_exported_is_refused_in_words(tmp_path):
     missing = run("-m", "scripts.export_onnx", tmp_path / "missing", tmp_path / "model.onnx")
     assert missing.returncode == 1 and missing.stderr.startswith("error: ") and "missing" in missing.stderr

@@ -59,7 +59,7 @@ def same_outcome(first: Path, second: Path) -> None:
 
 def test_a_run_leaves_the_whole_folder(trained):
     names = {path.name for path in trained.output.iterdir()}
-    assert names == {"arguments.json", "checkpoints", "figures", "logs", "metrics.json", "model"}
+    assert names == {".lock", "arguments.json", "checkpoints", "figures", "logs", "metrics.json", "model"}
     assert {path.name for path in (trained.output / "figures").iterdir()} == {
         "losses.png", "group_errors.png", "failures.png", "joint_errors.png", "success_rate.png", "predictions.png",
         "reliability.png",
@@ -113,9 +113,10 @@ def test_resuming_a_run_that_is_over_changes_nothing(trained, tmp_path):
 
 def test_eval_only_gives_the_figures_of_the_run(trained, tmp_path):
     sheet = ("--contact_sheet", tmp_path / "sheet.png")
-    status, log = forked(tmp_path, "--eval_only", "--model", trained.output / "model", *sheet, *TINY)
+    scoring = ["--eval_only", "--model", trained.output / "model", *TINY]
+    status, log = forked(tmp_path, *scoring, *sheet, "--json")
     assert status == 0, log
-    figures = json.loads(log[log.index("{") :])
+    figures = json.loads(log)
     metrics = json.loads((trained.output / "metrics.json").read_text())
     assert {name: figures[name] for name in metrics["test"]} == metrics["test"]
     assert figures["by_background"].keys() == metrics["test_by_group"].keys()
@@ -125,6 +126,14 @@ def test_eval_only_gives_the_figures_of_the_run(trained, tmp_path):
     assert figures["mean_over_backgrounds"]["mean_error_percent"] == pytest.approx(sum(errors) / len(errors))
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.width == 10 * 256 and sheet.height % 256 == 0
+    status, log = forked(tmp_path, *scoring)
+    assert status == 0 and "{" not in log, log
+    title, head, every, *groups, mean = log.splitlines()
+    assert title == f"{trained.output / 'model'} on synthetic hands (easy): 6 hands"
+    assert len({len(line) for line in (head, every, *groups, mean)}) == 1  # columns are aligned
+    assert every.split()[:3] == ["all", "6", f"{metrics['test']['mean_error_over_box']:.3f}"]
+    assert [line.split()[0] for line in groups] == list(figures["by_background"])
+    assert mean.startswith("mean over backgrounds")
 
 
 # Stopping and going on
@@ -249,10 +258,10 @@ def test_two_processes_train_stop_and_go_on_together(tmp_path):
     assert metrics["processes"] == 2 and metrics["steps"] == 12  # 24 samples, 2 processes, batches of 2, 2 epochs
     scores = {}
     for processes in (1, 2):  # 5 samples in batches of 2: uneven last ones
-        scoring = ["--eval_only", "--model", output / "model", "--test_samples", "5", "--batch_size", "2"]
+        scoring = ["--eval_only", "--model", output / "model", "--test_samples", "5", "--batch_size", "2", "--json"]
         result = run(*scoring, processes=processes)
         assert result.returncode == 0, result.stderr
-        scores[processes] = json.loads(result.stdout[result.stdout.index("{") :])
+        scores[processes] = json.loads(result.stdout)
     assert scores[1]["num_hands"] == scores[2]["num_hands"] == 5
     assert scores[1]["mean_error_percent"] == pytest.approx(scores[2]["mean_error_percent"], rel=1e-6)
     assert scores[1]["loss"] == pytest.approx(scores[2]["loss"], rel=1e-6)  # float32, in batches of other sizes
@@ -264,10 +273,10 @@ def test_a_model_for_small_crops_is_trained_and_scored_on_them(tmp_path):
     small = ["--layers", "24", "--image_size", "32", "--box_fill", "0.6", "--epochs", "1", "--output_dir", tmp_path / "run"]
     status, log = forked(tmp_path, *scenes, *small)
     assert status == 0, log
-    status, log = forked(tmp_path, "--eval_only", "--model", tmp_path / "run" / "model", *scenes)
+    status, log = forked(tmp_path, "--eval_only", "--json", "--model", tmp_path / "run" / "model", *scenes)
     assert status == 0, log
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    assert json.loads(log[log.index("{") :])["mean_error_percent"] == metrics["test"]["mean_error_percent"]
+    assert json.loads(log)["mean_error_percent"] == metrics["test"]["mean_error_percent"]
 
 
 @pytest.mark.slow
@@ -401,11 +410,14 @@ def test_unreadable_photographs_are_named_and_end_the_run_above_a_share(tmp_path
     assert status == 0, log
     left_out = re.compile(r"^Left out 1 images that cannot be read: \S+/19\.jpg \(.+\)\.$", re.MULTILINE)
     assert left_out.search(log)
+    assert log.count("Validation and test are the same photographs: ") == 1
     assert "\r" not in log  # no progress bars in a file
     scoring = ["--eval_only", "--model", tmp_path / "run" / "model", "--max_unreadable_share", "0.5"]
     for _ in range(2):  # as the rows are written, and when they come from the cache
         status, log = forked(tmp_path, *settings, *scoring)
         assert status == 0 and left_out.search(log), log
+    status, log = forked(tmp_path, *settings, *scoring, "--json")
+    assert status == 0 and [Path(name).name for name in json.loads(log)["left_out"]] == ["19.jpg"], log
 
 
 # Starting from weights
@@ -417,6 +429,13 @@ def test_training_starts_from_the_weights_that_init_names(trained, tmp_path):
     arguments = [*TINY, *rate, "--init", trained.output / "model", "--output_dir", tmp_path / "run"]
     status, log = forked(tmp_path, *arguments)
     assert status == 0, log
+    best = json.loads((trained.output / "metrics.json").read_text())["validation"]
+    said = f"model before the first step: validation loss {best['loss']:.4f}, mean error {best['mean_error_percent']:.2f} %"
+    assert log.count("before the first step") == 1 and said in log, log
+    assert "Validation and test are the same" not in log
+    assert [entry["epoch"] for entry in json.loads((tmp_path / "run" / "metrics.json").read_text())["history"]] == [1]
+    status, log = forked(tmp_path, *arguments, "--resume")
+    assert status == 0 and "before the first step" not in log, log
     first, second = (
         AutoModelForPoseEstimation.from_pretrained(folder / "model", trust_remote_code=False)
         for folder in (trained.output, tmp_path / "run")
@@ -456,9 +475,9 @@ def test_the_documented_way_to_freihand_starts_from_the_repositorys_weights(tmp_
     model = tmp_path / "run" / "model"
     card = (model / "README.md").read_text()
     assert "license_name: research-only" in card and "--init handunet-base" in card and str(tmp_path) not in card
-    status, log = forked(tmp_path, *data, "--eval_only", "--model", model)
+    status, log = forked(tmp_path, *data, "--eval_only", "--json", "--model", model)
     assert status == 0, log
-    figures = json.loads(log[log.index("{") :])
+    figures = json.loads(log)
     assert figures["mean_error_percent"] == metrics["test"]["mean_error_percent"]
     assert ("by_background" in figures) == (backgrounds == "all")
     if backgrounds == "all":
@@ -472,9 +491,11 @@ def test_freihands_real_samples_are_scored(tmp_path, shared_data):
     data = ["--data_dir", shared_data / "freihand_real", "--split", "train", "--cache_dir", tmp_path / "cache"]
     errors = {}
     for name in ("handunet", "handunet-base"):
-        status, log = forked(tmp_path, "--eval_only", "--model", ROOT / "weights" / name, *data)
-        assert status == 0 and "on FreiHAND (raw): 5 hands" in log, log
-        errors[name] = json.loads(log[log.index("{") :])["mean_error_over_box"]
+        status, log = forked(tmp_path, "--eval_only", "--json", "--model", ROOT / "weights" / name, *data)
+        assert status == 0, log
+        figures = json.loads(log)
+        assert (figures["dataset"], figures["num_hands"], figures["left_out"]) == ("FreiHAND (raw)", 5, {})
+        errors[name] = figures["mean_error_over_box"]
     assert max(errors.values()) < 0.3  # always the centre of the box: 0.325 on photographs
 
 

@@ -8,6 +8,9 @@ Each kill is a SIGKILL.  There are four kinds of moment: before the first checkp
 weights) is written, during validation, and any time.  The seed decides the moments.  To hit one for certain, the process is
 stopped, its files and its dataloader's workers are looked at from outside, and then it is killed or it continues.
 
+Each time that a training goes on, it must go on from the newest checkpoint, and repeat no epoch that this one has: without
+that, trainings that always begin again would have no differences either.
+
 After a few kills a training may finish.  Its weights, averaged weights, optimizer, state, best weights, metrics and
 finished model are then compared with those of the undisturbed run, byte by byte.  The trainings take turns: prepared samples,
 an endless stream, and new scenes of stored layers.  All use dataloader workers and augmentation.
@@ -18,6 +21,7 @@ import collections
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -48,6 +52,30 @@ def plan(kills: int, draw: random.Random) -> list[str]:
     return kinds
 
 
+def check_continuation(newest: str | None, log: str) -> tuple[int, list[str]]:
+    """Whether a training that found the checkpoint `newest` (or none) went on from it, and what is wrong with that.
+
+    Returns how often it went on, 0 or 1, and the faults.  `log` is all that it printed until it ended or was killed.
+    """
+    if "training samples of" not in log:  # killed before it had begun
+        return 0, []
+    resumed = re.search(r"^Resumed from .*?(step-(\d+)-(\d+)-\d+): epoch \d+, step (\d+)\.", log, re.MULTILINE)
+    if newest is None:
+        return 0, [f"it says that it resumed from {resumed[1]}, which was not there"] if resumed else []
+    if resumed is None:
+        return 0, [f"it did not resume although there was {newest}"]
+    name, step, epoch, step_said = resumed[1], int(resumed[2]), int(resumed[3]), int(resumed[4])
+    faults = []
+    if name != newest:
+        faults.append(f"it resumed from {name} although there was {newest}")
+    if step_said != step or step == 0:
+        faults.append(f"it resumed from {name} at step {step_said}")
+    epochs = [int(number) for number in re.findall(r"^epoch (\d+)/", log, re.MULTILINE)]
+    if epochs != list(range(epoch + 1, epoch + 1 + len(epochs))):
+        faults.append(f"it resumed from {name} and then trained the epochs {', '.join(map(str, epochs))}")
+    return 1, faults
+
+
 class Training:
     """One training, started repeatedly in one folder."""
 
@@ -58,10 +86,13 @@ class Training:
         self.pids: list[int] = []  # of its processes; only the first is observed
         self.statuses: dict[int, int] = {}  # exit codes of those that ended
         self.phases, self.workers = 0, set()
+        self.newest: str | None = None  # the checkpoint that was the newest when it started
+        self.continuations, self.faults = 0, []  # how often it went on from a checkpoint, and what was wrong with that
 
     def start(self) -> None:
         """Start or resume: the same command for both."""
         self.log.write_text("")
+        self.newest = max((path.name for path in self.checkpoints.glob("step-*[0-9]")), default=None)
         arguments = [*SETTINGS, *DATA[self.data], "--output_dir", self.output, "--resume"]
         port = free_port()
         ranks = range(self.processes)
@@ -87,6 +118,7 @@ class Training:
                 self.wait(other)
             if self.statuses[first]:
                 raise AssertionError(f"{self.output.name} ended with {self.statuses}:\n{self.log.read_text()}")
+            self.check()
             return True
         if new := children(first) - self.workers:
             self.workers |= new
@@ -114,6 +146,19 @@ class Training:
             os.kill(pid, signal.SIGKILL)
         for pid in running:
             self.wait(pid)
+        self.check()
+
+    def check(self) -> None:
+        """See whether the training that ended or was killed had gone on from where the one before was."""
+        count, faults = check_continuation(self.newest, self.log.read_text())
+        self.continuations += count
+        self.faults += faults
+
+    def finish(self) -> None:
+        """Start or resume, and wait for the end."""
+        self.start()
+        while not self.ended():
+            time.sleep(0.01)
 
     def unfinished(self) -> list[str]:
         """Names that a write in progress has in the folder of checkpoints."""
@@ -213,8 +258,15 @@ def result(output: Path) -> dict[str, bytes | dict | list]:
     }
 
 
+def faults_of(training: Training, reference: dict) -> list[str]:
+    """How a finished training failed to go on, and which of its results differ from the `reference`."""
+    mine = result(training.output)
+    differences = [name for name in reference.keys() | mine.keys() if mine.get(name) != reference.get(name)]
+    return training.faults + sorted(differences)
+
+
 def main(argv: list[str] | None = None) -> collections.Counter:
-    """Run all. Returns the number of kills of each kind; ends with an error that lists the differences."""
+    """Run all. Returns the number of kills of each kind; ends with an error that lists the faults."""
     as_written = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="python -m tools.kill_and_resume", description=__doc__, formatter_class=as_written)
     parser.add_argument("--kills", type=int, default=20)
@@ -240,7 +292,7 @@ def main(argv: list[str] | None = None) -> collections.Counter:
         times[data], references[data] = (first - begin, time.monotonic() - begin), result(reference.output)
         print(f"{data} samples, undisturbed: {times[data][1]:.0f} s", flush=True)
 
-    kinds, counts, differences, trainings = plan(options.kills, draw), collections.Counter(), [], 0
+    kinds, counts, faults, trainings, continuations = plan(options.kills, draw), collections.Counter(), [], 0, 0
     while kinds:
         data = list(DATA)[trainings % len(DATA)]
         if data not in references:
@@ -260,19 +312,21 @@ def main(argv: list[str] | None = None) -> collections.Counter:
             counts[found] += 1
             print(f"kill {counts.total()}, {data} samples: {found}", flush=True)
         if found is not None:  # it was killed last, so let it finish
-            training.start()
-            while not training.ended():
-                time.sleep(0.01)
-        mine, reference = result(training.output), references[data]
-        wrong = [name for name in reference.keys() | mine.keys() if mine.get(name) != reference.get(name)]
-        differences += [f"{training.output.name}: {name}" for name in wrong]
-        print(f"{training.output.name}: killed {kills} times, {'DIFFERS' if wrong else 'identical'}", flush=True)
+            training.finish()
+        wrong = faults_of(training, references[data])
+        faults += [f"{training.output.name}: {fault}" for fault in wrong]
+        came_out = "FAILED" if wrong else "identical"
+        print(f"{training.output.name}: killed {kills} times, resumed {training.continuations} times, {came_out}", flush=True)
         trainings += 1
+        continuations += training.continuations
     total = ", ".join(f"{count} {kind}" for kind, count in counts.items())
-    print(f"{counts.total()} kills ({total}) in {trainings} trainings: {len(differences)} differences")
+    print(
+        f"{counts.total()} kills ({total}) in {trainings} trainings, resumed {continuations} times from a checkpoint: "
+        f"{len(faults)} differences"
+    )
     print(f"{time.monotonic() - started:.0f} s")
-    if differences:
-        sys.exit("these differ: " + ", ".join(differences) + f"; see {folder}")
+    if faults:
+        sys.exit("these differ: " + ", ".join(faults) + f"; see {folder}")
     shutil.rmtree(folder)
     return counts
 

@@ -29,7 +29,7 @@ from training.initial_weights import load_processor
 PLACES = frozenset(name for source in SOURCES.values() for name in source.places)
 FREE_ON_RESUME = PLACES | {
     *("output_dir", "resume", "workers", "checkpoint_every", "keep_checkpoints", "max_bad_steps", "push_to_hub", "space"),
-    *("credits", "contact_sheet"),
+    *("credits", "contact_sheet", "json"),
 }
 # Not part of the command that makes the same weights again.
 NOT_IN_COMMAND = {"output_dir", "resume", "push_to_hub", "space", "credits", "cache_dir"}
@@ -106,6 +106,7 @@ class OutputArguments:
     eval_only: bool = option(False, "no training: score --model on the test split (own data: on all of it)")
     model: str | None = option(None, "with --eval_only: what to score, a folder or an id on the Hub")
     contact_sheet: str | None = option(None, "with --eval_only: draw up to 100 hands into this file, the worst first")
+    json: bool = option(False, "with --eval_only: print all figures as JSON, not the first ones as a table")
     push_to_hub: str | None = option(None, "send the finished model to this repository, as user/name")
     space: str | None = option(None, "with --push_to_hub: and the page to try it on to this one")
     _argument_group_name = "output"
@@ -289,7 +290,7 @@ def refuse_without_effect(args: types.SimpleNamespace, sources: list[type[Source
         (("init_hidden_sizes",), bool(args.init), "name the narrower model to start from by --init"),
         (("credits",), args.dataset != ["freihand"], "for FreiHAND the card says it itself"),
         (("warmup_share",), args.schedule == "cosine", "--schedule cosine has it"),
-        (("contact_sheet",), args.eval_only, "--eval_only has it"),
+        (("contact_sheet", "json"), args.eval_only, "--eval_only has it"),
         (("model",), args.eval_only, "--eval_only has it; a training starts from weights by --init"),
         (("init", "resume", "push_to_hub", "space"), not args.eval_only, "nothing is trained with --eval_only"),
         (("space",), bool(args.push_to_hub), "name the repository of the model, too, by --push_to_hub"),

@@ -95,6 +95,48 @@ def worst_over_green_screen(parts: dict[str, dict]) -> float | None:
     return max(errors.values()) / max(errors["green_screen"], 1e-9)  # 0 where all predictions are correct
 
 
+def figures_of_groups(parts: dict[str, dict], grouped_by: str) -> dict:
+    """What the figures of groups, as of [`score_by_group`], add to those of the whole split; nothing without groups."""
+    if not parts:
+        return {}
+    shown = {name: {k: v for k, v in part.items() if not isinstance(v, list)} for name, part in parts.items()}
+    figures = {f"by_{grouped_by}": shown, f"mean_over_{grouped_by}s": mean_over(parts)}
+    if (ratio := worst_over_green_screen(parts)) is not None:
+        figures["worst_over_green_screen"] = ratio
+    return figures
+
+
+COLUMNS = {  # of the table: figures, and how they are written
+    "num_hands": ("hands", "d"),
+    "mean_error_over_box": ("error / box", ".3f"),
+    "mean_error_percent": ("error, % of side", ".2f"),
+    "pck@0.1": ("PCK@0.1", ".3f"),
+    "pck@0.2": ("PCK@0.2", ".3f"),
+    "auc": ("AUC", ".3f"),
+    "score_auroc": ("AUROC of scores", ".3f"),
+    "loss": ("loss", ".4f"),
+}
+
+
+def table(figures: dict, parts: dict[str, dict], grouped_by: str) -> str:
+    """Figures of a model on a split, and those of its groups, as a table for people."""
+    rows = {"all": figures, **parts}
+    if parts:
+        rows[f"mean over {grouped_by}s"] = figures[f"mean_over_{grouped_by}s"]
+    width = max(map(len, rows))
+    lines = [f"{figures['model']} on {figures['dataset']}: {figures['num_hands']} hands"]
+    lines.append("  ".join(["".ljust(width), *(title for title, _ in COLUMNS.values())]))
+    for name, row in rows.items():
+        cells = [
+            (format(row[key], form) if row.get(key) is not None else "-").rjust(len(title))
+            for key, (title, form) in COLUMNS.items()
+        ]
+        lines.append("  ".join([name.ljust(width), *cells]))
+    if "worst_over_green_screen" in figures:
+        lines.append(f"The worst background has {figures['worst_over_green_screen']:.2f} times the green screen's error.")
+    return "\n".join(lines)
+
+
 def mean_pose_arrays(train: Dataset, arrays: dict[str, np.ndarray], most: int = 2000) -> dict[str, np.ndarray]:
     """`arrays` as they were if every answer were the mean pose of (up to `most`) training samples, without scores."""
     indices = list(range(0, len(train), max(1, len(train) // most)))

@@ -1,7 +1,9 @@
 """What a checkpoint holds of a run, and how a run goes on from it: on CPUs bit for bit."""
 
+import json
 import shutil
 from collections.abc import Callable
+from types import NoneType
 
 import torch
 from accelerate.utils import gather_object
@@ -9,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from modeling_handunet import HandUNetConfig, HandUNetForPoseEstimation
-from training.checkpoints import BEST, UNFINISHED, BrokenCheckpoint
+from training.checkpoints import BEST, STATE, UNFINISHED, BrokenCheckpoint
 from training.run import Run
 
 AVERAGE = "average.safetensors"
@@ -87,7 +89,7 @@ def resume(run: Run) -> str:
 
     Raises `ValueError` when the settings differ, naming them, or when there are checkpoints but none is whole.
     """
-    folder, state, passed_over = run.checkpoints.newest(lambda state: check_model(run, state))
+    folder, state, passed_over = run.checkpoints.newest(lambda state: check_state(run, state))
     reasons = "".join(f"\n  passed over {name}: {reason}" for name, reason in passed_over.items())
     if folder is None:
         if passed_over:
@@ -121,11 +123,18 @@ def resume(run: Run) -> str:
     return f"Resumed from {folder}: epoch {run.epoch + 1}, step {run.step}.{reasons}"
 
 
-def check_model(run: Run, state: dict) -> None:
-    """Raise [`BrokenCheckpoint`] for a checkpoint of another network."""
-    mine, its = shape_of(run.config), state.get("model")
-    if not isinstance(its, dict):
-        raise BrokenCheckpoint("does not say which model it holds")
+def check_state(run: Run, state: dict) -> None:
+    """Raise [`BrokenCheckpoint`] for a checkpoint whose state is not whole, or which is of another network."""
+    mine = shape_of(run.config)
+    expected = dict.fromkeys(run.COUNTERS, int) | {"best": (dict, NoneType), "history": list, "arguments": dict}
+    expected |= {"processes": int, "model": dict, "data": dict, "loss_sums": list, "averaged": int, "schedule": dict}
+    for name, kind in expected.items():
+        if not isinstance(state.get(name, ...), kind):
+            found = json.dumps(state[name])[:40] if name in state else "nothing"
+            raise BrokenCheckpoint(f"{STATE} says {found} under {name!r}: it was not written by this version, or changed since")
+    if missing := run.data.keys() - state["data"].keys():
+        raise BrokenCheckpoint(f"{STATE} does not say what the {min(missing)} data was")
+    its = state["model"]
     other = [f"{name} {its.get(name)} instead of {value}" for name, value in mine.items() if its.get(name) != value]
     if other:
         raise BrokenCheckpoint(f"holds another model, with {', '.join(other)}")
