@@ -85,7 +85,7 @@ def train(args: Arguments, accelerator: Accelerator, source: Source) -> None:
     say(accelerator, f"Preparing {' and '.join(args.data.dataset)} data ...")
     with accelerator.main_process_first():
         splits = source.splits()
-    say_what_is_left_out(accelerator, splits.left_out)
+    say_what_is_left_out(accelerator, splits.left_out, source.summary())
     run = Run(args, accelerator, source)
     if args.output.resume:
         say(accelerator, resume(run))
@@ -269,7 +269,7 @@ def finish(run: Run, metric, output: Path) -> None:
 def evaluate_only(args: Arguments, accelerator: Accelerator, source: Source) -> None:
     """Score any model on any source, by the project's metric."""
     model, splits = load_any_model(args.output.model), source.splits()
-    say_what_is_left_out(accelerator, splits.left_out)
+    say_what_is_left_out(accelerator, splits.left_out, source.summary())
     loader = DataLoader(splits.test, args.optimisation.batch_size, num_workers=args.data.workers)
     model, loader = accelerator.prepare(model, loader)
     arrays = predict(accelerator, model, loader, targets_of(args), args.optimisation.decoding)
