@@ -50,7 +50,7 @@ def read_annotations(path: Path) -> tuple[dict, dict[str, list[str]]]:
         entries = value.get(key) if isinstance(value, dict) else None
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             raise ValueError(
-                f"{path} is not a COCO file: it must have a list of objects `{key}` (nor is it Label Studio's JSON or labelme's)"
+                f"{path} is not a COCO file, Label Studio's JSON or labelme's: a COCO file must have a list of objects `{key}`"
             )
     return value, {}
 

@@ -101,8 +101,8 @@ def read_hands(path: Path, folder: Path) -> tuple[list[dict], Report]:
         raise ValueError(f"{path}: {_listed(problems)}")
     if not hands:
         raise ValueError(
-            f"{path} has no hand that can be used. Left out: {report.what_is_left_out()}. A hand needs {NUM_KEYPOINTS} keypoints "
-            f"of which one or more are labelled (v > 0); {KNOWN_NAMES}"
+            f"{path} has no hand that can be used. Left out: {report.what_is_left_out()}. A hand needs {NUM_KEYPOINTS} "
+            f"keypoints of which one or more are labelled (v > 0); {KNOWN_NAMES}"
         )
     missing = sorted({hand["name"] for hand in hands if hand["image"] is None})
     if missing:
@@ -246,7 +246,8 @@ def _hand(entry: dict, photographs: Mapping[str, dict], categories: _Categories,
             order, named_hand = categories.order(category)
         except ValueError as error:
             if categories.some_are_hands and not is_hand(category.get("name")):
-                return report.leave_out(f"of the category {str(category.get('name'))[:40]!r}, whose keypoints are not a hand's", key)
+                name = str(category.get("name"))[:40]
+                return report.leave_out(f"of the category {name!r}, whose keypoints are not a hand's", key)
             raise ValueError(f"cannot be put in order: {error}") from None
     keypoints = keypoints.reshape(NUM_KEYPOINTS, 3)
     if order is not None:

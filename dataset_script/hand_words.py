@@ -44,9 +44,9 @@ COMPOUND = re.compile(
 )
 
 KNOWN_NAMES = (
-    "known are the wrist, and thumb, index (forefinger), middle, ring and little (pinky) with 1 to 4 or 0 to 3 from base to tip, "
-    "or with CMC, MCP, PIP, DIP, IP and tip, as MediaPipe, COCO-WholeBody, InterHand2.6M and RHD write them; or the numbers 0 "
-    "to 20 or 1 to 21"
+    "known are the wrist, and thumb, index (forefinger), middle, ring and little (pinky) with 1 to 4 or 0 to 3 from base to "
+    "tip, or with CMC, MCP, PIP, DIP, IP and tip, as MediaPipe, COCO-WholeBody, InterHand2.6M and RHD write them; or the "
+    "numbers 0 to 20 or 1 to 21"
 )
 
 
@@ -104,7 +104,7 @@ def _fields(entry: Mapping) -> list[tuple[str, object]]:
     for place in ("attributes", "metadata", "extra"):
         more = entry.get(place)
         if isinstance(more, list):  # [{"name": "side", "value": "left"}]
-            more = {item.get("name"): item.get("value") for item in more if isinstance(item, dict) and is_name(item.get("name"))}
+            more = {item["name"]: item.get("value") for item in more if isinstance(item, dict) and is_name(item.get("name"))}
         if isinstance(more, dict):
             fields += [(key, value) for key, value in more.items() if isinstance(key, str)]
     return fields
