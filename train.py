@@ -89,7 +89,7 @@ def train(args: Arguments, accelerator: Accelerator, source: Source, output: Pat
     say(accelerator, f"Preparing {' and '.join(args.data.dataset)} data ...")
     with accelerator.main_process_first():
         splits = source.splits()
-    say_what_is_left_out(accelerator, splits.left_out)
+    say_what_is_left_out(accelerator, splits.left_out, source.summary())
     run = Run(args, accelerator, source)
     if args.output.resume:
         say(accelerator, resume(run))
@@ -292,7 +292,7 @@ def evaluate_only(args: Arguments, accelerator: Accelerator, source: Source) -> 
     """Score any model on any source, by the project's metric."""
     model, splits = load_any_model(args.output.model), source.splits()
     if not args.output.json:
-        say_what_is_left_out(accelerator, splits.left_out)
+        say_what_is_left_out(accelerator, splits.left_out, source.summary())
     loader = DataLoader(splits.test, args.optimisation.batch_size, num_workers=args.data.workers)
     model, loader = accelerator.prepare(model, loader)
     arrays = predict(accelerator, model, loader, targets_of(args), args.optimisation.decoding)

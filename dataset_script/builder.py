@@ -7,7 +7,7 @@ from pathlib import Path
 import datasets
 from datasets.exceptions import DatasetGenerationError
 
-from dataset_script.files import UnreadableImages
+from dataset_script.files import UnreadableImages, digest
 
 
 class HandRowsBuilder(datasets.GeneratorBasedBuilder):
@@ -29,6 +29,12 @@ class HandRowsBuilder(datasets.GeneratorBasedBuilder):
         """The images that have no row because they cannot be read, with the reasons. Also if the rows come from the cache."""
         files = sorted(Path(self.cache_dir).glob("*.left_out.json"))
         return {name: reason for file in files for name, reason in json.loads(file.read_text()).items()}
+
+    def _get_dataset_fingerprint(self, split) -> str:
+        """Rows that were built again are other rows: what is cached of the earlier ones, such as crops, is not used."""
+        files = sorted(Path(self.cache_dir).glob("*.arrow"))
+        built = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        return digest(super()._get_dataset_fingerprint(split), built)
 
     def _prepare_split_single(self, gen_kwargs, fpath, *args, job_id: int, **kwargs) -> Iterator:
         self.unreadable = None

@@ -29,8 +29,8 @@ from torch import Tensor
 
 from dataset_script import counter_rng
 from dataset_script.caches import open_arrays, worker_count, write_arrays, written_once
-from dataset_script.coco import read_coco_hands
 from dataset_script.files import IMAGE_ERRORS, MAX_JSON_BYTES, FileTree, digest, parse_json
+from dataset_script.hand_annotations import fill_boxes, read_hands, stamps
 from modeling_handunet.images import load_image
 
 PARTS = ("train", "validation")
@@ -68,9 +68,10 @@ class Photographs:
             raise ValueError(f"part is {part!r}; choose {' or '.join(PARTS)}")
         self.folder, self.part = Path(folder), part
         tree = FileTree(self.folder)
-        stamp = [entry[1:] for entry in tree.stamp("annotations.json", "images")]
-        self.fingerprint = digest(VERSION, stamp, part, max_disagreement)
         hands = read_photographs(self.folder)
+        pictures = sorted({hand["image"] for hand in hands})
+        stamp = [entry[1:] for entry in (*tree.stamp("annotations.json"), *stamps(pictures))]
+        self.fingerprint = digest(VERSION, stamp, part, max_disagreement)
         self.hands = [hand for hand in hands if hand["split"] == part and hand["disagreement"] <= max_disagreement]
         if not self.hands:
             raise ValueError(
@@ -167,14 +168,19 @@ class Photographs:
 
 
 def read_photographs(folder: Path) -> list[dict]:
-    """The hands of a folder, checked: `read_coco_hands`'s fields, `split`, `picture` and `disagreement`."""
+    """The hands of a folder, checked: `read_hands`'s fields, `split`, `picture` and `disagreement`."""
     path = folder / "annotations.json"
     if not path.is_file():
         raise FileNotFoundError(f"{folder} has no annotations.json: name the folder of the labelled photographs")
-    hands = read_coco_hands(path, folder / "images")
+    hands, report = read_hands(path, folder / "images")
+    if report.left_out:
+        raise ValueError(f"{path} has annotations that cannot be used: {report.what_is_left_out()}")
+    fill_boxes(hands)
     coco = parse_json(FileTree(folder).read(path.name, MAX_JSON_BYTES), str(path))
     images = {entry["id"]: entry for entry in coco["images"]}
-    for hand, entry in zip(hands, coco["annotations"]):
+    annotations = {str(entry["id"]): entry for entry in coco["annotations"]}
+    for hand in hands:
+        entry = annotations[hand["annotation_id"]]
         image = images[entry["image_id"]]
         split, disagreement = image.get("split"), entry.get("disagreement", 0.0)
         if split not in PARTS:

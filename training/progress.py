@@ -18,8 +18,10 @@ def say(accelerator: Accelerator, text: str) -> None:
         sys.stdout.flush()
 
 
-def say_what_is_left_out(accelerator: Accelerator, images: dict[str, str]) -> None:
-    """Name the images that have no sample, whether their dataset was built now or earlier."""
+def say_what_is_left_out(accelerator: Accelerator, images: dict[str, str], summary: str = "") -> None:
+    """Name the images that have no sample, whether their dataset was built now or earlier; `summary` comes first."""
+    if summary:
+        say(accelerator, summary)
     if images:
         named = shorten([f"{name} ({reason})" for name, reason in images.items()])
         say(accelerator, f"Left out {len(images)} images that cannot be read: {named}.")

@@ -194,6 +194,10 @@ class Source:
         """Prepare the splits."""
         raise NotImplementedError
 
+    def summary(self) -> str:
+        """What was read of the user's files, and what was left out; "" if there is nothing to say."""
+        return ""
+
     def describe(self) -> Description:
         """The source in words."""
         raise NotImplementedError

@@ -12,8 +12,8 @@ from dataset_script.sources.base import UNKNOWN, Description, FileOptions, Rule,
 class CocoOptions(FileOptions):
     """Where the photographs are, and how many are held out."""
 
-    annotations: str | None = option(None, "own photographs: a COCO keypoint file")
-    images: str | None = option(None, "own photographs: the folder of its images (default: images/ beside the file)")
+    annotations: str | None = option(None, "own photographs: a COCO keypoint file; docs/own_data.md has others")
+    images: str | None = option(None, "own photographs: their folder (default: images/ beside the file, or its folder)")
     validation_share: float = option(0.2, "own photographs: share that is held out for validation and test")
 
 
@@ -44,12 +44,13 @@ class CocoSource(Source):
         share = 0.0 if self.eval_only else options.validation_share
         builder = CocoHands(
             options.annotations,
-            options.images or Path(options.annotations).parent / "images",
+            options.images,
             validation_share=share,
             max_unreadable_share=options.max_unreadable_share,
             cache_dir=options.cache_dir,
         )
         rows = builder.build()
+        self._report = builder.report()
 
         def crops(chosen) -> HandCrops:
             return HandCrops(chosen, self.image_size, box_fill=self.box_fill, cache_dir=self.cache)
@@ -71,6 +72,10 @@ class CocoSource(Source):
             crops(first_rows(rows["validation"], options.test_samples)),
             left_out=builder.left_out(),
         )
+
+    def summary(self) -> str:
+        self.splits()
+        return self._report.sentence()
 
     def describe(self) -> Description:
         name = Path(self.options.annotations).name

@@ -102,6 +102,9 @@ class Mixture(Source):
         order = torch.cat([part["place"] for part in batch["parts"].values()]).argsort()
         return Inputs(*(torch.cat(pieces)[order] for pieces in zip(*made.values())))
 
+    def summary(self) -> str:
+        return "\n".join(text for source in self.sources if (text := source.summary()))
+
     def describe(self) -> Description:
         parts = [source.describe() for source in self.sources]
         total = sum(self.shares)
