@@ -4,10 +4,15 @@ Everything goes through [`load_image`], for training and for prediction, so that
 """
 
 import base64
+import http.client
 import io
+import ipaddress
 import os
 import re
+import socket
 import struct
+import threading
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -20,15 +25,18 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 # Larger images are refused, so that reading one takes less than 2 GB: WebP's decoder alone takes 20 bytes a pixel.
 MAX_IMAGE_PIXELS = 64_000_000
 MAX_TIFF_STRIPS = 100_000
-# Each scan of a progressive JPEG visits every pixel, even if the scan is tiny.  Photographs have about 10 scans.
+# Each scan of a JPEG visits every pixel, even if the scan is tiny.  Photographs have 1 to about 10 scans.
 MAX_SCANNED_PIXELS = 100 * MAX_IMAGE_PIXELS
-JPEG_MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])")
+JPEG_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")  # the markers that a length follows, and the last one
 # Pixels to convert at a time, to bound memory.
 STRIP_PIXELS = 1 << 20
 # Pillow reads more formats, but some start other programs (EPS), are for documents, or hold images of another size than
 # their header says (ICO).
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "JPEG2000", "AVIF")  # JPEG: MPO too
 MAX_DOWNLOAD_BYTES = 256 * 1024**2
+MAX_DOWNLOAD_SECONDS = 60  # in all; `SILENCE_SECONDS` without a byte end it earlier
+SILENCE_SECONDS = 20
+MAX_NAME = 200  # characters of an image's name in an error
 # How to turn an image upright, by its EXIF orientation.  `ImageOps.exif_transpose` also rewrites the EXIF, and fails if any
 # other tag is damaged.
 UPRIGHT = {
@@ -47,11 +55,20 @@ UNREADABLE_IMAGE_ERRORS += (NotImplementedError, AttributeError, ZeroDivisionErr
 UNREADABLE_IMAGE_ERRORS += (AssertionError,)  # for example for a missing palette
 
 
-def load_image(image) -> Image.Image:
+def load_image(image, *, allow_urls: bool = True, allow_loopback: bool = False) -> Image.Image:
     """An 8-bit RGB image, upright, from a path, `http(s)` or `data:` URL, bytes, PIL image, array or tensor.
 
-    Raises `FileNotFoundError` for a missing file, `OSError` for a file that is not a readable image, and `ValueError` for
-    an image of 0 or too many pixels or an array that is not an image.  Each error names the image.
+    A string is opened: as a file of this machine, or as a web address, which this machine then asks.  So never pass on a
+    string that a stranger sent.
+
+    Args:
+        image: what to load.
+        allow_urls: with False, web addresses are refused.  `data:` URLs still work, because they ask nobody.
+        allow_loopback: whether a web address may lead to this machine itself, as that of a local camera does.
+
+    Raises `FileNotFoundError` for a missing file, `OSError` for a file that is not a readable image or an address that
+    cannot be fetched, and `ValueError` for an image of 0 or too many pixels, an array that is not an image, and a web
+    address with `allow_urls=False`.  Each error names the image.
     """
     if not isinstance(image, (str, os.PathLike, bytes)):
         return to_rgb(image)
@@ -59,15 +76,20 @@ def load_image(image) -> Image.Image:
     if isinstance(image, bytes):
         source = io.BytesIO(image)
     elif name.startswith(("http://", "https://")):
-        source = io.BytesIO(_download(name))
+        if not allow_urls:
+            raise ValueError(f"The image {_short(name)} is a web address, which is not read here: give the image's bytes.")
+        source = io.BytesIO(_download(name, allow_loopback))
     elif name.startswith("data:"):
-        name, _, payload = name.partition(",")
+        head, comma, payload = name.partition(",")
+        name = _short(head)
+        if not comma or not head.endswith(";base64"):
+            raise ValueError(f"The image in the URL {name!r} is not base64: expected data:image/...;base64,...")
         try:
-            source = io.BytesIO(base64.b64decode(payload, validate=True))
+            source = io.BytesIO(decode_base64(payload))
         except ValueError as error:
             raise ValueError(f"The image in the URL {name!r} is not valid base64: {error}.") from None
     elif not os.path.isfile(name):
-        raise FileNotFoundError(f"There is no image file {name!r}: give a path, a URL, a PIL image or an array.")
+        raise FileNotFoundError(f"There is no image file {_short(name)!r}: give a path, a URL, a PIL image or an array.")
     else:
         source = name
     with warnings.catch_warnings():
@@ -85,23 +107,32 @@ def load_image(image) -> Image.Image:
             return to_rgb(opened, name)
 
 
+def _short(name: str) -> str:
+    return name if len(name) <= MAX_NAME else f"{name[:MAX_NAME]}... ({len(name)} characters)"
+
+
+def decode_base64(text: str | bytes) -> bytes:
+    """The bytes that base64 text stands for.  White space is skipped, so that it may be in lines; `ValueError` if invalid."""
+    return base64.b64decode("".join(text.split()) if isinstance(text, str) else b"".join(text.split()), validate=True)
+
+
 def check_work(image: Image.Image, name: str) -> None:
     """Raise `ValueError` for an opened file that would take minutes to decode, because it has far more pieces than usual."""
     if image.format == "TIFF" and len(image.tile) > MAX_TIFF_STRIPS:
         raise ValueError(f"{name} has {len(image.tile)} strips or tiles, expected at most {MAX_TIFF_STRIPS}: save it again.")
-    if image.format in ("JPEG", "MPO") and image.info.get("progressive"):
+    if image.format in ("JPEG", "MPO"):
         position = image.fp.tell()
         image.fp.seek(0)
-        scans = _count_scans(image.fp.read())
+        scans = count_scans(image.fp.read())
         image.fp.seek(position)
         if scans * image.width * image.height > MAX_SCANNED_PIXELS:
             raise ValueError(
-                f"{name} is a progressive JPEG of {scans} scans of {image.width}x{image.height} pixels, expected about "
+                f"{name} is a JPEG of {scans} scans of {image.width}x{image.height} pixels, expected about "
                 "10 scans: save it again."
             )
 
 
-def _count_scans(data: bytes) -> int:
+def count_scans(data: bytes) -> int:
     """Scans (SOS markers) of a JPEG's first picture; https://www.w3.org/Graphics/JPEG/itu-t81.pdf, annex B."""
     scans, position = 0, 2
     while (marker := JPEG_MARKER.search(data, position)) and marker[1] != b"\xd9":  # end of image
@@ -110,15 +141,61 @@ def _count_scans(data: bytes) -> int:
     return scans
 
 
-def _download(url: str) -> bytes:
-    try:
-        with urllib.request.urlopen(url, timeout=30) as response:
-            data = response.read(MAX_DOWNLOAD_BYTES + 1)
-    except (urllib.error.URLError, OSError, ValueError) as error:
-        raise OSError(f"Could not fetch the image {url}: {error}") from error
-    if len(data) > MAX_DOWNLOAD_BYTES:
-        raise ValueError(f"The image {url} is larger than {MAX_DOWNLOAD_BYTES} bytes: download and resize it first.")
-    return data
+def _download(url: str, allow_loopback: bool) -> bytes:
+    """What a web address answers, in at most `MAX_DOWNLOAD_SECONDS` from the first word to the last."""
+    results = []
+
+    def work() -> None:
+        try:
+            opener = urllib.request.build_opener(*([] if allow_loopback else [_NoLoopback()]))
+            with opener.open(_ascii_url(url), timeout=SILENCE_SECONDS) as response:
+                parts, size, end = [], 0, time.monotonic() + MAX_DOWNLOAD_SECONDS
+                while size <= MAX_DOWNLOAD_BYTES and time.monotonic() < end and (part := response.read1(1 << 20)):
+                    parts.append(part)
+                    size += len(part)
+            results.append(b"".join(parts))
+        except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
+            results.append(error)
+
+    # A thread, because no timeout of a socket covers a server that sends its headers byte by byte.
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(MAX_DOWNLOAD_SECONDS)
+    name = _short(url)
+    if not results:
+        raise OSError(f"Could not fetch the image {name}: it took more than {MAX_DOWNLOAD_SECONDS} s.")
+    if isinstance(results[0], Exception):
+        raise OSError(f"Could not fetch the image {name}: {_short(str(results[0]))}") from results[0]
+    if len(results[0]) > MAX_DOWNLOAD_BYTES:
+        raise ValueError(f"The image {name} is larger than {MAX_DOWNLOAD_BYTES} bytes: download and resize it first.")
+    return results[0]
+
+
+class _NoLoopback(urllib.request.BaseHandler):
+    """Refuses addresses that lead to this machine itself, those of redirects too."""
+
+    def http_request(self, request: urllib.request.Request) -> urllib.request.Request:
+        host = urllib.parse.urlsplit(request.full_url).hostname or ""
+        try:
+            addresses = {entry[4][0] for entry in socket.getaddrinfo(host, None)}
+        except OSError:  # an unknown name, or one that only a proxy knows
+            return request
+        for address in addresses:
+            ip = ipaddress.ip_address(address.partition("%")[0])
+            ip = getattr(ip, "ipv4_mapped", None) or ip
+            if ip.is_loopback or ip.is_unspecified or ip.is_link_local:
+                raise ValueError(f"{host} is this machine itself; allow_loopback=True allows that")
+        return request
+
+    https_request = ftp_request = http_request
+
+
+def _ascii_url(url: str) -> str:
+    """A web address as it is sent, with spaces and letters outside ASCII written as %20 and the like."""
+    parts = urllib.parse.urlsplit(url)
+    host = parts.netloc if parts.netloc.isascii() else parts.netloc.encode("idna").decode()
+    path, query = (urllib.parse.quote(part, safe="%/:;=&?@+$,!*'()~[]") for part in (parts.path, parts.query))
+    return urllib.parse.urlunsplit((parts.scheme, host, path, query, ""))
 
 
 def to_rgb(image, name: str = "") -> Image.Image:

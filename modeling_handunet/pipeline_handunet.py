@@ -29,9 +29,11 @@ class HandKeypointDetectionPipeline(ChunkPipeline):
     _load_feature_extractor = False
     _load_tokenizer = False
 
-    def _sanitize_parameters(self, threshold=None, method=None):
-        options = {"threshold": threshold, "method": method}
-        return {}, {}, {key: value for key, value in options.items() if value is not None}
+    def _sanitize_parameters(self, threshold=None, method=None, allow_urls=None, allow_loopback=None):
+        def given(**options):
+            return {name: value for name, value in options.items() if value is not None}
+
+        return given(allow_urls=allow_urls, allow_loopback=allow_loopback), {}, given(threshold=threshold, method=method)
 
     def __call__(self, inputs, boxes=None, handedness=None, **kwargs):
         """Find the keypoints of every hand.
@@ -46,6 +48,9 @@ class HandKeypointDetectionPipeline(ChunkPipeline):
             threshold: leave out hands with a lower score; by default none is left out.
             method: how to decode heatmaps, see `decode_heatmaps`.
             batch_size: how many hands go through the model at a time.
+            allow_urls, allow_loopback: which web addresses are read, see `load_image`.  Strings are opened, as files or
+                as web addresses: pass on none that a stranger sent.  `pipeline(..., allow_urls=False)` holds for all
+                calls.
 
         Returns:
             Per image a list of hands `{"label", "score", "box": {"xmin", "ymin", "xmax", "ymax"}, "keypoints":
@@ -80,11 +85,11 @@ class HandKeypointDetectionPipeline(ChunkPipeline):
     def get_inference_context(self):
         return torch.inference_mode
 
-    def preprocess(self, inputs):
+    def preprocess(self, inputs, allow_urls=True, allow_loopback=False):
         item = inputs if isinstance(inputs, dict) else _item(inputs)
         if "image" not in item:
             raise ValueError(f"Got a dict with {sorted(map(str, item))}: give image, and optionally boxes and handedness.")
-        image = load_image(item["image"])
+        image = load_image(item["image"], allow_urls=allow_urls, allow_loopback=allow_loopback)
         (boxes,) = boxes_by_image(item.get("boxes"), 1)
         hands = [None] if boxes is None else boxes
         (handedness,) = handedness_by_image(item.get("handedness"), [len(hands)])

@@ -213,13 +213,15 @@ def test_an_orientation_that_comes_after_the_pixels_counts_too():
     assert both(late) == ((20, 30), (20, 30))
 
 
-def test_a_progressive_jpeg_of_very_many_scans_is_refused_before_it_is_decoded():
-    data = bytearray(encode(Image.fromarray(np.zeros((64, 64, 3), np.uint8)), "JPEG", progressive=True))
-    start = data.index(b"\xff\xc2")
+@pytest.mark.parametrize("progressive", [True, False])
+@pytest.mark.parametrize("hidden_by", [b"", b"\xff\x01", b"\xff\xd8", b"\xff\xff\x01\xff"])  # these have no length
+def test_a_jpeg_of_very_many_scans_is_refused_before_it_is_decoded(progressive, hidden_by):
+    data = bytearray(encode(Image.fromarray(np.zeros((64, 64, 3), np.uint8)), "JPEG", progressive=progressive))
+    start = data.index(b"\xff\xc2" if progressive else b"\xff\xc0")
     data[start + 5 : start + 9] = struct.pack(">HH", 8000, 8000)
     first = data.index(b"\xff\xda")
-    data[-2:] = data[first:-2] * 50 + b"\xff\xd9"
-    refused_by_both(bytes(data), r"is a progressive JPEG of \d+ scans of 8000x8000 pixels")
+    data[-2:] = (hidden_by + data[first:-2]) * 120 + b"\xff\xd9"
+    refused_by_both(bytes(data), r"is a JPEG of \d+ scans of 8000x8000 pixels")
 
 
 def test_a_tiff_of_very_many_strips_is_refused_before_it_is_decoded(monkeypatch):

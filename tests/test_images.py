@@ -1,6 +1,11 @@
 import base64
+import contextlib
 import io
+import socket
 import struct
+import threading
+import time
+import urllib.parse
 import zlib
 
 import numpy as np
@@ -8,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from modeling_handunet import images
 from modeling_handunet.images import MAX_IMAGE_PIXELS, load_image, to_rgb
 
 
@@ -146,6 +152,115 @@ def test_a_data_url_is_read():
     for payload in ("not base64!", "é", "abc"):
         with pytest.raises(ValueError, match="'data:image/png;base64' is not valid base64"):
             load_image(f"data:image/png;base64,{payload}")
+
+
+def test_base64_in_lines_is_read_and_other_text_is_refused_in_a_short_sentence():
+    data = encode(Image.effect_noise((20, 20), 60).convert("RGB"), format="PNG")
+    expected = np.asarray(load_image(data))
+    plain, lines = base64.b64encode(data).decode(), base64.encodebytes(data).decode()
+    for text in (plain, lines, lines.replace("\n", "\r\n"), plain + "\n", "\t" + plain):
+        assert np.array_equal(load_image(f"data:image/png;base64,{text}"), expected)
+    for text in (plain * 5, f"data:{plain * 5}", f"data:image/png,{plain}", f"data:image/png;base64,{plain[:-1]}"):
+        with pytest.raises((OSError, ValueError)) as refused:
+            load_image(text)
+        assert len(str(refused.value)) < 400
+
+
+@contextlib.contextmanager
+def answering(*parts: bytes, pause: float = 0.0):
+    """A local server that answers each connection with `parts`, `pause` seconds apart; yields its port and what was asked."""
+    asked = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        over = threading.Event()
+
+        def serve():
+            while not over.is_set():
+                with contextlib.suppress(OSError):  # the client may leave, or this server be closed
+                    connection, _ = server.accept()
+                    with connection:
+                        asked.append(connection.recv(4096).split(b"\r\n")[0].decode())
+                        for part in parts:
+                            connection.sendall(part)
+                            if over.wait(pause):
+                                break
+
+        server.settimeout(0.1)
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield server.getsockname()[1], asked
+        finally:
+            over.set()
+            thread.join()
+
+
+def test_an_address_with_spaces_and_umlauts_is_read_and_a_wrong_one_is_an_error_that_names_it():
+    data = encode(Image.new("RGB", (2, 2), (9, 8, 7)), format="PNG")
+    with answering(b"HTTP/1.0 200 OK\r\n\r\n" + data) as (port, asked):
+        url = f"http://127.0.0.1:{port}/my hand ü.png?size=1 2#top"
+        assert pixel(load_image(url, allow_loopback=True)) == (9, 8, 7)
+        assert asked == ["GET /my%20hand%20%C3%BC.png?size=1%202 HTTP/1.1"]
+        load_image(f"http://127.0.0.1:{port}/a%20b,c", allow_loopback=True)
+        assert asked[1:] == ["GET /a%20b,c HTTP/1.1"]  # what is quoted already stays so
+    with answering(b"SSH-2.0-nothing\r\n") as (port, _):
+        for url in (f"http://127.0.0.1:{port}/x.png", "http://127.0.0.1:port/x.png", "http://[x/x.png", "http://\u2100/x.png"):
+            with pytest.raises(OSError, match="Could not fetch the image http") as failed:
+                load_image(url, allow_loopback=True)
+            assert len(str(failed.value)) < 500
+
+
+def test_web_addresses_can_be_switched_off_and_this_machine_itself_is_asked_only_on_request():
+    data = encode(Image.new("RGB", (2, 2), (9, 8, 7)), format="PNG")
+    with pytest.raises(ValueError, match="is a web address, which is not read here"):
+        load_image("https://example.org/hand.jpg", allow_urls=False)
+    inline = f"data:image/png;base64,{base64.b64encode(data).decode()}"
+    assert pixel(load_image(inline, allow_urls=False)) == (9, 8, 7)
+    with answering(b"HTTP/1.0 200 OK\r\n\r\n" + data) as (port, asked):
+        hosts = "127.0.0.1", "localhost", "127.1", "0.0.0.0", "2130706433", "[::1]", "[::ffff:127.0.0.1]", "169.254.169.254"
+        for host in hosts:
+            with pytest.raises(OSError, match="is this machine itself"):
+                load_image(f"http://{host}:{port}/hand.png")
+        assert asked == []
+
+
+def test_a_redirect_to_this_machine_itself_is_not_followed(monkeypatch):
+    others = socket.getaddrinfo
+    public = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("192.0.2.1", 0))]
+    # A first look-up of the name says that it is elsewhere.  The connection then goes to the local server.
+    names = {("outside.example", None): lambda: public}
+
+    def look_up(host, port, *more, **options):
+        host = host.decode() if isinstance(host, bytes) else host
+        if (host, port) in names:
+            return names[host, port]()
+        return others("127.0.0.1" if host == "outside.example" else host, port, *more, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    data = encode(Image.new("RGB", (2, 2)), format="PNG")
+    with answering(b"HTTP/1.0 200 OK\r\n\r\n" + data) as (secret, asked):
+        location = f"Location: http://127.0.0.1:{secret}/secret.png".encode()
+        with answering(b"HTTP/1.0 302 Found\r\n" + location + b"\r\n\r\n") as (port, _):
+            with pytest.raises(OSError, match="127.0.0.1 is this machine itself"):
+                load_image(f"http://outside.example:{port}/hand.png")
+            assert asked == []
+            assert load_image(f"http://outside.example:{port}/hand.png", allow_loopback=True).size == (2, 2)
+
+
+@pytest.mark.parametrize("first", [b"HTTP/1.0 200 OK\r\n\r\n", b"HTTP/1.0 200 OK\r\nX: "])
+def test_a_server_that_sends_byte_by_byte_is_given_up_after_a_time(first, monkeypatch):
+    monkeypatch.setattr(images, "MAX_DOWNLOAD_SECONDS", 0.5)
+    with answering(first, *[b"x"] * 200, pause=0.05) as (port, _):
+        start = time.monotonic()
+        with pytest.raises(OSError, match="more than 0.5 s|is not an image"):
+            load_image(f"http://127.0.0.1:{port}/hand.png", allow_loopback=True)
+        assert time.monotonic() - start < 5
+
+
+def test_an_address_without_ascii_letters_is_written_in_ascii():
+    parts = urllib.parse.urlsplit(images._ascii_url("http://bücher.example:80/ü ä?q=ß"))
+    assert parts.netloc == "xn--bcher-kva.example:80" and parts.path == "/%C3%BC%20%C3%A4" and parts.query == "q=%C3%9F"
 
 
 def test_arrays_and_tensors_of_every_layout_agree():

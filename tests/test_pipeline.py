@@ -98,10 +98,11 @@ def test_the_answer_names_and_places_the_keypoints_of_every_hand(pipe, image):
 def test_the_answer_does_not_depend_on_how_the_image_is_given(pipe, image, path, url):
     values, data = np.asarray(image), path.read_bytes()
     expected = pipe(image, boxes=BOXES)
-    others = [str(path), path, data, url, f"data:image/png;base64,{base64.b64encode(data).decode()}"]
+    others = [str(path), path, data, f"data:image/png;base64,{base64.b64encode(data).decode()}"]
     others += [values, values.transpose(2, 0, 1), values / 255, torch.tensor(values)]
     for other in others:
         assert_same(pipe(other, boxes=BOXES), expected)
+    assert_same(pipe(url, boxes=BOXES, allow_loopback=True), expected)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 8])
@@ -198,7 +199,9 @@ def test_the_decoding_method_is_passed_on(pipe, image):
         (np.zeros((9, 9, 3), np.uint8), {"handedness": "none"}, ValueError, "'right' or 'left'"),
         (np.zeros((9, 9, 3), np.uint8), {"method": "median"}, ValueError, "'median'"),
         (np.zeros((9, 9, 3), np.uint8), {"treshold": 0.5}, TypeError, "treshold"),
-        ("http://127.0.0.1:9/hand.jpg", {}, OSError, "Could not fetch the image http://127.0.0.1:9/hand.jpg"),
+        ("http://127.0.0.1:9/hand.jpg", {"allow_loopback": True}, OSError, "fetch the image http://127.0.0.1:9/hand.jpg"),
+        ("http://127.0.0.1:9/hand.jpg", {}, OSError, "127.0.0.1 is this machine itself"),
+        ("http://127.0.0.1:9/hand.jpg", {"allow_urls": False}, ValueError, "is a web address, which is not read here"),
     ],
 )
 def test_what_cannot_be_used_is_named(pipe, inputs, arguments, error, message):
