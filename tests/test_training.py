@@ -139,12 +139,23 @@ def test_eval_only_gives_the_figures_of_the_run(trained, tmp_path):
 # Stopping and going on
 
 
+STOPPED = [*TINY, "--checkpoint_every", "2", "--workers", "2", "--augmentation", "1"]  # settings of the runs that are stopped
+
+
+@pytest.fixture(scope="module")
+def untouched(tmp_path_factory) -> Path:
+    """The folder of a run with the settings `STOPPED` that nothing stopped."""
+    folder = tmp_path_factory.mktemp("untouched")
+    status, log = forked(folder, *STOPPED, "--output_dir", folder / "run")
+    assert status == 0, log
+    return folder / "run"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number, group", [(signal.SIGTERM, False), (signal.SIGTERM, True), (signal.SIGINT, True)])
-def test_a_signal_finishes_the_step_and_resume_goes_on_bit_for_bit(tmp_path, number, group):
-    settings = [*TINY, "--checkpoint_every", "2", "--workers", "2", "--augmentation", "1"]
+def test_a_signal_finishes_the_step_and_resume_goes_on_bit_for_bit(tmp_path, untouched, number, group):
     output, log = tmp_path / "stopped", tmp_path / "log"
-    process = start(*settings, "--output_dir", output, log=log)
+    process = start(*STOPPED, "--output_dir", output, log=log)
     wait_for(lambda: list((output / "checkpoints").glob("step-*[0-9]")), process, log)
     (os.killpg if group else os.kill)(process.pid, number)
     assert process.wait(60) == 128 + number, log.read_text()
@@ -153,9 +164,8 @@ def test_a_signal_finishes_the_step_and_resume_goes_on_bit_for_bit(tmp_path, num
     step = int(re.search(r"Stopped at step (\d+)\. Go on with the same command and --resume\.", said)[1])
     assert list((output / "checkpoints").glob(f"step-{step:08d}-*[0-9]"))
     assert "Traceback" not in said
-    assert forked(tmp_path, *settings, "--output_dir", output, "--resume")[0] == 0
-    assert forked(tmp_path, *settings, "--output_dir", tmp_path / "untouched")[0] == 0
-    same_outcome(output, tmp_path / "untouched")
+    assert forked(tmp_path, *STOPPED, "--output_dir", output, "--resume")[0] == 0
+    same_outcome(output, untouched)
 
 
 @pytest.mark.slow

@@ -25,9 +25,9 @@ def output_folder(settings: OutputArguments, accelerator: Accelerator) -> Iterat
     refuse_files(output, settings)
     accelerator.wait_for_everyone()
     with lock(output, settings) if accelerator.is_main_process else contextlib.nullcontext():
+        accelerator.wait_for_everyone()  # until the first process has looked, too, the others write nothing
         for name in ("checkpoints", "logs", "figures"):
             (output / name).mkdir(parents=True, exist_ok=True)
-        accelerator.wait_for_everyone()
         yield output
 
 
