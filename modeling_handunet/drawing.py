@@ -1,7 +1,7 @@
 """Draws hands over photographs: one colour per finger, fainter where the score is low."""
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from .keypoints import NUM_KEYPOINTS, SKELETON, keypoint_color
 
@@ -9,9 +9,13 @@ from .keypoints import NUM_KEYPOINTS, SKELETON, keypoint_color
 SUPERSAMPLING = 3
 # Beyond this many pixels a side the canvas is not enlarged, to bound memory.
 MAX_CANVAS = 6144
+# Of a hand that should not be believed.
+FAINT_COLOR, FAINT_OPACITY = (200, 200, 200), 90
 
 
-def draw_hand(image: Image.Image, keypoints, scores=None, *, skeleton=None, width: float | None = None) -> Image.Image:
+def draw_hand(
+    image: Image.Image, keypoints, scores=None, *, skeleton=None, width: float | None = None, label: str | None = None
+) -> Image.Image:
     """A copy of an RGB `image` with one hand drawn over it.
 
     Args:
@@ -19,6 +23,7 @@ def draw_hand(image: Image.Image, keypoints, scores=None, *, skeleton=None, widt
         scores: (21,) in [0, 1]; a keypoint and the bones that end in it fade with its score.  By default all are opaque.
         skeleton: pairs of keypoints that a bone joins; by default `SKELETON` for 21 keypoints, and no bones otherwise.
         width: of the bones, in pixels; by default in proportion to the hand.
+        label: says beside the hand why it should not be believed, such as "no clear hand".  The hand is then faint and grey.
     """
     keypoints = np.asarray(keypoints, dtype=np.float64)
     if skeleton is None:
@@ -43,6 +48,8 @@ def draw_hand(image: Image.Image, keypoints, scores=None, *, skeleton=None, widt
     line, dot = max(1, round(width * scale)), width * scale * 0.95
 
     def color(index: int) -> tuple[int, int, int, int]:
+        if label:
+            return (*FAINT_COLOR, FAINT_OPACITY)
         return (*keypoint_color(index), int(70 + 185 * float(np.clip(scores[index], 0, 1))))
 
     for parent, child in skeleton:
@@ -54,7 +61,20 @@ def draw_hand(image: Image.Image, keypoints, scores=None, *, skeleton=None, widt
     layer = layer.resize(tuple(high - low), Image.Resampling.BOX)
     background = result.crop((*low, *high)).convert("RGBA")
     result.paste(Image.alpha_composite(background, layer).convert("RGB"), tuple(low))
+    if label:
+        write_label(result, label, low)
     return result
+
+
+def write_label(image: Image.Image, label: str, corner) -> None:
+    """Write `label` in the image with its left end above the point `corner` (x, y), or as near as it fits."""
+    draw = ImageDraw.Draw(image)
+    height = float(np.clip(max(image.size) / 30, 10, 100))
+    font = ImageFont.load_default(height)
+    left, top, right, bottom = draw.textbbox((0, 0), label, font=font, stroke_width=2)
+    x = min(max(corner[0], 0), max(image.width - (right - left), 0))
+    y = min(max(corner[1] - (bottom - top), 0), max(image.height - (bottom - top), 0))
+    draw.text((x - left, y - top), label, (255, 255, 255), font, stroke_width=2, stroke_fill=(20, 20, 20))
 
 
 __all__ = ["draw_hand"]

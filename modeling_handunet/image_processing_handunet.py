@@ -144,7 +144,7 @@ class HandUNetImageProcessor(PilBackend):
             (x_min, y_min, x_max, y_max).  Coordinates are pixels of the original image if boxes or target sizes are
             given, and otherwise of the network's input.
 
-        Raises `ValueError` when hands, boxes, target sizes and handedness do not fit each other.
+        Raises `ValueError` when hands, boxes, target sizes and handedness do not fit each other, and for a NaN heatmap.
         """
         heatmaps = outputs["heatmaps"] if isinstance(outputs, dict) else outputs.heatmaps
         size = heatmaps.shape[-1]
@@ -159,6 +159,12 @@ class HandUNetImageProcessor(PilBackend):
         if (count := sum(map(len, hands))) != len(heatmaps):
             raise ValueError(f"Got the heatmaps of {len(heatmaps)} hands, but boxes or target sizes for {count}.")
         keypoints, scores = (values.cpu() for values in decode_heatmaps(heatmaps.detach(), method))
+        if not scores.all():  # a score is 0 where a heatmap holds NaN, else hardly ever
+            for hand in heatmaps.isnan().flatten(1).any(1).nonzero().flatten().tolist():
+                raise ValueError(
+                    f"The network answered NaN for hand {hand}, so it has no keypoints. Its weights are damaged, or its dtype "
+                    "is too small for them: load them again, in float32."
+                )
         scores = calibrate_scores(scores, self.temperature)  # (hands, 21)
         decoded = zip(keypoints.double(), scores)
         return [[_pose(crop, corners, *next(decoded), threshold) for crop, corners in placed] for placed in hands]

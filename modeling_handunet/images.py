@@ -1,12 +1,14 @@
-"""Decodes images: a path, URL, bytes, PIL image, array or tensor becomes an upright 8-bit RGB image.
+"""Decodes images: whatever can be an image becomes an upright 8-bit RGB image.
 
-Everything goes through [`load_image`], for training and for prediction, so that both see the same pixels.
+Everything goes through [`load_image`], for training and for prediction, so that both see the same pixels.  Its docstring is
+the list of what can be an image; [`is_image`] tells these things from a stream of them.
 """
 
 import base64
 import http.client
 import io
 import ipaddress
+import math
 import os
 import re
 import socket
@@ -37,6 +39,13 @@ MAX_DOWNLOAD_BYTES = 256 * 1024**2
 MAX_DOWNLOAD_SECONDS = 60  # in all; `SILENCE_SECONDS` without a byte end it earlier
 SILENCE_SECONDS = 20
 MAX_NAME = 200  # characters of an image's name in an error
+# What phones write. Pillow reads it with the package pillow-heif. Brands: ISO/IEC 23008-12, clause 10.
+HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs", b"mif1", b"msf1")
+# Integers in more than 8 bits are taken to have the smallest of these depths that holds the image's highest value, because
+# cameras and `cv2.imread(..., IMREAD_UNCHANGED)` store 8, 10 or 12 bits in 16 without saying so.
+DEPTHS = (8, 10, 12, 16)
+# Floats may leave [0, 1] by this much: more than bfloat16 rounds by.
+FLOAT_TOLERANCE = 0.01
 # How to turn an image upright, by its EXIF orientation.  `ImageOps.exif_transpose` also rewrites the EXIF, and fails if any
 # other tag is damaged.
 UPRIGHT = {
@@ -56,20 +65,31 @@ UNREADABLE_IMAGE_ERRORS += (AssertionError,)  # for example for a missing palett
 
 
 def load_image(image, *, allow_urls: bool = True, allow_loopback: bool = False) -> Image.Image:
-    """An 8-bit RGB image, upright, from a path, `http(s)` or `data:` URL, bytes, PIL image, array or tensor.
+    """An 8-bit RGB image, upright.
 
     A string is opened: as a file of this machine, or as a web address, which this machine then asks.  So never pass on a
     string that a stranger sent.
 
     Args:
-        image: what to load.
+        image: one of
+            a path (`str` or `os.PathLike`), an `http(s)` URL, a `data:` URL;
+            a file's content: `bytes`, `bytearray`, `memoryview`;
+            an open binary file or `io.BytesIO`, which is read from its start and then is where it was before;
+            a PIL image that is open;
+            an array, tensor, nested list or `memoryview` of (H, W), (H, W, C) or (C, H, W), see [`to_rgb`].
         allow_urls: with False, web addresses are refused.  `data:` URLs still work, because they ask nobody.
         allow_loopback: whether a web address may lead to this machine itself, as that of a local camera does.
 
     Raises `FileNotFoundError` for a missing file, `OSError` for a file that is not a readable image or an address that
-    cannot be fetched, and `ValueError` for an image of 0 or too many pixels, an array that is not an image, and a web
+    cannot be fetched, and `ValueError` for an image of 0 or too many pixels, a thing that is not an image, and a web
     address with `allow_urls=False`.  Each error names the image.
     """
+    if isinstance(image, memoryview) and image.ndim != 1:
+        return to_rgb(np.asarray(image))
+    if isinstance(image, (bytearray, memoryview)):
+        image = bytes(image)
+    elif _is_file(image):
+        image = _read_file(image)
     if not isinstance(image, (str, os.PathLike, bytes)):
         return to_rgb(image)
     name = f"{len(image)} bytes" if isinstance(image, bytes) else os.fspath(image)
@@ -95,10 +115,15 @@ def load_image(image, *, allow_urls: bool = True, allow_loopback: bool = False) 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # this file has its own limit
         try:
-            opened = Image.open(source, formats=IMAGE_FORMATS)
+            opened = _open(source)
         except Image.DecompressionBombError as error:
             raise ValueError(f"{name}: {error} Resize it first.") from None
         except UnidentifiedImageError:
+            if _is_heif(source):
+                raise OSError(
+                    f"{name} is a HEIC photograph, which Pillow cannot read alone: `pip install pillow-heif`, or save it as "
+                    "JPEG."
+                ) from None
             raise OSError(f"{name} is not an image that Pillow can read.") from None
         except UNREADABLE_IMAGE_ERRORS as error:
             raise OSError(f"{name} is not a readable image: {error}") from error
@@ -114,6 +139,70 @@ def _short(name: str) -> str:
 def decode_base64(text: str | bytes) -> bytes:
     """The bytes that base64 text stands for.  White space is skipped, so that it may be in lines; `ValueError` if invalid."""
     return base64.b64decode("".join(text.split()) if isinstance(text, str) else b"".join(text.split()), validate=True)
+
+
+def is_image(thing) -> bool:
+    """Whether [`load_image`] takes `thing` for one image, and not for a stream of images such as a generator or a data set.
+
+    Lists and tuples are not asked for here: the pipeline and the processor read them as several images.
+    """
+    if isinstance(thing, (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)) or _is_file(thing):
+        return True
+    if hasattr(thing, "__array__") or hasattr(thing, "__array_interface__"):
+        return True
+    return not (hasattr(thing, "__iter__") or hasattr(thing, "__getitem__"))
+
+
+def _is_file(thing) -> bool:
+    return callable(getattr(thing, "read", None)) and not isinstance(thing, (Image.Image, os.PathLike))
+
+
+def _read_file(file) -> bytes:
+    """All bytes of an open file, whose position stays; a file that cannot seek is read on from where it is."""
+    name = getattr(file, "name", type(file).__name__)
+    try:
+        seekable = hasattr(file, "seek") and (not hasattr(file, "seekable") or file.seekable())
+        position = file.tell() if seekable else 0
+        if seekable:
+            file.seek(0)
+        data = file.read(MAX_DOWNLOAD_BYTES + 1)
+        if seekable:
+            file.seek(position)
+    except UnicodeDecodeError:
+        data = ""
+    except (OSError, ValueError) as error:  # ValueError: it is closed
+        raise OSError(f"The file {name!r} cannot be read: {error}") from error
+    if not isinstance(data, bytes):
+        raise ValueError(f"The file {name!r} is open as text: open it with mode 'rb'.")
+    if len(data) > MAX_DOWNLOAD_BYTES:
+        raise ValueError(f"The file {name!r} is larger than {MAX_DOWNLOAD_BYTES} bytes: resize the image first.")
+    return data
+
+
+def _open(source) -> Image.Image:
+    """As `Image.open`, but only the formats of `IMAGE_FORMATS`, and HEIF where pillow-heif is installed."""
+    try:
+        return Image.open(source, formats=IMAGE_FORMATS)
+    except UnidentifiedImageError:
+        if not _is_heif(source):
+            raise
+        if "HEIF" not in Image.OPEN:
+            try:
+                import pillow_heif
+            except ImportError:
+                raise UnidentifiedImageError from None
+            pillow_heif.register_heif_opener()
+        return Image.open(source, formats=("HEIF",))
+
+
+def _is_heif(source) -> bool:
+    """Whether a path or a `BytesIO` begins as a HEIC photograph."""
+    if isinstance(source, str):
+        with open(source, "rb") as file:
+            head = file.read(12)
+    else:
+        head = source.getvalue()[:12]
+    return head[4:8] == b"ftyp" and head[8:12] in HEIF_BRANDS
 
 
 def check_work(image: Image.Image, name: str) -> None:
@@ -201,25 +290,41 @@ def _ascii_url(url: str) -> str:
 def to_rgb(image, name: str = "") -> Image.Image:
     """An 8-bit RGB copy of a PIL image, array or tensor, turned upright by its EXIF orientation.
 
-    Transparent pixels are blended with black.  16-bit values are scaled to 8 bits.  Grey, palette and CMYK images are
-    converted.  An animation gives its first frame.  Arrays and tensors are (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4
-    channels: 8 or 16-bit integers, or floats in [0, 1].
+    Transparent pixels are blended with black.  Grey, palette and CMYK images are converted.  An animation gives its first
+    frame.  Arrays and tensors are (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4 channels: bool, 8-bit integers, `uint16`,
+    or floats in [0, 1].  Deeper integers are scaled to 8 bits from the smallest of `DEPTHS` that holds their highest value.
     """
+    of_caller = not name  # and not opened by `load_image`
     name = name or getattr(image, "filename", "") or "The image"
     if not isinstance(image, Image.Image):
         image = _from_array(image, name)
     _check_size(*image.size, name)
+    cut_to_8_bits = image.mode in ("RGB", "RGBA", "LA") and ";16" in str(getattr(image, "tile", ())[:1])
     try:
         image.load()
         turn = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
-        result = _convert(image if turn is None else image.transpose(turn))
+        result = _convert(image if turn is None else image.transpose(turn), name)
         # Drop the EXIF: the processor loads the pipeline's image again, and would turn it a second time.
         result.info = {key: value for key, value in result.info.items() if key == "icc_profile"}
-        return result
     except Image.DecompressionBombError as error:
         raise ValueError(f"{name}: {error} Resize it first.") from None
+    except DepthError:
+        raise
     except UNREADABLE_IMAGE_ERRORS as error:
+        if of_caller and ("closed" in str(error) or getattr(image, "fp", True) is None):
+            raise ValueError(f"{name} is a PIL image that was closed before it was read: use it inside its `with`.") from None
         raise OSError(f"{name} cannot be decoded, it may be damaged or truncated: {error}") from error
+    # Of 16 bits a color, Pillow keeps the upper 8, in which there is nothing but black if 12 bits were stored.
+    if cut_to_8_bits and max(high for _, high in result.getextrema()) < 2 ** (12 - 8):
+        raise ValueError(
+            f"{name} has 16 bits a color but no value above 4095, so that Pillow reads it as black: save it with 8 bits, or "
+            "give it as a uint16 array."
+        )
+    return result
+
+
+class DepthError(ValueError):
+    """Values that are not those of an image."""
 
 
 def _check_size(width: int, height: int, name: str) -> None:
@@ -227,18 +332,20 @@ def _check_size(width: int, height: int, name: str) -> None:
         raise ValueError(f"{name} has {width}x{height} pixels: expected at least 1 and at most {MAX_IMAGE_PIXELS} of them.")
 
 
-def _convert(image: Image.Image) -> Image.Image:
+def _convert(image: Image.Image, name: str) -> Image.Image:
     """An 8-bit RGB copy; an image that needs several steps is converted in strips."""
     deep = image.mode.startswith("I") or image.mode == "F"
     if not deep and not image.has_transparency_data:
         return image.convert("RGB") if image.mode != "RGB" else image.copy()
     rows = max(1, STRIP_PIXELS // image.width)
     boxes = [(0, top, image.width, min(top + rows, image.height)) for top in range(0, image.height, rows)]
-    if image.mode.startswith("I;16"):
-        scale = 1 / 257  # from 16 bits
-    elif deep:
-        highest = np.max([np.asarray(image.crop(box)).max() for box in boxes])
-        scale = 1 / 257 if image.mode == "I" and highest > 255 else 255 if highest <= 1 else 1
+    if deep:
+        highest = float(np.max([np.nanmax(np.asarray(image.crop(box)), initial=0) for box in boxes]))
+        # Floats beyond 255, but not by far, are 8-bit values that a filter took too high.
+        if image.mode == "F" and (highest <= 2 * 255 or math.isinf(highest)):
+            scale = 255 if highest <= 1 + FLOAT_TOLERANCE else 1
+        else:
+            scale = 255 / _highest_of_depth(highest, name)
     result = Image.new("RGB", image.size)
     for box in boxes:
         strip = image.crop(box)
@@ -251,9 +358,23 @@ def _convert(image: Image.Image) -> Image.Image:
     return result
 
 
+def _highest_of_depth(highest: float, name: str) -> int:
+    """White of an image of deeper integers, from its highest value."""
+    for depth in DEPTHS:
+        if highest < 2**depth:
+            return 2**depth - 1
+    raise DepthError(f"{name} holds values up to {highest:g}: expected at most 65535, which is 16 bits.")
+
+
 def _from_array(array, name: str) -> Image.Image:
     try:
-        values = np.asarray(array.detach().cpu() if hasattr(array, "detach") else array)
+        if hasattr(array, "detach"):
+            array = array.detach().cpu()
+            if array.is_floating_point() and array.element_size() < 4:
+                array = array.float()  # numpy has no bfloat16
+        values = np.asarray(array)
+        if values.dtype.kind == "V" and "float" in values.dtype.name:  # bfloat16 and float8 of the package ml_dtypes
+            values = values.astype(np.float32)
     except (ValueError, TypeError, RuntimeError) as error:
         raise ValueError(f"{name} cannot be read as an array: {error}") from None
     if values.ndim == 3 and values.shape[2] not in (1, 3, 4) and values.shape[0] in (1, 3, 4):
@@ -267,19 +388,22 @@ def _from_array(array, name: str) -> Image.Image:
         raise ValueError(f"{name} has shape {values.shape}: it holds no pixel.")
     _check_size(values.shape[1], values.shape[0], name)
     if np.issubdtype(values.dtype, np.floating):
-        if not np.isfinite(values).all() or values.min() < 0 or values.max() > 1:
-            raise ValueError(f"{name} holds floats from {values.min()} to {values.max()}: expected values in [0, 1].")
-        values = np.rint(values.astype(np.float64) * 255).astype(np.uint8)
+        low, high = values.min(), values.max()
+        if not (-FLOAT_TOLERANCE <= low and high <= 1 + FLOAT_TOLERANCE):  # not so for NaN
+            raise ValueError(f"{name} holds floats from {low} to {high}: expected values in [0, 1].")
+        values = np.rint(np.clip(values.astype(np.float64), 0, 1) * 255)
     elif values.dtype == bool:
-        values = values.astype(np.uint8) * 255
+        values = values * np.uint8(255)
     elif values.dtype == np.uint16:
-        values = np.rint(values / 257).astype(np.uint8)
+        values = np.rint(values * (255 / _highest_of_depth(values.max(), name)))
     elif not np.issubdtype(values.dtype, np.integer) or values.min() < 0 or values.max() > 255:
-        raise ValueError(f"{name} has the type {values.dtype}: expected 8-bit integers or floats in [0, 1].")
+        raise ValueError(
+            f"{name} has the type {values.dtype}: expected 8-bit integers, uint16, bool or floats in [0, 1]."
+        )
     values = values.astype(np.uint8)
     if values.ndim == 3 and values.shape[2] == 1:
         values = values[:, :, 0]
     return Image.fromarray(np.ascontiguousarray(values))
 
 
-__all__ = ["load_image", "to_rgb"]
+__all__ = ["is_image", "load_image", "to_rgb"]

@@ -11,6 +11,10 @@ NUM_KEYPOINTS = len(KEYPOINT_NAMES)
 # Bones as (parent, child): the wrist to each finger's base, then along the finger.
 SKELETON = tuple((0 if joint == 1 else base + joint - 1, base + joint) for base in (0, 4, 8, 12, 16) for joint in (1, 2, 3, 4))
 
+# Below this mean score of its keypoints, a crop shows no hand that a person would call one.  Programs then say so in words and
+# draw the answer faint.
+NO_CLEAR_HAND = 0.3
+
 WRIST_COLOR = (230, 230, 230)
 FINGER_COLORS = ((255, 99, 72), (255, 190, 40), (80, 200, 90), (60, 160, 255), (190, 110, 255))
 

@@ -14,8 +14,9 @@ from .versions import MINIMUM_TRANSFORMERS  # noqa: F401  comes first, because i
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AutoModelForPoseEstimation, PreTrainedModel
 from transformers import initialization as init
+from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import ModelOutput, logging
 from transformers.utils.generic import can_return_tuple
 
@@ -26,6 +27,11 @@ logger = logging.get_logger(__name__)
 
 # An error names this many tensors that do not fit, and counts the others.
 NAMED_TENSORS = 10
+
+
+def _enumerate(names: list[str]) -> str:
+    more = [f"and {len(names) - NAMED_TENSORS} more"] if len(names) > NAMED_TENSORS else []
+    return "; ".join(names[:NAMED_TENSORS] + more)
 
 
 @dataclass
@@ -79,9 +85,9 @@ class HandUNetPreTrainedModel(PreTrainedModel):
     ):
         """As in transformers, but strict.
 
-        Raises `ValueError` naming each tensor that is missing, unexpected or of another shape.  With
-        `ignore_mismatched_sizes=True` such tensors are initialised instead, and logged.  Raises `OSError` for a damaged
-        file of weights, and for pickled weights unless `use_safetensors=False` asks for them.
+        Raises `ValueError` naming each tensor that is missing, unexpected or of another shape, and each that holds NaN or
+        infinite values.  With `ignore_mismatched_sizes=True` those that do not fit are initialised instead, and logged.
+        Raises `OSError` for a damaged file of weights, and for pickled weights unless `use_safetensors=False` asks for them.
         """
         if kwargs.get("use_safetensors") is None:
             kwargs["use_safetensors"] = True
@@ -99,25 +105,27 @@ class HandUNetPreTrainedModel(PreTrainedModel):
             for key, found, expected in sorted(info["mismatched_keys"])
         ]
         if problems and not ignore_mismatched_sizes:
-            if len(problems) > NAMED_TENSORS:
-                problems[NAMED_TENSORS:] = [f"and {len(problems) - NAMED_TENSORS} more"]
             raise ValueError(
                 f"The weights in {pretrained_model_name_or_path} do not fit this {cls.__name__}: "
-                f"{'; '.join(problems)}. Load another checkpoint or configuration, or pass "
+                f"{_enumerate(problems)}. Load another checkpoint or configuration, or pass "
                 "ignore_mismatched_sizes=True to initialise what does not fit."
             )
         if problems:
             logger.warning(f"Initialised or left out, from {pretrained_model_name_or_path}: {'; '.join(problems)}.")
+        not_finite = [name for name, tensor in model.state_dict().items() if not torch.isfinite(tensor).all()]
+        if not_finite:
+            raise ValueError(
+                f"The weights in {pretrained_model_name_or_path} hold NaN or infinite values in {_enumerate(not_finite)}: "
+                "load another checkpoint."
+            )
+        register_task()
         model.to(memory_format=torch.channels_last)  # otherwise each call would reorder the weights
         return (model, info) if output_loading_info else model
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs):
         """As in transformers; `AutoModel` and `pipeline` load the saved folder too, not only `AutoModelForPoseEstimation`."""
         if self._auto_class is not None:
-            # Imported here, against the package's direction, because transformers copies the files that this file imports:
-            # the pipeline's file must travel with the weights.  This also works when the model is re-saved without the
-            # package installed.
-            from .pipeline_handunet import TASK, HandKeypointDetectionPipeline
+            from .pipeline_handunet import TASK, HandKeypointDetectionPipeline  # as in `register_task`
 
             model = f"{type(self).__module__.split('.')[-1]}.{type(self).__name__}"
             auto_map = getattr(self.config, "auto_map", None) or {}
@@ -126,6 +134,21 @@ class HandUNetPreTrainedModel(PreTrainedModel):
             pipeline = {"impl": implementation, "pt": ["AutoModelForPoseEstimation"], "type": "image"}
             self.config.custom_pipelines = {TASK: pipeline}
         return super().save_pretrained(save_directory, *args, **kwargs)
+
+
+def register_task() -> None:
+    """Register the pipeline with transformers, so that `pipeline("keypoint-detection", model=model, ...)` finds it.
+
+    A model that was loaded with its own code, without this package, needs it.  The import is against the package's
+    direction, because transformers copies the files that this file imports: the pipeline's file must travel with the
+    weights.  This also works when the model is saved again without the package installed.
+    """
+    from .pipeline_handunet import TASK, HandKeypointDetectionPipeline
+
+    if TASK not in PIPELINE_REGISTRY.get_supported_tasks():
+        PIPELINE_REGISTRY.register_pipeline(
+            TASK, pipeline_class=HandKeypointDetectionPipeline, pt_model=AutoModelForPoseEstimation, type="image"
+        )
 
 
 class HandUNetForPoseEstimation(HandUNetPreTrainedModel):

@@ -6,11 +6,18 @@ import torch
 from torch.utils.data import Dataset
 from transformers.pipelines.base import ChunkPipeline
 
-from .images import load_image
+from .images import is_image, load_image
 from .keypoints import describe_hand
 from .nesting import boxes_by_image, handedness_by_image
 
 TASK = "keypoint-detection"
+
+# Keys of a dict that the pipeline reads, one spelling of the boxes at a time.
+BOX_KEYS = ("boxes", "box", "objects")
+READ_KEYS = ("image", *BOX_KEYS, "handedness")
+# Columns of this project's own data sets and of the Hub's that say nothing about where the hands are.
+OTHER_COLUMNS = {"annotation_id", "background", "box_size", "frame_id", "height", "heatmaps", "image_id", "index", "K"}
+OTHER_COLUMNS |= {"keypoints", "source", "uv", "visibility", "width", "xyz"}
 
 
 class HandKeypointDetectionPipeline(ChunkPipeline):
@@ -39,9 +46,10 @@ class HandKeypointDetectionPipeline(ChunkPipeline):
         """Find the keypoints of every hand.
 
         Args:
-            inputs: an image or a list of images: each a path, URL, bytes, PIL image, array or tensor, or a dict with
-                `image` and optionally `boxes` and `handedness`.  Also a generator or data set of such images, which is
-                read one by one while its answers are read.
+            inputs: an image or a list of images: each what `load_image` takes, or a dict with `image` and optionally
+                `boxes` and `handedness`.  Also a generator or data set of such images, which is read one by one while its
+                answers are read.  A row of this project's data sets (`image`, `box`, `handedness`, ...) is such a dict,
+                and so is one of the Hub with `image` and `objects`, whose `bbox` lists (x, y, width, height).
             boxes: per image a list of (x, y, width, height) in pixels; for a single image the list itself.  Without
                 boxes the image is itself the crop of one hand; with an empty list it has no hand.
             handedness: "right" or "left" for all, per image, or per hand; right by default.
@@ -68,7 +76,7 @@ class HandKeypointDetectionPipeline(ChunkPipeline):
                 handedness = handedness_by_image(handedness, counts)
                 return super().__call__(list(map(_item, inputs, boxes, handedness)), **kwargs)
             inputs = list(inputs)
-        elif not isinstance(inputs, dict) and not _is_stream(inputs):
+        elif not isinstance(inputs, dict) and is_image(inputs):
             return super().__call__(_item(inputs, boxes, handedness), **kwargs)
         if boxes is not None or handedness is not None:
             raise ValueError("With dicts, a generator or a data set, put boxes and handedness in dicts with the image.")
@@ -86,9 +94,7 @@ class HandKeypointDetectionPipeline(ChunkPipeline):
         return torch.inference_mode
 
     def preprocess(self, inputs, allow_urls=True, allow_loopback=False):
-        item = inputs if isinstance(inputs, dict) else _item(inputs)
-        if "image" not in item:
-            raise ValueError(f"Got a dict with {sorted(map(str, item))}: give image, and optionally boxes and handedness.")
+        item = _read_row(inputs) if isinstance(inputs, dict) else _item(inputs)
         image = load_image(item["image"], allow_urls=allow_urls, allow_loopback=allow_loopback)
         (boxes,) = boxes_by_image(item.get("boxes"), 1)
         hands = [None] if boxes is None else boxes
@@ -141,11 +147,31 @@ def _item(image, boxes=None, handedness=None) -> dict:
     return {"image": image, "boxes": boxes, "handedness": handedness}
 
 
-def _is_stream(inputs) -> bool:
-    """Whether `inputs` is a generator or data set of images, and not itself an image."""
-    if isinstance(inputs, (str, bytes, dict)) or hasattr(inputs, "__array__") or hasattr(inputs, "__array_interface__"):
-        return False
-    return hasattr(inputs, "__iter__") or hasattr(inputs, "__getitem__")
+def _read_row(row: dict) -> dict:
+    """A caller's dict with the keys of [`_item`]; `ValueError` for keys that are unknown or say the same twice."""
+    unknown = [str(key) for key in row if key not in READ_KEYS and key not in OTHER_COLUMNS]
+    if unknown or "image" not in row:
+        raise ValueError(
+            f"Got a dict with {sorted(map(str, row))}: give image, and optionally boxes and handedness."
+            + (f" {', '.join(map(repr, unknown))} is not known; {', '.join(READ_KEYS)} are." if unknown else "")
+        )
+    given = [key for key in BOX_KEYS if row.get(key) is not None]
+    if len(given) > 1:
+        raise ValueError(f"Got a dict with {' and '.join(given)}: give only one of them, so that they cannot contradict.")
+    boxes, handedness = row.get("boxes"), row.get("handedness")
+    if given == ["box"]:
+        boxes = [row["box"]]
+    elif given == ["objects"]:
+        objects = row["objects"]
+        if isinstance(objects, (list, tuple)) and all(isinstance(entry, dict) for entry in objects):  # one dict per hand
+            names = {"bbox"}.union(*objects)
+            objects = {name: [entry.get(name) for entry in objects] for name in names}
+        if not isinstance(objects, dict) or objects.get("bbox") is None:
+            got = sorted(objects) if isinstance(objects, dict) else type(objects).__name__
+            raise ValueError(f"objects is {got}: expected a dict whose bbox lists a box (x, y, width, height) per hand.")
+        boxes = objects["bbox"]
+        handedness = objects.get("handedness", handedness)
+    return _item(row["image"], boxes, handedness)
 
 
 __all__ = ["TASK", "HandKeypointDetectionPipeline"]

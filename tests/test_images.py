@@ -1,11 +1,15 @@
 import base64
 import contextlib
+import gc
 import io
 import socket
 import struct
+import sys
+import tempfile
 import threading
 import time
 import urllib.parse
+import warnings
 import zlib
 
 import numpy as np
@@ -14,7 +18,7 @@ import torch
 from PIL import Image
 
 from modeling_handunet import images
-from modeling_handunet.images import MAX_IMAGE_PIXELS, load_image, to_rgb
+from modeling_handunet.images import MAX_IMAGE_PIXELS, is_image, load_image, to_rgb
 
 
 def pixel(image: Image.Image, x: int = 0, y: int = 0) -> tuple[int, int, int]:
@@ -65,9 +69,13 @@ def transparent_palette_image() -> Image.Image:
         (Image.new("CMYK", (2, 1), (0, 255, 255, 0)), (255, 0, 0)),
         (Image.new("YCbCr", (2, 1), (90, 128, 128)), (90, 90, 90)),
         (Image.fromarray(np.full((1, 2), 257 * 100, np.uint16)), (100, 100, 100)),
-        (Image.fromarray(np.full((1, 2), 200, np.uint16)), (1, 1, 1)),  # dark, and still 16 bits
+        (Image.fromarray(np.full((1, 2), 200, np.uint16)), (200, 200, 200)),  # 8 bits in 16
+        (Image.fromarray(np.full((1, 2), 4095, np.uint16)), (255, 255, 255)),  # 12 bits in 16
+        (Image.fromarray(np.full((1, 2), 1638, np.int32)), (102, 102, 102)),  # 0.4 of 12 bits
         (Image.fromarray(np.full((1, 2), 257 * 100, np.int32)), (100, 100, 100)),
         (Image.fromarray(np.full((1, 2), 0.4, np.float32)), (102, 102, 102)),
+        (Image.fromarray(np.array([[1.004, 0.4]], np.float32)), (102, 102, 102)),
+        (Image.fromarray(np.array([[258.0, 102.0]], np.float32)), (102, 102, 102)),
     ],
     ids=lambda value: value.mode if isinstance(value, Image.Image) else None,
 )
@@ -144,6 +152,143 @@ def test_lossless_files_keep_every_pixel(kind, tmp_path):
     path.write_bytes(encode(Image.fromarray(values), format=kind, lossless=True))
     for source in (path, str(path), path.read_bytes()):
         assert np.array_equal(np.asarray(load_image(source)), values)
+
+
+CONTENT = encode(Image.fromarray(np.arange(5 * 7 * 3, dtype=np.uint8).reshape(5, 7, 3)), format="PNG")
+PIXELS = np.arange(5 * 7 * 3, dtype=np.uint8).reshape(5, 7, 3)
+
+
+class Pipe(io.RawIOBase):
+    """A file that cannot seek, as a socket."""
+
+    def __init__(self, data: bytes):
+        self.data = data
+
+    def read(self, count=-1):
+        part, self.data = self.data[:count], self.data[count:]
+        return part
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda path: path,
+        lambda path: str(path),
+        lambda path: f"data:image/png;base64,{base64.b64encode(CONTENT).decode()}",
+        lambda path: CONTENT,
+        lambda path: bytearray(CONTENT),
+        lambda path: memoryview(CONTENT),
+        lambda path: io.BytesIO(CONTENT),
+        lambda path: path.open("rb"),
+        lambda path: path.open("rb", buffering=0),
+        lambda path: Pipe(CONTENT),
+        lambda path: tempfile.SpooledTemporaryFile(),  # noqa: SIM115
+        lambda path: Image.open(path),
+        lambda path: Image.open(io.BytesIO(CONTENT)),
+        lambda path: PIXELS,
+        lambda path: memoryview(PIXELS),
+        lambda path: PIXELS.tolist(),
+        lambda path: torch.tensor(PIXELS),
+    ],
+)
+def test_whatever_can_be_an_image_is_read(make, tmp_path):
+    (tmp_path / "image.png").write_bytes(CONTENT)
+    image = make(tmp_path / "image.png")
+    if isinstance(image, tempfile.SpooledTemporaryFile):  # what web frameworks make of an upload
+        image.write(CONTENT)
+    with warnings.catch_warnings(action="ignore"):  # of files that this test leaves open
+        assert is_image(image) or isinstance(image, list)
+        assert np.array_equal(np.asarray(load_image(image)), PIXELS)
+        del image
+        gc.collect()
+
+
+def test_a_file_is_read_from_its_start_and_stays_where_it_was(tmp_path):
+    file = io.BytesIO(CONTENT)
+    for position in (0, 10, len(CONTENT)):
+        file.seek(position)
+        assert load_image(file).size == (7, 5)
+        assert file.tell() == position and not file.closed
+
+
+@pytest.mark.parametrize("stream", [iter([CONTENT]), (x for x in "ab"), {"image": CONTENT}, range(3)])
+def test_a_stream_of_images_is_no_image(stream):
+    assert not is_image(stream)
+
+
+def test_what_is_closed_or_text_is_refused_in_a_sentence(tmp_path):
+    path = tmp_path / "image.png"
+    path.write_bytes(CONTENT)
+    with path.open() as file, pytest.raises(ValueError, match=r"image\.png' is open as text: open it with mode 'rb'"):
+        load_image(file)
+    with pytest.raises(ValueError, match="'StringIO' is open as text"):
+        load_image(io.StringIO("text"))
+    with path.open("rb") as file:
+        pass
+    with pytest.raises(OSError, match=r"image\.png' cannot be read: .*closed"):
+        load_image(file)
+    with Image.open(path) as left:
+        pass
+    closed = Image.open(path)
+    closed.load()
+    closed.close()
+    for image in (left, closed):
+        with pytest.raises(ValueError, match=r"image\.png is a PIL image that was closed before it was read"):
+            load_image(image)
+    with Image.open(path) as read:
+        read.load()
+    assert load_image(read).size == (7, 5)  # its pixels are in memory
+
+
+# 0, 0.4 and 1 of white, in several depths.
+@pytest.mark.parametrize("white", [255, 1023, 4095, 16383, 65535])
+def test_integers_of_any_depth_are_the_picture_that_a_person_would_see(white, tmp_path):
+    grey = np.rint(np.array([[0, 0.4, 1]]) * white).astype(np.uint16)
+    assert np.asarray(load_image(grey))[0, :, 0].tolist() == [0, 102, 255]
+    assert np.asarray(load_image(torch.tensor(np.stack([grey] * 3, 2))))[0, :, 1].tolist() == [0, 102, 255]
+    for name in ("grey.png", "grey.tiff"):
+        Image.fromarray(grey).save(tmp_path / name)
+        assert np.asarray(load_image(tmp_path / name))[0, :, 2].tolist() == [0, 102, 255]
+
+
+def deep_png(white: int) -> bytes:
+    """A PNG of 3x1 pixels of 16 bits a color, which Pillow cannot write, with the values 0, 0.4 and 1 of `white`."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    row = b"\0" + np.rint(np.repeat([0, 0.4, 1], 3) * white).astype(">u2").tobytes()
+    header = struct.pack(">IIBBBBB", 3, 1, 16, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(row)) + chunk(b"IEND", b"")
+
+
+def test_of_colors_that_pillow_would_make_black_a_sentence_says_so():
+    assert np.asarray(load_image(deep_png(65535)))[0, :, 0].tolist() == [0, 102, 255]
+    for white in (4095, 1023, 255):
+        with pytest.raises(ValueError, match="16 bits a color but no value above 4095.* save it with 8 bits"):
+            load_image(deep_png(white))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_floats_of_every_precision_may_be_rounded_past_their_range(dtype):
+    values = torch.tensor([[-0.002, 0.4, 1.004]], dtype=dtype)
+    assert np.asarray(load_image(values))[0, :, 0].tolist() == [0, 102, 255]
+    with pytest.raises(ValueError, match=r"floats from .* to 1\..*: expected values in \[0, 1\]"):
+        load_image(torch.tensor([[0, 1.1]], dtype=dtype))
+
+
+def test_a_heic_photograph_is_read_with_pillow_heif_or_the_error_names_it(monkeypatch, tmp_path):
+    path = tmp_path / "IMG_1.HEIC"
+    path.write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(300))
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)  # importing it fails
+    for image in (path, path.read_bytes()):
+        with pytest.raises(OSError, match="is a HEIC photograph, .* `pip install pillow-heif`, or save it as JPEG"):
+            load_image(image)
+    monkeypatch.undo()
+    pillow_heif = pytest.importorskip("pillow_heif", reason="pillow-heif is not installed: pip install -e '.[heic]'")
+    pillow_heif.from_pillow(Image.new("RGB", (64, 48), (200, 100, 50))).save(path, quality=-1)
+    assert load_image(path).size == (64, 48)
+    np.testing.assert_allclose(pixel(load_image(path.read_bytes()), 9, 9), (200, 100, 50), atol=4)
 
 
 def test_a_data_url_is_read():

@@ -1,5 +1,6 @@
 import base64
 import http.server
+import io
 import threading
 
 import datasets
@@ -169,6 +170,47 @@ def test_data_sets_are_streamed(pipe, image, path):
         assert len(results) == 3
         for hands in results:
             assert_same(hands, expected)
+
+
+def test_files_and_buffers_are_images(pipe, path, image):
+    expected, data = pipe(image, boxes=BOXES), path.read_bytes()
+    with path.open("rb") as file:
+        for other in (file, io.BytesIO(data), bytearray(data), memoryview(data)):
+            assert_same(pipe(other, boxes=BOXES), expected)
+            assert_same(pipe([other], boxes=[BOXES])[0], expected)
+
+
+def test_rows_of_data_sets_are_read_as_they_are(pipe, image):
+    expected = pipe(image, boxes=BOXES[:1], handedness="left")
+    own = {"uv": None, "visibility": [True] * 21, "image_id": "7", "annotation_id": "8", "source": ""}
+    assert_same(pipe({"image": image, "box": BOXES[0], "handedness": "left", **own}), expected)
+    hub = {"image_id": 7, "width": 200, "height": 150, "handedness": "left"}
+    bare = {"id": [1], "area": [2700.0], "category": [0], "bbox": BOXES[:1]}
+    for objects in (bare, {**bare, "handedness": ["left"]}, [{"bbox": BOXES[0], "category": 0}]):
+        assert_same(pipe({"image": image, "objects": objects, **hub}), expected)
+    assert pipe({"image": image, "objects": {"bbox": []}}) == pipe({"image": image, "objects": []}) == []
+    rows = datasets.Dataset.from_list([{"image": image, "objects": bare, **hub}] * 2)
+    for hands in pipe(rows.cast_column("image", datasets.Image())):
+        assert_same(hands, expected)
+    freihand = {"image": image, "uv": None, "xyz": None, "K": None, "frame_id": 3, "background": "hom"}
+    assert_same(pipe(freihand), pipe(image))
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"bboxes": BOXES}, "'bboxes' is not known; image, boxes, box, objects, handedness are"),
+        ({"boxes": BOXES, "hand": "left"}, "'hand' is not known"),
+        ({"Handedness": "left"}, "'Handedness' is not known"),
+        ({"boxes": BOXES, "box": BOXES[0]}, "a dict with boxes and box: give only one"),
+        ({"objects": {"boxes": BOXES}}, r"objects is \['boxes'\]: expected a dict whose bbox"),
+        ({"objects": 7}, "objects is int"),
+    ],
+)
+def test_a_key_that_is_not_known_is_named(pipe, image, row, message):
+    for inputs in ({"image": image, **row}, [{"image": image, **row}]):
+        with pytest.raises(ValueError, match=message):
+            pipe(inputs)
 
 
 def test_a_threshold_leaves_out_whole_hands_only(pipe, image):
