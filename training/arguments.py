@@ -262,7 +262,7 @@ def filled(part, values: dict):
 
 
 def refuse_without_effect(args: types.SimpleNamespace, sources: list[type[Source]]) -> None:
-    """Refuse options that this run would not use: the user expects an effect that they do not have."""
+    """Refuse options that this run would read and not use: the user meant something else by them."""
     defaults = {field.name: field.default for part in PARTS.values() for field in dataclasses.fields(part)}
     given = {name for name, value in vars(args).items() if value != defaults[name]}
     here = {field.name for source in sources for field in dataclasses.fields(source.Options)}
