@@ -53,12 +53,12 @@ def main() -> None:
     """Read the command line, then train or score."""
     args = parse_arguments(description=__doc__)
     keep_freed_memory()
-    torch.backends.cudnn.benchmark = True  # crops are all of one size: time the GPU's ways to convolve them, once
+    torch.backends.cudnn.benchmark = True  # all crops have one size: try the GPU's convolutions once, take the fastest
     transformers_logging.disable_progress_bar()
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()  # they would flood a log file
     accelerator = Accelerator(
-        cpu=torch.backends.mps.is_available(),  # Apple's GPUs have no float64, which random keys and metrics are made of
+        cpu=torch.backends.mps.is_available(),  # Apple's GPUs have no float64, which random keys and metrics need
         mixed_precision=args.optimisation.mixed_precision,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))],  # the others wait while one prepares data
         gradient_accumulation_steps=args.optimisation.gradient_accumulation_steps,
@@ -129,7 +129,7 @@ def train_one_epoch(run: Run, stop_if_asked: Callable[[], None]) -> float:
     loader = skip_first_batches(run.train_loader, run.batch) if run.batch else run.train_loader
     progress = EpochProgress(accelerator, run.epoch, len(run.train_loader), run.batch)
     samples, losses = [], []  # of the batches that make up this step
-    with closing(iter(loader)) as batches:  # ends the dataloader's workers at once, however the loop is left
+    with closing(iter(loader)) as batches:  # ends the dataloader's workers at once, also after an error
         for batch, inputs in with_inputs(batches, run.source, args.optimisation.seed, run.epoch, run.batches_at_once):
             if not samples:
                 statistics = [buffer.clone() for buffer in model.buffers()]
@@ -139,7 +139,7 @@ def train_one_epoch(run: Run, stop_if_asked: Callable[[], None]) -> float:
                 pixel_values = normalize(inputs.images).contiguous(memory_format=torch.channels_last)  # (B, 3, S, S)
                 loss = model(pixel_values=pixel_values, labels=targets, visibility=inputs.visibility).loss
                 losses.append(loss.detach())
-                accelerator.backward(loss * (1 + 0 * loss.detach()))  # an infinite loss, too, has NaN gradients
+                accelerator.backward(loss * (1 + 0 * loss.detach()))  # makes gradients NaN if the loss is infinite
                 run.batch += 1
                 progress.advance(len(pixel_values))
                 if accelerator.sync_gradients:
@@ -197,7 +197,7 @@ def skip_step(run: Run, statistics: list[torch.Tensor], samples: list[int]) -> N
 
 
 def validate(run: Run, metric, speed: float) -> None:
-    """Score the averaged weights and log the figures; the best so far are stored."""
+    """Score the averaged weights, log the figures, and store the weights if they are the best so far."""
     settings, accelerator = run.args.optimisation, run.accelerator
     figures = validation_figures(run, metric)
     total, count = accelerator.reduce(run.loss_sum.to(accelerator.device), "sum").tolist()
@@ -252,7 +252,7 @@ def finish(run: Run, metric, output: Path) -> None:
     args, accelerator, splits = run.args, run.accelerator, run.splits
     if run.best is None:
         raise ValueError("No validation gave a finite error: the training diverged. Lower --learning_rate.")
-    run.start_epoch()  # an endless stream gives the mean pose the same samples, wherever the run was interrupted
+    run.start_epoch()  # so that the mean pose is of the same samples, also if a resumed run ends here
     model = best_model(run).to(accelerator.device)
 
     def answers(loader: DataLoader) -> dict:

@@ -1,2 +1,2 @@
-"""The parts of `train.py`: one file each for the command line, data, augmentation, checkpoints, evaluation, figures and
-the saved model.  `train.py` holds the loop and reads top to bottom; nothing here imports it."""
+"""The parts of `train.py`, one file each: the command line, batches, inputs and targets, optimizer, checkpoints, evaluation,
+figures.  `train.py` has the loop and reads from top to bottom; nothing here imports it."""

@@ -1,8 +1,8 @@
 """The command line of `train.py`: four frozen dataclasses, the only place where a run's settings live.
 
 What the weights mean (image size, keypoints, sigma) is `HandUNetConfig`'s.  How this run goes is here, and is saved whole
-beside the weights.  A field's help is its manual.  `@FILE` on the command line reads options from a file, as those in
-`recipes/`.
+beside the weights.  A field's help is its manual.  `@FILE` on the command line reads options from a file; `recipes/` has
+some.
 """
 
 import dataclasses
@@ -148,13 +148,13 @@ class Arguments:
         return json.loads(json.dumps({k: v for part in PARTS for k, v in dataclasses.asdict(getattr(self, part)).items()}))
 
     def public(self) -> dict:
-        """The settings as they are published: of places on this machine only the last part of the path."""
+        """The settings as they are published: without folders of this machine."""
         settings = self.to_dict()
         places = [name for name in (*PLACES, "init", "model", "output_dir") if settings[name]]
         return settings | {name: public_name(settings[name]) for name in places}
 
     def command(self) -> str:
-        """The command line that gives these settings, without what the defaults give and where the results went."""
+        """The command line that gives these settings.  Options with their default, and where results go, are left out."""
         mine, published = self.to_dict(), self.public()
         decide = ["dataset", "difficulty", "init", "eval_only", "model", "photographs_share", *(PLACES - {"cache_dir"})]
         usual = make_arguments(**{name: mine[name] for name in decide}).to_dict()
@@ -189,7 +189,7 @@ def option_defaults() -> dict:
 
 
 def public_name(place: str) -> str:
-    """A path without this machine's folders: a relative path as it is; of another the last name, of `RUN/model` both."""
+    """A path without this machine's folders.  For an absolute path, only the last name; `RUN/model` keeps two."""
     path = Path(place)
     if not path.is_absolute() and ".." not in path.parts:
         return place
@@ -198,7 +198,7 @@ def public_name(place: str) -> str:
 
 
 def name_sources(data: DataArguments) -> list[str]:
-    """The sources that the options mean.  Raises `ValueError` where that is not clear."""
+    """The names of the sources that the options select.  Raises `ValueError` if they select several without `--dataset`."""
     if data.dataset:
         for name in data.dataset:
             if name not in SOURCES:
@@ -266,7 +266,7 @@ def flat(*parts) -> dict:
 
 
 def filled(part, values: dict):
-    """A copy of a dataclass in which `values` stand where a field is None."""
+    """A copy of a dataclass, with `values` for the fields that are None."""
     return dataclasses.replace(part, **{k: v for k, v in values.items() if getattr(part, k, "") is None})
 
 
@@ -346,7 +346,7 @@ def bf16_is_fast() -> bool:
 
 
 class HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
-    """The module's docstring as it is, and defaults that say something."""
+    """Keeps the lines of the description, and shows each default but None and False."""
 
     def _get_help_string(self, action):
         return action.help if action.default in (None, False) else super()._get_help_string(action)

@@ -13,12 +13,12 @@ from dataset_script.hand_crops import HandCrops
 from dataset_script.sources import Stream
 from dataset_script.sources.scenes import gpu_has_room
 
-# Samples of each split, evenly spread.  A resumed run compares them to check that the data is the same.
+# So many samples of each split, evenly spread, are compared by a resumed run to check that the data is the same.
 FINGERPRINT_SAMPLES = 32
 
 
 class EpochShuffle(Sampler[int]):
-    """A random order of the samples that is a function of (seed, epoch); set `epoch` before you iterate."""
+    """A random order of the samples.  It depends only on (seed, epoch); set `epoch` before you iterate."""
 
     def __init__(self, count: int, seed: int):
         self.count, self.seed, self.epoch = count, seed, 0
@@ -32,7 +32,7 @@ class EpochShuffle(Sampler[int]):
 
 
 class DeviceCrops(DeviceRows, Dataset):
-    """All items of `dataset` in the memory of one device.  Its `__getitems__` gives a whole batch by one indexing."""
+    """All items of `dataset` in the memory of one device.  `__getitems__` makes a whole batch with one indexing."""
 
     def __init__(self, dataset: Dataset, device: str | torch.device, batch_size: int = 1024):
         numbers = torch.arange(len(dataset)).split(batch_size)
@@ -44,41 +44,41 @@ class DeviceCrops(DeviceRows, Dataset):
 
 
 def on_gpu_if_it_fits(dataset: Dataset, device: torch.device) -> Dataset:
-    """`dataset` in the memory of a GPU that has room for its crops; otherwise as it was."""
+    """`dataset` copied into the GPU's memory if its crops fit there; otherwise `dataset` itself."""
     if not isinstance(dataset, HandCrops) or dataset.cache is None:
         return dataset
     return DeviceCrops(dataset, device) if gpu_has_room(device, len(dataset) * 3 * dataset.image_size**2) else dataset
 
 
 def make_loader(dataset: Dataset, batch_size: int, workers: int = 0, **more) -> DataLoader:
-    """Batches of `dataset`.  Crops on a device need no workers; workers survive a signal that asks the run to stop."""
+    """Batches of `dataset`.  Crops on a device get no workers.  Workers ignore the signals that stop a run."""
     workers = 0 if isinstance(dataset, DeviceCrops) else workers
     init = outlive_interrupts if workers else None
     return DataLoader(dataset, batch_size, num_workers=workers, worker_init_fn=init, collate_fn=collate, **more)
 
 
 def collate(items: list[dict] | dict) -> dict:
-    """A batch from items; what a dataset gives as a batch stays one."""
+    """A batch from items.  If the dataset's `__getitems__` returns a batch already, that batch."""
     return items if isinstance(items, dict) else default_collate(items)
 
 
 def outlive_interrupts(worker: int) -> None:
     """Let a dataloader's worker go on when Ctrl-C or SIGTERM reaches the whole process group.
 
-    The run needs its batches until the step is done.  A worker that nothing else ends is gone 20 s after a SIGTERM.
+    The run needs its batches until the step is done.  If nobody ends the worker, it exits 20 s after a SIGTERM.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(20) and os._exit(0))
 
 
 def set_epoch(dataset: Dataset, epoch: int) -> None:
-    """Tell a stream which epoch's samples it gives."""
+    """Tell a stream of which epoch its samples are.  Other datasets are the same in every epoch."""
     if isinstance(dataset, Stream):
         dataset.epoch = epoch
 
 
 def fingerprint(dataset: Dataset) -> str:
-    """Hex digest of evenly spread samples of `dataset` and of its length, wherever its files lie."""
+    """Hex digest of the length of `dataset` and of evenly spread samples.  Where its files lie does not matter."""
     count = min(len(dataset), FINGERPRINT_SAMPLES)
     digest = hashlib.sha256(str(len(dataset)).encode())
     add_to_digest(digest, collate(dataset.__getitems__([number * len(dataset) // count for number in range(count)])))

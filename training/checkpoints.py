@@ -1,11 +1,12 @@
-"""Checkpoints that are whole or not there, and that are checked before they are believed.
+"""Checkpoints: each is written whole or not at all, and is checked before it is loaded.
 
-A checkpoint is a folder `checkpoints/step-00001234-00002-00000034` (the steps, the epochs and the batches of the next
-epoch that are done) with Accelerate's state (weights in safetensors, optimizer, random states), the averaged weights
-and the best ones so far, the loop's own state as JSON, and `manifest.json` with the size and SHA-256 of each file.  It
-is written under a temporary name, every file and folder is fsynced, and then it is renamed, so that a process killed at
-any moment leaves either the whole checkpoint or a folder that no one takes for one.  `best` holds the best weights of
-the run in the same way.
+A checkpoint is a folder like `checkpoints/step-00001234-00002-00000034`.  The numbers count what is done: steps, epochs, and
+batches of the next epoch.  The folder has Accelerate's state (weights in safetensors, optimizer, random states), the averaged
+weights and the best ones so far, the loop's own state as JSON, and `manifest.json` with the size and SHA-256 of each file.
+
+A checkpoint is written under a temporary name, every file and folder is fsynced, and then it is renamed.  So a process that
+is killed leaves either a whole checkpoint or a folder with a temporary name.  `best` has the best weights of the run and is
+written in the same way.
 """
 
 import hashlib
@@ -44,13 +45,13 @@ def sha256(path: Path) -> str:
 
 
 def seal(folder: Path, target: Path) -> None:
-    """Write the manifest of the unfinished `folder`, bring it to disk and give it its final name `target`."""
+    """Write the manifest of the unfinished `folder`, sync all of it to disk, and rename it to `target`."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     entries = {str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": sha256(path)} for path in files}
     (folder / MANIFEST).write_text(json.dumps(entries, indent=1) + "\n")
     for path in [*files, folder / MANIFEST, *(path for path in folder.rglob("*") if path.is_dir()), folder]:
         _fsync(path)
-    if target.exists():  # `best`, which is replaced: the old one stays whole until the new one has its place
+    if target.exists():  # only `best` is replaced: the old one stays whole until the new one is in its place
         old = target.with_name(target.name + OLD)
         shutil.rmtree(old, ignore_errors=True)
         target.rename(old)
@@ -64,7 +65,7 @@ def seal(folder: Path, target: Path) -> None:
 def verify(folder: Path) -> dict:
     """The state of the checkpoint `folder`; raises [`BrokenCheckpoint`] unless its files are those of its manifest.
 
-    There must be no other file: what the manifest does not vouch for might be read, too.
+    Files that the manifest does not list are refused, because loading might read them.
     """
     entries = _read_object(folder, MANIFEST)
     if STATE not in entries:
@@ -114,14 +115,14 @@ class Checkpoints:
         return [self.folder / match.string for match in matches]
 
     def unfinished(self, name: str) -> Path:
-        """An empty folder to write `name` into, for :meth:`finish`; what an interrupted write left is removed."""
+        """An empty folder to write the checkpoint `name` into, until [`finish`].  What an interrupted write left is removed."""
         folder = self.folder / (name + UNFINISHED)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         return folder
 
     def finish(self, name: str, state: dict) -> None:
-        """Complete the unfinished checkpoint `name` with its state and give it its name, at once and for good."""
+        """Write the `state` of the unfinished checkpoint `name`, and rename its folder to `name`."""
         folder = self.folder / (name + UNFINISHED)
         (folder / STATE).write_text(json.dumps(state) + "\n")
         seal(folder, self.folder / name)
@@ -136,7 +137,7 @@ class Checkpoints:
             shutil.rmtree(path)
 
     def set_aside(self, names: Iterable[str]) -> None:
-        """Rename checkpoints that were passed over: they no longer count among the newest, and are not deleted."""
+        """Rename checkpoints that were passed over.  They no longer count as checkpoints, and are not deleted."""
         for name in names:
             shutil.rmtree(self.folder / (name + BROKEN), ignore_errors=True)
             (self.folder / name).rename(self.folder / (name + BROKEN))

@@ -1,4 +1,4 @@
-"""What a score is worth: the temperature that makes it a chance, and how well it separates hands from other images.
+"""The temperature that makes a score a probability, and how well scores separate hands from images without a hand.
 
 A keypoint is correct when it lies within 0.1 of the longer side of the hand's box.  The temperature is fitted on the
 validation split, whose hands the network was not trained on, and goes into `preprocessor_config.json`.

@@ -1,4 +1,4 @@
-"""Scoring: a model over a split on all processes, and the same numbers whatever their count."""
+"""Scoring a model on a split, with all processes.  The figures do not depend on the number of processes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -66,7 +66,7 @@ def score(metric: evaluate.Metric, arrays: dict[str, np.ndarray], image_size: in
 def score_by_group(
     metric: evaluate.Metric, arrays: dict[str, np.ndarray], groups: Sequence[str], image_size: int = 128
 ) -> dict:
-    """[`score`]'s figures for each group; `groups` has that of every sample of the split, by its index."""
+    """The figures of [`score`] for each group; `groups[index]` is the group of the sample with that index."""
     names = np.asarray(groups)[arrays["index"]]
     results = {}
     for name in sorted(set(names.tolist())):
@@ -77,7 +77,7 @@ def score_by_group(
 
 
 def mean_over(parts: dict[str, dict]) -> dict[str, float]:
-    """The mean over parts, each weighing the same, of the figures that are numbers in all of them."""
+    """Each figure's mean over the parts; every part counts the same.  Only figures that are floats in all parts."""
     names = set.intersection(*(set(part) for part in parts.values()))
     numbers = [name for name in next(iter(parts.values())) if name in names]
     return {
@@ -92,7 +92,7 @@ def worst_over_green_screen(parts: dict[str, dict]) -> float | None:
     if "green_screen" not in parts or len(parts) == 1:
         return None
     errors = {name: part["mean_error_percent"] for name, part in parts.items()}
-    return max(errors.values()) / max(errors["green_screen"], 1e-9)  # 0 where all predictions are correct
+    return max(errors.values()) / max(errors["green_screen"], 1e-9)  # the divisor is 0 if all predictions are correct
 
 
 def figures_of_groups(parts: dict[str, dict], grouped_by: str) -> dict:
@@ -138,7 +138,7 @@ def table(figures: dict, parts: dict[str, dict], grouped_by: str) -> str:
 
 
 def mean_pose_arrays(train: Dataset, arrays: dict[str, np.ndarray], most: int = 2000) -> dict[str, np.ndarray]:
-    """`arrays` as they were if every answer were the mean pose of (up to `most`) training samples, without scores."""
+    """`arrays`, with the mean pose of (up to `most`) training samples as every prediction, and all scores 1."""
     indices = list(range(0, len(train), max(1, len(train) // most)))
     batches = [train.__getitems__(indices[first : first + 32]) for first in range(0, len(indices), 32)]  # drawn together
     hands = [(item["keypoints"], item["visibility"]) for batch in batches for item in batch]

@@ -1,4 +1,4 @@
-"""The pictures of a run: losses, errors by joint, success rate, and predictions over images beside the truth."""
+"""The pictures of a run: losses, errors by joint, success rate, and images with the truth and the prediction."""
 
 from pathlib import Path
 
@@ -101,7 +101,7 @@ def draw_group_errors(path: Path, by_group: dict[str, dict], grouped_by: str) ->
 
 
 def draw_reliability(path: Path, calibration: dict) -> Path:
-    """Share of keypoints that are correct by their score, on validation and test; the diagonal is what scores promise."""
+    """Share of correct keypoints for each score, on validation and test.  A perfectly calibrated model is on the diagonal."""
     within = calibration["correct_within"]
     figure, axes = _axes("What a score is worth", "score", f"share of keypoints within {within:g} of the hand's box")
     axes.plot([0, 1], [0, 1], color="#bbbbbb", linestyle="--", linewidth=1)
@@ -117,7 +117,7 @@ def draw_reliability(path: Path, calibration: dict) -> Path:
 
 
 def rank_hands(arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the hands with a visible keypoint from the smallest mean error to the largest, and all errors (N,) in px."""
+    """Rows of the hands that have a visible keypoint, the smallest mean error first, and all mean errors (N,) in px."""
     distance = np.linalg.norm(arrays["predictions"] - arrays["keypoints"], axis=2)  # (N, 21)
     seen = arrays["visibility"]
     error = np.where(seen, distance, 0).sum(1) / np.where(seen.any(1), seen.sum(1), np.nan)
@@ -161,7 +161,7 @@ def draw_contact_sheet(path: Path, arrays: dict[str, np.ndarray], test: Dataset,
 
 
 def _draw_pairs(path: Path, arrays: dict[str, np.ndarray], test: Dataset, places: list[int]) -> Path:
-    """The hands at these places of the ranking beside each other, truth over prediction."""
+    """The hands at these places of the ranking, side by side: the truth above, the prediction below."""
     ranked, error = rank_hands(arrays)
     columns = []
     for place in places:

@@ -29,8 +29,8 @@ def make_model(settings, seed: int) -> HandUNetForPoseEstimation:
 def without_deep_levels(model: HandUNetForPoseEstimation, levels: int) -> HandUNetForPoseEstimation:
     """A U-Net of the first `levels` of `model`, with their weights.
 
-    Its lowest features take the place of what came up from below.  They are not what that was, but the rest of the
-    network is there, and training goes on from far better weights than random ones.
+    Its first `up` block reads the lowest level's features where it read those that came up from below.  These are not the
+    same, but all other weights fit, so training starts far better than from random weights.
     """
     sizes = model.config.hidden_sizes
     if not 1 <= levels <= len(sizes):
@@ -51,8 +51,8 @@ def without_deep_levels(model: HandUNetForPoseEstimation, levels: int) -> HandUN
 def widened(model: HandUNetForPoseEstimation, sizes: tuple[int, ...]) -> HandUNetForPoseEstimation:
     """A U-Net of more channels that computes what `model` computes, so that training goes on where it was.
 
-    Channels that are added read from all others by random weights, and are read by the old ones with weights of zero,
-    which training changes (as in Net2Net, https://arxiv.org/abs/1511.05641, but without copies of channels).
+    An added channel reads all channels with random weights.  The old channels read an added one with weights of zero, which
+    training then changes.  (As in Net2Net, https://arxiv.org/abs/1511.05641, but channels are not copied.)
     """
     old = model.config.hidden_sizes
     if len(sizes) != len(old) or any(more < fewer for more, fewer in zip(sizes, old)):
@@ -74,7 +74,7 @@ def widened(model: HandUNetForPoseEstimation, sizes: tuple[int, ...]) -> HandUNe
 
 
 def _widen_block(wide: nn.Module, block: nn.Module, read: torch.Tensor, own: torch.Tensor) -> None:
-    """Give `wide` the weights of `block`, whose input channels are `read` of its own, and its output channels `own`."""
+    """Copy the weights of `block` into `wide`: to its input channels `read` and its output channels `own`."""
     for mine, its, inputs in zip(wide, block, (read, read, None, own, own, None)):
         if isinstance(mine, nn.BatchNorm2d):
             for name in ("weight", "bias", "running_mean", "running_var"):

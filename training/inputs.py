@@ -1,7 +1,7 @@
 """From a batch of samples to what a step needs: pictures, and the targets that the network learns to draw.
 
-[`gaussian_targets`] is the one place where targets are made.  To train on a teacher's heatmaps or soft labels, give
-`Run` another function of the same kind.
+[`gaussian_targets`] is the one place where targets are made.  Change it to train on a teacher's heatmaps or soft
+labels.
 """
 
 import functools
@@ -16,9 +16,9 @@ from dataset_script.sources import Inputs, Source
 from modeling_handunet import HandUNetImageProcessor, render_heatmaps
 from training.arguments import Arguments
 
-# Samples for which a GPU makes pictures at a time, at most: with 2048 it moves memory rather than wait for orders.
+# A GPU makes the pictures of at most so many samples at once.  With 2048 it no longer waits for the CPU's commands.
 SAMPLES_AT_ONCE = 2048
-# Bytes that making a scene takes, for each of its pixels: 4 MB at 128 px.
+# GPU memory that making a scene takes, in bytes per pixel of the scene: 4 MB at 128 px.
 SCENE_BYTES_PER_PIXEL = 250
 
 # Heatmaps (B, 21, S, S) in [0, 1] from a batch's inputs.
@@ -26,7 +26,7 @@ MakeTargets = Callable[[Inputs], Tensor]
 
 
 def gaussian_targets(inputs: Inputs, sigma: float, quantize: bool = False) -> Tensor:
-    """Heatmaps (B, 21, S, S) with a Gaussian at each keypoint, or on its pixel's centre; empty for NaN keypoints."""
+    """Heatmaps (B, 21, S, S): a Gaussian at each keypoint, or (`quantize`) at its pixel's centre; zeros if it is NaN."""
     return render_heatmaps(inputs.keypoints, inputs.images.shape[-1], sigma, quantize=quantize)
 
 
@@ -41,13 +41,13 @@ def normalize(images: Tensor) -> Tensor:
         images = images.float().div_(255)
     mean = images.new_tensor(HandUNetImageProcessor.image_mean)[:, None, None]
     std = images.new_tensor(HandUNetImageProcessor.image_std)[:, None, None]
-    return (images - mean).div_(std)  # in place: half of the time is fresh memory
+    return (images - mean).div_(std)  # in place: allocating memory would take half of the time
 
 
 def with_inputs(
     batches: Iterable[dict], source: Source, seed: int, epoch: int, at_once: int = 1
 ) -> Iterator[tuple[dict, Inputs]]:
-    """Each batch with its inputs, made for `at_once` batches at a time."""
+    """Each batch with its inputs.  The inputs of `at_once` batches are made together."""
 
     def make(batch: dict) -> Inputs:
         return source.make_inputs(batch, augmentation_keys(seed, epoch, batch["index"]))
@@ -61,10 +61,10 @@ def with_inputs(
 
 
 def batches_at_once(args: Arguments, device: torch.device) -> int:
-    """For how many batches pictures are made together: as many as a quarter of a GPU's free memory takes; otherwise one.
+    """For how many batches pictures are made together: on a GPU as many as fit into a quarter of its free memory, else one.
 
-    A scene takes thousands of small operations, which a GPU does as fast for thousands of samples as for one.  Prefetching
-    would set `accelerator.gradient_state.end_of_dataloader` early and break gradient accumulation, so then it is one.
+    A scene takes thousands of small operations.  A GPU needs as long for one sample as for thousands.  With gradient
+    accumulation it is one, because reading ahead would set `accelerator.gradient_state.end_of_dataloader` too early.
     """
     if device.type != "cuda" or args.optimisation.gradient_accumulation_steps > 1:
         return 1

@@ -16,10 +16,10 @@ def trigger_on_signals(accelerator: Accelerator) -> list[int]:
 
     def receive(number: int, frame) -> None:
         if received and number == signal.SIGINT:
-            os._exit(128 + number)  # at once: what is half-written is never taken for whole
+            os._exit(128 + number)  # at once: half-written files have temporary names, so nobody reads them
         received.append(number)
         accelerator.set_trigger()
-        if accelerator.is_main_process:  # past the buffers of `print`, which the signal may have interrupted
+        if accelerator.is_main_process:  # not by `print`, which the signal may have interrupted
             name = signal.Signals(number).name
             text = f"{name}: finishing the step and writing a checkpoint; Ctrl-C again stops at once.\n"
             os.write(sys.stdout.fileno(), text.encode())

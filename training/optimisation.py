@@ -19,9 +19,10 @@ def make_optimizer(settings: OptimisationArguments, model: nn.Module) -> torch.o
 
 
 def make_schedule(settings: OptimisationArguments, optimizer: torch.optim.Optimizer, steps: int):
-    """Cosine to zero over `steps` after a warm-up, stepped per step; or halved on a plateau, stepped per epoch.
+    """A cosine to zero over `steps` after a warm-up, stepped after each step; or "plateau", stepped after each epoch.
 
-    It is halved after two thirds of the patience that ends the run, and, from a patience of 2 on, always before that end.
+    "plateau" halves the learning rate if the training loss has not improved for two thirds of `patience`.  If `patience` is 2
+    or more, this always comes before the run stops.
     """
     if settings.schedule == "plateau":
         patience = max(0, min(round(settings.patience * 2 / 3), settings.patience - 2))
@@ -32,8 +33,8 @@ def make_schedule(settings: OptimisationArguments, optimizer: torch.optim.Optimi
 def averaged_model(model: nn.Module, decay: float) -> AveragedModel:
     """A copy of `model` that `update_parameters` moves towards it, batch statistics included.
 
-    The decay grows as (1 + n) / (10 + n) over the updates n up to `decay`, so that short runs are not held back by
-    their first weights; a `decay` of 0 always copies.
+    After n updates the decay is (1 + n) / (10 + n), but at most `decay`.  So the first weights, which are bad, soon count
+    little in short runs, too.  A `decay` of 0 copies the model.
     """
 
     @torch.no_grad()

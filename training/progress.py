@@ -1,4 +1,4 @@
-"""What a run tells while it works: a progress bar on a terminal, a line a minute in a log file."""
+"""What a run says while it works: a progress bar on a terminal, or one line a minute in a log file."""
 
 import sys
 import time

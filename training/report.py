@@ -1,4 +1,4 @@
-"""What a finished run says about itself: all of its figures, and the plain data that its card is made of."""
+"""What a finished run says about itself: all its figures, and the plain data from which its card is made."""
 
 import dataclasses
 import json
@@ -31,7 +31,7 @@ def final_metrics(run: Run, metric, test: Arrays, validation: Arrays, negatives:
         "test": figures,
         "mean_pose": baseline,
         "mean_pose_of": splits.mean_pose_of,
-        # 0 where all hands are the same
+        # the divisor is 0 if all hands are the same
         "error_over_mean_pose": figures["mean_error_percent"] / max(baseline["mean_error_percent"], 1e-9),
         "calibration": calibration(validation, test),
         "history": run.history,
@@ -54,7 +54,7 @@ def make_processor(args: Arguments, metrics: dict) -> HandUNetImageProcessor:
 
 
 def make_report(run: Run, model: HandUNetForPoseEstimation, metrics: dict) -> dict:
-    """A run as `release` reads it: JSON data, without places of this machine."""
+    """A run as `release` reads it: JSON data, without paths of this machine."""
     args, source = run.args, run.source
     public = args.public()
     return {

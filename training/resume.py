@@ -1,4 +1,4 @@
-"""What a checkpoint holds of a run, and how a run goes on from it: on CPUs bit for bit."""
+"""What a checkpoint stores of a run, and how a run goes on from it; on CPUs with the same results, bit for bit."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ BEST_AVERAGE = "best.safetensors"
 
 
 def save_checkpoint(run: Run) -> None:
-    """Write a checkpoint of this moment, once; raises `OSError` on every process when one cannot write."""
+    """Write a checkpoint, unless the newest has the same state.  Raises `OSError` on every process if one cannot write."""
     name = f"step-{run.step:08d}-{run.epoch:05d}-{run.batch:08d}"
     if name == run.newest_checkpoint:
         return
@@ -55,14 +55,14 @@ def save_checkpoint(run: Run) -> None:
 
 
 def keep_best(run: Run) -> None:
-    """Store the averaged weights as the best of the run, which the last figures of `history` are about."""
+    """Store the averaged weights as the best of the run.  The last entry of `history` has their figures."""
     run.best = run.history[-1]
     run.best_weights = run.averaged_weights()
     save_best(run)
 
 
 def save_best(run: Run) -> None:
-    """Write the best weights and their figures into a folder of their own; checkpoints hold them, too."""
+    """Write the best weights and their figures into the folder `best`.  Checkpoints have them, too."""
 
     def write():
         save_file(run.best_weights, run.checkpoints.unfinished(BEST) / AVERAGE)
@@ -114,10 +114,10 @@ def resume(run: Run) -> str:
     run.average.n_averaged.fill_(state["averaged"])
     run.newest_checkpoint = folder.name
     failure = on_main(run, lambda: run.checkpoints.set_aside(passed_over))
-    failure = failure or on_main(run, run.checkpoints.prune)  # the run may have died before it did
+    failure = failure or on_main(run, run.checkpoints.prune)  # the run may have been killed before it removed old ones
     if failure:
         raise OSError(f"{run.checkpoints.folder} could not be tidied: {failure}. Mend the folder.")
-    if run.best:  # the folder of the best may be that of a validation which comes again, or be damaged
+    if run.best:  # the folder `best` may be newer than this checkpoint, or damaged
         run.best_weights = load_file(folder / BEST_AVERAGE)
         save_best(run)
     return f"Resumed from {folder}: epoch {run.epoch + 1}, step {run.step}.{reasons}"

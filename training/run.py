@@ -49,11 +49,11 @@ class Run:
         self.make_targets = targets_of(args)
         self.batches_at_once = batches_at_once(args, accelerator.device)
         self.checkpoints = Checkpoints(Path(args.output.output_dir) / "checkpoints", args.output.keep_checkpoints)
-        self.epoch = 0  # the epoch that runs
-        self.batch = 0  # batches of it that are done, on each process
+        self.epoch = 0  # the epoch that is running
+        self.batch = 0  # batches of this epoch that are done, on each process
         self.step = 0  # optimizer steps since the start
-        self.bad_steps = 0  # skipped for a NaN or infinite gradient, in a row
-        self.skipped_steps = 0  # the same, in all
+        self.bad_steps = 0  # steps in a row that were skipped for a NaN or infinite gradient
+        self.skipped_steps = 0  # all steps that were skipped
         self.validations_without_improvement = 0
         self.best: dict | None = None  # figures of the best validation
         self.best_weights: dict[str, torch.Tensor] = {}  # and its averaged weights, on the CPU
@@ -64,7 +64,7 @@ class Run:
         self.data = {name: fingerprint(split) for name, split in named.items()}
 
     def start_epoch(self) -> None:
-        """Point sampler and stream at the current epoch."""
+        """Tell the sampler and the training data the current epoch."""
         self.sampler.epoch = self.epoch
         set_epoch(self.splits.train, self.epoch)
 

@@ -11,7 +11,7 @@ from dataset_script.sources.photographs import PhotographsSource
 from dataset_script.sources.scenes import ScenesSource
 from dataset_script.sources.synthetic import SyntheticSource
 
-# In the order in which --help lists their options.  The first is what a run without options reads.
+# --help lists their options in this order.  A run without options reads the first.
 SOURCES: dict[str, type[Source]] = {
     source.name: source for source in (SyntheticSource, ScenesSource, FreiHANDSource, CocoSource, PhotographsSource)
 }
@@ -22,7 +22,7 @@ def make_source(names: Sequence[str], shares: Sequence[float] | None, options, *
     if len(names) == 1:
         return SOURCES[names[0]](options, **settings)
     judges = validate_on or names
-    few = dataclasses.replace(options, validation_samples=1, test_samples=1)  # of a source that is not validated on
+    few = dataclasses.replace(options, validation_samples=1, test_samples=1)  # for a source that is not validated on
     sources = [SOURCES[name](options if name in judges else few, **settings) for name in names]
     return Mixture(sources, shares or [1] * len(names), judges)
 

@@ -1,7 +1,7 @@
 """What a source of training data is: one class in one file of this folder.
 
 A source knows its options on the command line, its splits, the words that describe it, and the terms of weights that are
-trained on it.  `train.py` asks nothing else, so a new source is a new file and a line in `__init__.py`.
+trained on it.  `train.py` asks nothing else.  A new source is a new file, and a name in `SOURCES` in `__init__.py`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ from dataset_script.augmentation import Augmentation
 
 RESEARCH_ONLY = "research-only"  # the license_name of weights that may not be used commercially
 UNKNOWN = "unknown"
-# A rule is: option names, whether they have an effect in this run, and where they have one.
+# A rule is: option names, whether they have an effect in this run, and what gives them one.
 Rule = tuple[Sequence[str], bool, str]
 
 
@@ -74,12 +74,17 @@ class Description:
 
 @dataclass
 class Splits:
-    """What a run reads.  An item of validation and test is one of [`dataset_script.HandCrops`]."""
+    """What a run reads.
+
+    An item is a dict: `image` (3, S, S) uint8, `keypoints` (21, 2) px of it, `visibility` (21,) bool, `box_size` px (the
+    longer side of the hand's box) and `index`, its number in the split.  A source with its own [`Source.make_pictures`] may
+    have other training items.  `__getitems__` takes a list of numbers and returns their items, or a batch for training.
+    """
 
     train: Dataset | None
     validation: Dataset | None
     test: Dataset
-    test_groups: list[str] | None = None  # of each test sample its background or source, where these differ
+    test_groups: list[str] | None = None  # for each test sample its background or source; None if all have the same
     grouped_by: str = "background"
     test_negatives: dict[str, Dataset] = field(default_factory=dict)  # images without a right hand in the middle
     left_out: dict[str, str] = field(default_factory=dict)  # images that cannot be read, with the reasons
@@ -87,10 +92,10 @@ class Splits:
 
 
 class Inputs(NamedTuple):
-    """What the network is trained on: a batch of crops and what is known of their keypoints."""
+    """What the network is trained on: a batch of crops with their keypoints."""
 
     images: Tensor  # (B, 3, S, S) float in [0, 1]
-    keypoints: Tensor  # (B, 21, 2) px of the crop; NaN where it is known that there are none
+    keypoints: Tensor  # (B, 21, 2) px of the crop; NaN if a keypoint is known to be absent
     visibility: Tensor  # (B, 21) bool, the keypoints that count in the loss
 
 
@@ -105,7 +110,7 @@ class Stream(Dataset):
 
 
 class Items(Dataset):
-    """Items in memory, numbered through."""
+    """Items in memory; each gets its `index`."""
 
     def __init__(self, items: Sequence[dict] | Iterator[dict]):
         self.items = [{**item, "index": index} for index, item in enumerate(items)]
@@ -126,11 +131,11 @@ class Source:
 
     name: ClassVar[str]
     Options: ClassVar[type[SourceOptions]] = SourceOptions
-    # What the general options are where the command line does not say.
+    # Values for general options that the command line does not give.
     defaults: ClassVar[dict] = {}
-    # Options that name places on the user's machine: only their last part is published.
+    # Options that are paths on the user's machine: only their last part is published.
     places: ClassVar[tuple[str, ...]] = ("cache_dir",)
-    # The Hub's licence may depend on it: whether validation and test show the same photographs.
+    # Whether validation and test are the same photographs; the card then says so.
     same_validation_and_test: ClassVar[bool] = False
 
     def __init__(
@@ -160,17 +165,17 @@ class Source:
 
     @classmethod
     def is_named_by(cls, options: SourceOptions) -> bool:
-        """Whether these options mean this source although nobody named it by `--dataset`."""
+        """Whether these options select this source without `--dataset`."""
         return False
 
     @classmethod
     def drawn_fill(cls, options: SourceOptions) -> float | None:
-        """The share of the crop's side that the longer side of a hand's box takes, where hands are drawn as crops."""
+        """The `box_fill` of hands that are drawn as crops; None for a source whose hands are cut out of images."""
         return None
 
     @classmethod
     def defaults_for(cls, options: SourceOptions, init: str | None) -> dict:
-        """The class's `defaults`, where they depend on other options."""
+        """The class's `defaults`; override it if they depend on other options."""
         return cls.defaults
 
     @classmethod
@@ -221,7 +226,7 @@ class Source:
     def make_pictures(self, batch: dict, keys: Tensor) -> tuple[Tensor, Tensor]:
         """Images (B, 3, S, S) float in [0, 1] and keypoints (B, 21, 2) px, augmented by `keys`.
 
-        A keypoint of which it is known that it is not there is NaN.
+        A keypoint that is known to be absent is NaN.
         """
         images = batch["image"].float() / 255
         if not self.options.augmentation:

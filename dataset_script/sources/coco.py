@@ -88,4 +88,4 @@ class CocoSource(Source):
         )
 
     def terms(self) -> Terms:
-        return Terms(UNKNOWN)  # the trainer's to say, in README.md
+        return Terms(UNKNOWN)  # the trainer states them in the card

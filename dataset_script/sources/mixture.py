@@ -15,9 +15,11 @@ from dataset_script.sources.base import Description, Inputs, Items, Source, Spli
 class MixedStream(Stream):
     """`count` samples an epoch, each of one of `parts`, drawn with the part's share.
 
-    A part that is a [`Stream`] gives its sample of the same number; of any other dataset a row is drawn.  What a sample
-    is depends on (seed, epoch, index) alone.  Its `__getitems__` gives a batch: `index` (B,), and `parts`, for each part
-    that has samples in it the part's own batch with `place`, the samples' places in this batch.
+    If the part is a [`Stream`], sample i is its sample i; from any other dataset a random item is drawn.  A sample depends
+    only on (seed, epoch, index).
+
+    `__getitems__` returns a batch: `index` (B,) and `parts`, a dict.  For each part that has samples in the batch, by its
+    number, `parts` has the part's own batch, and in it `place`: where its samples are in the whole batch.
     """
 
     def __init__(self, parts: Sequence[Dataset], shares: Sequence[float], count: int, seed: int):
@@ -48,10 +50,9 @@ class MixedStream(Stream):
 
 
 class Mixture(Source):
-    """Sources with the share of the training samples that each has.
+    """Several sources; each gives its share of the training samples.
 
-    Validation and test hold the samples of all sources that `validate_on` names (of all of them by default), grouped by
-    source.
+    Validation and test have the samples of the sources that `validate_on` names (by default of all), grouped by source.
     """
 
     name = "mixture"
@@ -130,5 +131,5 @@ class Mixture(Source):
 
 
 def joined(parts) -> Dataset:
-    """The items of several datasets, numbered through."""
+    """The items of several datasets as one."""
     return Items(part[index] for part in parts for index in range(len(part)))

@@ -1,4 +1,4 @@
-"""Photographs that a teacher labelled as a source: hands of many people, each source of pictures with its own terms."""
+"""The source of photographs that a teacher labelled: hands of many people, from places with their own terms."""
 
 import functools
 from dataclasses import dataclass
@@ -22,12 +22,12 @@ class PhotographsOptions(SourceOptions):
 
     photographs: str | None = option(None, "photographs: a folder of labelled squares, as `dataset_script.photographs` says")
     photographs_share: float | None = option(None, "photographs: mix them with scenes; the share of the samples they get")
-    max_disagreement: float = option(0.03, "photographs: leave out hands on whose keypoints the teacher's looks differ by more")
-    most_per_source: int = option(400, "photographs: a source is drawn at most as often as so many hands would be")
+    max_disagreement: float = option(0.03, "photographs: leave out hands if the teacher's looks differ by more of the box")
+    most_per_source: int = option(400, "photographs: a source counts at most as much as this many pictures")
 
 
 class PhotographStream(Stream):
-    """`count` photographs an epoch, drawn so that no large source drowns a small one.
+    """`count` photographs an epoch, drawn so that a large source does not outweigh the small ones.
 
     Its `__getitems__` gives a batch: `image` (B, 3, 224, 224) uint8, `keypoints` (B, 21, 2) px of it, `visibility` and
     `index`, on the device of the photographs.
@@ -46,7 +46,7 @@ class PhotographStream(Stream):
 
 
 class PhotographsSource(Source):
-    """Labelled photographs.  Validation and test are whole sources that are not trained on, half of them each."""
+    """Labelled photographs.  Validation and test have whole sources that are not trained on, each half of them."""
 
     name = "photographs"
     Options = PhotographsOptions

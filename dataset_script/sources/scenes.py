@@ -22,7 +22,7 @@ from dataset_script.sources.base import Description, Items, Rule, Splits, Stream
 from dataset_script.sources.synthetic import TEST_SEED, VALIDATION_SEED, DrawnOptions, DrawnSource, draws_on
 from dataset_script.synthetic import SyntheticHands
 
-# Side of the layers for crops of 128 px: the hand as large as there, and room for the arm around it.
+# Side of a layer in px.  The hand is as large as in a crop of 128 px, and there is room for the arm around it.
 LAYER_SIZE = 160
 SECOND_BODY = 0.6  # layers of a second body for each one of the first
 
@@ -36,8 +36,8 @@ class ScenesOptions(DrawnOptions):
     cutouts_share: float = option(0.35, "scenes: share of the samples that are cut-outs")
     photos: str | None = option(None, "scenes: a folder of photographs without hands, as backgrounds")
     negatives: float | None = option(
-        None, "scenes: share with no hand, a left hand or a hand far off centre (default: 0.1 with --init; else 0, since a "
-        "training from random weights does not survive them)"
+        None, "scenes: share with no hand, a left hand or a hand far off centre (default: 0.1 with --init; else 0, because a "
+        "training from random weights learns nothing with them)"
     )  # fmt: skip
 
 
@@ -88,9 +88,9 @@ class LayerStream(Stream):
 
 
 def scene_crops(layers: HandLayers, scenes: Scenes, seed: int, device: torch.device, batch_size: int = 64) -> Iterator[dict]:
-    """Scenes that never change, one of each layer, as [`HandCrops`] items: to validate and to test on.
+    """Fixed scenes, one of each layer, as [`HandCrops`] items: for validation and test.
 
-    `device` makes them; another device gives the same but for rounding.
+    They are made on `device`.  Another device makes the same scenes, with other rounding.
     """
     for first in range(0, len(layers), batch_size):
         numbers = torch.arange(first, min(first + batch_size, len(layers)))
@@ -105,7 +105,7 @@ def scene_crops(layers: HandLayers, scenes: Scenes, seed: int, device: torch.dev
 
 
 class ScenesSource(DrawnSource):
-    """Drawn hands of one or two bodies and cut-outs, each use in another scene.
+    """Drawn hands of one or two bodies, and cut-outs.  Each time a hand is used, it is in another scene.
 
     Validation and test have other drawn hands and other cut-outs than the training.
     """
@@ -148,7 +148,7 @@ class ScenesSource(DrawnSource):
             return SyntheticHands(count, seed=seed, image_size=LAYER_SIZE, difficulty="layers", hand_mesh=mesh)
 
         def stored(hands: SyntheticHands | Cutouts) -> HandLayers | DeviceRows:
-            """In the memory of the GPU that makes the batches if there is room, which is faster; else on the disk."""
+            """In the memory of the GPU that makes the batches, which is faster, if there is room; else on the disk."""
             if not gpu_has_room(batches_from, len(hands) * 4 * LAYER_SIZE**2):
                 return HandLayers(hands, self.cache)
             return layers_on_device(hands if isinstance(hands, SyntheticHands) else HandLayers(hands, self.cache), batches_from)
@@ -212,5 +212,5 @@ def background_credits(folder: str) -> tuple[tuple[str, str, str], ...]:
 
 
 def gpu_has_room(device: torch.device, needed: int) -> bool:
-    """Whether `device` is a GPU whose free memory `needed` bytes fill by no more than half."""
+    """Whether `device` is a GPU and `needed` bytes are less than half of its free memory."""
     return device.type == "cuda" and 2 * needed < torch.cuda.mem_get_info(device)[0]

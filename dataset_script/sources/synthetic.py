@@ -12,9 +12,9 @@ from dataset_script.synthetic import SyntheticHands
 from dataset_script.synthetic.backgrounds import KINDS, backgrounds
 from dataset_script.synthetic.ranges import EASY, FULL
 
-# Seeds of the validation and test hands: the same for every run, and no training seed that one would choose.
+# Seeds of the validation and test hands: the same for every run, and unlike any training seed that somebody would choose.
 VALIDATION_SEED, TEST_SEED = 0x76616C6964, 0x74657374
-# Longer side of a hand's box, of the crop's side: these hands are drawn as crops.
+# Share of the crop's side that the longer side of the hand's box takes, on average: these hands are drawn as crops.
 DRAWN_FILL = {"easy": sum(EASY.fill) / 2, "full": sum(FULL.fill) / 2}
 ENDLESS = 2**40
 
@@ -37,7 +37,7 @@ class SyntheticOptions(DrawnOptions):
 
 
 def draws_on(options: DrawnOptions, device: torch.device) -> torch.device:
-    """Where batches of drawn hands are made: on the training's device, unless workers make them, which cannot share a GPU."""
+    """Where batches of drawn hands are made: on the training's device; if workers make them, on the CPU."""
     return torch.device("cpu") if options.workers else device
 
 
@@ -84,9 +84,9 @@ class DrawnSource(Source):
 
 
 class SyntheticSource(DrawnSource):
-    """Drawn hands as they are: varied enough to be learnt from without augmentation.
+    """Drawn hands.  They vary enough to be learnt from without augmentation.
 
-    The defaults are sized for minutes on two CPU cores.
+    With the defaults a training takes minutes on two CPU cores.
     """
 
     name = "synthetic"
@@ -141,7 +141,7 @@ class SyntheticSource(DrawnSource):
 
 
 def background_names(drawn: SyntheticHands, batch_size: int = 512) -> list[str]:
-    """What lies behind each hand.  Its kind does not depend on the size of the picture, so a small one is drawn."""
+    """The kind of background of each hand.  It does not depend on the picture's size, so a small picture is drawn."""
     kinds = []
     for first in range(0, len(drawn), batch_size):
         indices = torch.arange(first, min(first + batch_size, len(drawn)))
