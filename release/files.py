@@ -9,6 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 ENDPOINT, SPACE = ROOT / "demo" / "endpoint", ROOT / "demo" / "space"
 EXAMPLES = SPACE / "examples"
+SERVING = ROOT / "demo" / "serving.py"  # goes beside the handler and beside the Space's app
 
 
 @contextmanager

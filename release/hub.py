@@ -14,7 +14,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from modeling_handunet import HandUNetForPoseEstimation, HandUNetImageProcessor
 from release.card import fill_block, name_repository
-from release.files import ROOT, SPACE
+from release.files import ROOT, SERVING, SPACE
 from release.onnx import export
 from release.saving import CODE, REQUIRED, add_code, add_companions
 from release.terms import RESEARCH_ONLY
@@ -110,6 +110,7 @@ def add_onnx(folder: Path) -> str | None:
 def assemble_space(target: Path, repo_id: str, license_name: str | None) -> None:
     """Write the Space for the model `repo_id` to `target`: the app, the package, and metadata with the model's name."""
     shutil.copytree(SPACE, target, ignore=shutil.ignore_patterns("__pycache__", "draw_examples.py", ".*"))
+    shutil.copy(SERVING, target)
     package = ROOT / "modeling_handunet"
     shutil.copytree(package, target / package.name, ignore=shutil.ignore_patterns("__pycache__"))
     card = RepoCard.load(target / "README.md", ignore_metadata_errors=True)

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from modeling_handunet import HandUNetForPoseEstimation, HandUNetImageProcessor
 from release.card import make_card
-from release.files import ENDPOINT, EXAMPLES, written_whole
+from release.files import ENDPOINT, EXAMPLES, SERVING, written_whole
 from release.terms import find_terms
 
 # What a saved folder must have to be a model's repository.
@@ -68,7 +68,7 @@ def add_code(folder: Path) -> None:
 
 
 def add_companions(folder: Path) -> None:
-    """Add what every model's repository has: the endpoint's handler and the example pictures."""
-    for name in ("handler.py", "requirements.txt"):
-        shutil.copy(ENDPOINT / name, folder / name)
+    """Add what every model's repository has: the endpoint's files and the example pictures."""
+    for path in (ENDPOINT / "handler.py", ENDPOINT / "requirements.txt", SERVING):
+        shutil.copy(path, folder)
     shutil.copytree(EXAMPLES, folder / "examples", dirs_exist_ok=True)

@@ -2,14 +2,19 @@
 
 import base64
 import contextlib
+import http.client
 import importlib.util
 import io
 import json
 import os
+import re
 import shutil
+import socket
 import struct
 import subprocess
 import sys
+import threading
+import time
 import urllib.error
 import urllib.request
 import zlib
@@ -22,7 +27,6 @@ from PIL import Image
 from transformers import pipeline
 
 from modeling_handunet import HandUNetConfig, HandUNetForPoseEstimation, HandUNetImageProcessor
-from modeling_handunet.images import IMAGE_FORMATS
 from tests.hub_server import WITHOUT_THE_PACKAGE
 
 ENDPOINT = Path(__file__).resolve().parents[1] / "demo" / "endpoint"
@@ -66,17 +70,21 @@ def folder(tmp_path_factory) -> Path:
         model.head.weight *= 6
     folder = tmp_path_factory.mktemp("endpoint") / "model"
     pipeline("keypoint-detection", model=model.eval(), image_processor=HandUNetImageProcessor()).save_pretrained(folder)
-    for name in ("handler.py", "requirements.txt"):
-        shutil.copy(ENDPOINT / name, folder)
+    for path in (ENDPOINT / "handler.py", ENDPOINT / "requirements.txt", ENDPOINT.parent / "serving.py"):
+        shutil.copy(path, folder)
     return folder
+
+
+def loaded(name: str):
+    spec = importlib.util.spec_from_file_location(name, ENDPOINT / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="module")
 def module():
-    spec = importlib.util.spec_from_file_location("handler", ENDPOINT / "handler.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return loaded("handler")
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +151,13 @@ def test_a_turned_photograph_is_answered_upright(handler):
     assert hand["box"] == {"xmin": 0.0, "ymin": 0.0, "xmax": 100.0, "ymax": 120.0}
 
 
+def nested(depth: int) -> list:
+    value = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
 def malformed(module) -> dict[str, tuple[int, object, str]]:
     """What is refused: name -> status, request, words of the sentence."""
 
@@ -154,11 +169,15 @@ def malformed(module) -> dict[str, tuple[int, object, str]]:
         "a program": (415, b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n", "not an image"),
         "no bytes": (415, b"", "not an image"),
         "cut off": (400, encode(picture(120, 100), "JPEG")[:700], "truncated"),
-        "too many pixels": (413, empty_png(5001, 5000), "5001x5000"),
+        "a GIF": (415, encode(picture(20, 20), "GIF"), "JPEG, PNG, WebP and AVIF"),
+        "too many pixels": (413, empty_png(5001, 5000), "5001 x 5000"),
         "a decompression bomb": (413, empty_png(60000, 60000), "Resize"),
         "a path": (400, {"inputs": "/etc/passwd"}, "Paths and web addresses are not read"),
         "a web address": (400, {"inputs": "http://127.0.0.1/photo.jpg"}, "Paths and web addresses are not read"),
         "a number": (400, {"inputs": 7}, "Got int as an image"),
+        "a dict": (400, {"inputs": {"url": "x"}}, "Got dict as an image"),
+        "a nested list": (400, {"inputs": [[TEXT]]}, "Got list as an image"),
+        "a lone surrogate": (400, {"inputs": "\ud800"}, "base64"),
         "no inputs": (400, {"image": TEXT}, "inputs"),
         "a list": (400, [TEXT], "inputs"),
         "no images": (400, {"inputs": []}, "Got 0 images"),
@@ -173,6 +192,10 @@ def malformed(module) -> dict[str, tuple[int, object, str]]:
         "too many entries of handedness": (400, {"inputs": TEXT, "parameters": {"handedness": ["left"] * 3}}, "handedness"),
         "a threshold of 2": (400, {"inputs": TEXT, "parameters": {"threshold": 2}}, "score in [0, 1]"),
         "an unknown parameter": (400, {"inputs": TEXT, "parameters": {"thresh": 0.5}}, "thresh"),
+        "endless digits": (400, boxes([[10**400, 0, 9, 9]]), "box"),
+        "a long word": (400, boxes("all" * 9999), "boxes='allall"),
+        "a deep box": (400, boxes(nested(900)), "nests lists or dicts deeper than 8"),
+        "deep handedness": (400, {"inputs": TEXT, "parameters": {"handedness": nested(900)}}, "nests"),
         "parameters in a list": (400, {"inputs": TEXT, "parameters": [0.5]}, "list"),
     }  # fmt: skip
 
@@ -182,14 +205,32 @@ def test_what_cannot_be_answered_is_refused_with_a_status_and_a_sentence(handler
         with pytest.raises(module.RequestError) as refused:
             handler(data)
         assert (refused.value.status, words in refused.value.message) == (status, True), (name, refused.value.message)
-        assert str(refused.value) == refused.value.message
+        assert str(refused.value) == refused.value.message and len(refused.value.message) <= 500
     with pytest.raises(module.RequestError, match="33554433 bytes") as refused:
-        handler(bytes(module.MAX_IMAGE_BYTES + 1))
+        handler(bytes(32 * 2**20 + 1))
     assert refused.value.status == 413
 
 
-def test_the_handler_reads_no_format_that_the_model_does_not_read(module):
-    assert {"JPEG", "PNG", "WEBP"} <= set(module.IMAGE_FORMATS) <= set(IMAGE_FORMATS)
+def test_the_images_of_a_request_share_a_budget(handler, module, monkeypatch):
+    monkeypatch.setattr(module, "MAX_TOTAL_PIXELS", 30_000)
+    assert len(handler({"inputs": [TEXT, TEXT]})) == 2  # 12,000 pixels each
+    with pytest.raises(module.RequestError, match="120 x 100 pixels, at most 6000 are accepted") as refused:
+        handler({"inputs": [TEXT, TEXT, TEXT]})
+    assert refused.value.status == 413
+    monkeypatch.setattr(module, "MAX_TOTAL_SECONDS", -1.0)
+    with pytest.raises(module.RequestError, match="to decode"):
+        handler(PHOTO)
+
+
+def test_a_low_score_comes_with_a_sentence_and_an_answer_of_no_numbers_is_an_error(handler, monkeypatch):
+    def answered(score: float):
+        monkeypatch.setattr(handler, "pipe", lambda images, **_: [[{"label": "right hand", "score": score}] for _ in images])
+        return handler(PHOTO)[0]
+
+    assert answered(0.25) == {"label": "right hand", "score": 0.25}
+    assert answered(0.2)["note"] == "No clear right hand here: only 20 % sure. Send a box close round one hand."
+    with pytest.raises(RuntimeError, match="NaN"):
+        answered(float("nan"))
 
 
 def test_a_photograph_of_12_megapixels_is_answered_and_one_of_10_pixels_too(handler):
@@ -301,7 +342,7 @@ def test_the_hubs_client_gets_its_answers_from_8_threads_malformed_requests_amon
             status, _, words = bad[kind]
             assert answer[0] == status and words in answer[1], (kind, answer)
         else:
-            assert answer[0] == 400, (kind, answer)
+            assert answer[0] == (413 if kind == "deep JSON" else 400), (kind, answer)
     assert len(answers) == 200 and all(kinds[kind] == 40 for kind in ("raw", "threshold", "json", "garbage"))
     assert set(bodies) <= set(kinds)
     assert "Traceback" not in (tmp_path / "stderr.txt").read_text()
@@ -318,3 +359,203 @@ def test_a_body_over_the_limit_is_refused_before_it_is_stored(folder, tmp_path):
             assert f"at most {(64 if size > 64 * 2**20 else 32) * 2**20}" in json.load(refused.value)["error"]
             refused.value.close()
         assert json.load(urllib.request.urlopen(url, timeout=60)) == {"status": "ok"}
+        assert json.load(urllib.request.urlopen(f"{url}/health", timeout=60))["status"] == "ok"
+
+
+# The server, with a handler that does what a test asks
+
+
+@pytest.fixture(scope="module")
+def serve():
+    pytest.importorskip("fastapi", reason="FastAPI is not installed: pip install -e '.[endpoint]'")
+    return loaded("serve")
+
+
+@contextlib.contextmanager
+def serving(serve, handler):
+    """The port of a server in a thread."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = serve.make_server(handler)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            server.should_exit = server.force_exit = True
+            thread.join()
+
+
+def ask(port: int, method: str = "POST", path: str = "/", body=b"", **headers: str) -> tuple[int, dict, dict]:
+    """Status, JSON and headers of an answer."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    with contextlib.closing(connection):
+        connection.request(method, path, body, {name.replace("_", "-"): text for name, text in headers.items()})
+        answer = connection.getresponse()
+        return answer.status, json.loads(answer.read()), dict(answer.getheaders())
+
+
+def raw(port: int, text: bytes) -> bytes:
+    """Everything that the server sends until it closes the connection."""
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+        connection.sendall(text)
+        parts = []
+        with contextlib.suppress(ConnectionError):
+            while part := connection.recv(1 << 16):
+                parts.append(part)
+        return b"".join(parts)
+
+
+def echo(data):
+    return {"got": len(data)}
+
+
+def test_the_server_takes_bytes_and_json_on_any_path(serve):
+    with serving(serve, echo) as port:
+        assert ask(port, body=b"12345", path="/models/x")[:2] == (200, {"got": 5})
+        assert ask(port, body=b'{"a": 1, "b": 2}', Content_Type="application/json; charset=utf-8")[:2] == (200, {"got": 2})
+        assert ask(port, body=iter([b"123", b"45"]))[:2] == (200, {"got": 5})  # in chunks, without a length
+        for path in ("/", "/docs", "/openapi.json"):
+            assert ask(port, "GET", path)[1] == {"status": "ok"}
+
+
+def test_a_slow_sender_is_told_so_and_keeps_nobody_waiting(serve, monkeypatch):
+    monkeypatch.setattr(serve, "BODY_SECONDS", 1.5)
+    monkeypatch.setattr(serve, "MAX_AT_ONCE", 2)
+    with serving(serve, echo) as port:
+        answers = []
+        text = b"POST / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 900\r\n\r\nxx"
+        slow = [threading.Thread(target=lambda: answers.append(raw(port, text))) for _ in range(20)]
+        start = time.monotonic()
+        for thread in slow:
+            thread.start()
+        assert ask(port, body=b"123")[0] == 200
+        for thread in slow:
+            thread.join()
+        assert time.monotonic() - start < 30
+    assert len(answers) == 20 and all(answer.startswith(b"HTTP/1.1 408") for answer in answers)
+    assert b"did not arrive within 1.5 s" in answers[0]
+
+
+@pytest.mark.parametrize("start", [b"", b"POST / HTTP/1.1\r\nHost", b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n"])
+def test_a_connection_ends_after_its_time_whatever_it_waits_for(serve, monkeypatch, start):
+    monkeypatch.setattr(serve, "CONNECTION_SECONDS", 0.5)
+    with serving(serve, echo) as port:
+        assert raw(port, start) == b""
+
+
+def test_connections_beyond_the_limit_are_closed(serve, monkeypatch):
+    monkeypatch.setattr(serve, "MAX_CONNECTIONS", 3)
+    with serving(serve, echo) as port, contextlib.ExitStack() as stack:
+        for _ in range(3):
+            stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+        assert raw(port, b"") == b""
+
+
+def test_a_request_beyond_those_that_are_answered_is_told_when_to_come_again(serve, monkeypatch):
+    monkeypatch.setattr(serve, "MAX_AT_ONCE", 1)
+    monkeypatch.setattr(serve, "WAIT_SECONDS", 0.2)
+    started, go_on = threading.Event(), threading.Event()
+
+    def slow(data):
+        started.set()
+        assert go_on.wait(60)
+        return []
+
+    with serving(serve, slow) as port:
+        answers = []
+        first = threading.Thread(target=lambda: answers.append(ask(port, body=b"1")))
+        first.start()
+        assert started.wait(60)
+        status, answer, headers = ask(port, body=b"2")
+        go_on.set()
+        first.join()
+        assert (status, headers["retry-after"]) == (503, "2") and "busy" in answer["error"]
+        assert answers[0][:2] == (200, [])
+        assert ask(port, body=b"3")[0] == 200  # the place is free again
+
+
+def test_bodies_in_memory_are_bounded_one_by_one_and_in_all(serve, monkeypatch):
+    monkeypatch.setattr(serve, "MAX_BODY_BYTES", 1000)
+    monkeypatch.setattr(serve, "MAX_HELD_BYTES", 2000)
+    monkeypatch.setattr(serve, "BODY_SECONDS", 60)
+    with serving(serve, echo) as port, contextlib.ExitStack() as stack:
+        assert ask(port, body=bytes(1000))[0] == 200
+        for body in (bytes(1001), iter([bytes(600), bytes(600)]), bytes(3999)):
+            status, answer, _ = ask(port, body=body)
+            assert status == 413 and "at most 1000" in answer["error"]
+        for _ in range(2):
+            connection = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+            connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n" + bytes(990))
+        for _ in range(300):  # until both have arrived
+            status, _, headers = ask(port, body=bytes(100))
+            if status == 503:
+                break
+        assert (status, headers["retry-after"]) == (503, "2")
+        assert ask(port, body=bytes(10))[0] == 200
+        stack.close()
+        for _ in range(300):
+            if ask(port, body=bytes(1000))[0] == 200:
+                break
+        assert ask(port, body=bytes(1000))[0] == 200  # what left has given its memory back
+
+
+@pytest.mark.parametrize("length", ["abc", "-5", "1e3", "5\r\nContent-Length: 6", "9" * 40, "0x10", "", "+3"])
+def test_a_content_length_of_nonsense_is_refused(serve, length):
+    with serving(serve, echo) as port:
+        answer = raw(port, f"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n12345".encode())
+        assert re.match(rb"HTTP/1.1 4\d\d ", answer) and len(answer) < 700
+        assert ask(port, body=b"123")[0] == 200
+
+
+def test_json_of_very_many_values_is_refused_before_it_is_parsed(serve, monkeypatch):
+    def forbidden(text):
+        raise AssertionError("parsed")
+
+    with serving(serve, echo) as port:
+        assert ask(port, body=b'["a' + b'","' * 9000 + b'"]', Content_Type="application/json")[:2] == (200, {"got": 9001})
+        for text in (b"{", b"[" * 9000, b"1" * 9000, b"\xff\xfe", b'"\\ud8', b""):
+            status, answer, _ = ask(port, body=text, Content_Type="application/json")
+            assert status == 400 and answer["error"].startswith("The request is not JSON: ") and len(answer["error"]) < 200
+    for text in (b"[],", b"[[", b'{"a":', b"1,", b'"",'):
+        with monkeypatch.context() as patched, pytest.raises(serve.RequestError, match="values: send at most 10000") as refused:
+            patched.setattr(serve.json, "loads", forbidden)
+            serve.read_json(b"[" + text * 20_000)
+        assert refused.value.status == 413
+
+
+def test_a_failure_of_the_server_tells_nothing_of_this_machine(serve, capfd):
+    class Refusal(ValueError):
+        status = 415
+
+    def failing(data):
+        raise Refusal("no image in /home/me/x.png " + "x" * 5000) if data == b"1" else OSError("/home/me/secret.txt")
+
+    with serving(serve, failing) as port:
+        status, answer, _ = ask(port, body=b"1")
+        assert status == 415 and answer["error"].startswith("no image in a file xxx") and len(answer["error"]) == 500
+        assert ask(port, body=b"2")[:2] == (500, {"error": "The server failed; its log says why."})
+        assert "/home/me/secret.txt" in capfd.readouterr().err
+    with serving(serve, lambda data: [float("nan")]) as port:
+        assert ask(port, body=b"1")[0] == 500
+        assert "Traceback" in capfd.readouterr().err
+
+
+def test_the_health_check_runs_the_model_but_not_for_everybody_who_asks(serve, handler, monkeypatch, capfd):
+    calls = []
+    with serving(serve, lambda data: calls.append(data) or handler(data)) as port:
+        for _ in range(3):
+            status, answer, _ = ask(port, "GET", "/health")
+            assert status == 200 and answer["status"] == "ok" and answer["seconds"] >= 0
+    assert len(calls) == 1
+    monkeypatch.setattr(serve, "HEALTH_SECONDS", 0)
+    working = [False, True]
+
+    def broken(data):
+        assert working.pop(0), "the weights are gone"
+        return []
+
+    with serving(serve, broken) as port:
+        status, answer, headers = ask(port, "GET", "/health")
+        assert status == 503 and "cannot answer" in answer["error"] and "retry-after" in headers
+        assert ask(port, "GET", "/health")[0] == 200
+    assert "the weights are gone" in capfd.readouterr().err

@@ -18,11 +18,11 @@ from tests.small_model import save_small_model
 from tests.test_hub_round_trip import CODE
 
 DATA = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json", "metrics.json"}
-DATA |= {"training_arguments.json", "report.json", "handler.py", "requirements.txt", "examples/examples.json"}
+DATA |= {"training_arguments.json", "report.json", "handler.py", "serving.py", "requirements.txt", "examples/examples.json"}
 EXAMPLES = {f"examples/{name}.jpg" for name in ("left", "open", "pointing", "three")}
 FIGURES = {"losses", "joint_errors", "success_rate", "predictions", "failures", "group_errors", "reliability"}
 FIGURES = {f"figures/{name}.png" for name in FIGURES}
-SPACE = {"app.py", "crop.html", "crop.css", "crop.js", "requirements.txt", "README.md", "examples/examples.json"}
+SPACE = {"app.py", "serving.py", "crop.html", "crop.css", "crop.js", "requirements.txt", "README.md", "examples/examples.json"}
 ONNX = {"onnx/model.onnx"}
 SCREENSHOT = {"figures/space.jpg"} if release.hub.SCREENSHOT.is_file() else set()
 

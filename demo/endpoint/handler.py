@@ -6,40 +6,37 @@ A request is raw image bytes, or JSON whose images are base64:
     {"inputs": ["<base64>", "<base64>"], "parameters": {"boxes": [[[120, 80, 200, 180]], null], "handedness": "left"}}
 
 The answer is the pipeline's: per image a list of hands `{"label", "score", "box", "keypoints"}`; for a single image only its
-list, which `InferenceClient(model=url).object_detection(image)` reads.  A string is never read as a path or a web address.
-The handler needs torch, transformers, Pillow and the repository's own files, nothing else.
+list, which `InferenceClient(model=url).object_detection(image)` reads.  A hand with a score below 0.25 also has a `note`, a
+sentence that says that there is no clear hand.  A string is never read as a path or a web address.  The handler needs torch,
+transformers, Pillow and the repository's own files, nothing else.
 """
 
-import base64
-import binascii
-import io
-import warnings
+import inspect
+import math
+import sys
+import time
+from pathlib import Path
 
 import torch
 from PIL import Image
 from transformers import pipeline
 
+# On the Hub serving.py is beside this file; in a checkout it is one folder up.
+HERE = Path(__file__).resolve().parent
+sys.path.append(str(HERE if (HERE / "serving.py").is_file() else HERE.parent))
+
+from serving import MAX_SECONDS, Decoders, RequestError, clean, doubt  # noqa: E402
+
 # Larger requests are refused.  A photograph of 12 megapixels passes, as JPEG or as PNG.
-MAX_IMAGE_BYTES = 32 * 1024**2
 MAX_IMAGE_PIXELS = 25_000_000
-# Formats of photographs; some other formats of Pillow start programs.
-IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "JPEG2000", "AVIF")
+MAX_TOTAL_PIXELS = 50_000_000  # of all images of a request
+MAX_TOTAL_SECONDS = 2 * MAX_SECONDS  # to decode them
 MAX_IMAGES = 16
 MAX_HANDS = 64
+MAX_DEPTH = 8  # of lists and dicts in each other; boxes of several images need 5
 BATCH_SIZE = 16  # hands that go through the network together
+DECODERS = 8  # images that are decoded at the same time
 PARAMETERS = ("boxes", "handedness", "threshold")
-
-
-class RequestError(ValueError):
-    """A request that cannot be answered because of a mistake in it.
-
-    `status` is its HTTP status (400 malformed, 413 too large, 415 not an image), `message` a sentence for the sender.
-    Hugging Face's toolkit ignores `status` and answers 400 with the sentence.
-    """
-
-    def __init__(self, status: int, message: str):
-        super().__init__(message)
-        self.status, self.message = status, message
 
 
 class EndpointHandler:
@@ -47,7 +44,9 @@ class EndpointHandler:
 
     def __init__(self, path: str = ""):
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.pipe = pipeline("keypoint-detection", model=path or ".", trust_remote_code=True, device=device)
+        self.pipe = pipeline("keypoint-detection", model=path or ".", trust_remote_code=True, device=device, allow_urls=False)
+        load_image = sys.modules[type(self.pipe).__module__].load_image
+        self.decoders = Decoders(inspect.getfile(load_image), MAX_IMAGE_PIXELS, DECODERS)
 
     def __call__(self, data: dict | bytes) -> list:
         """Answer one request.
@@ -63,7 +62,7 @@ class EndpointHandler:
             Per image a list of hands `{"label", "score", "box": {"xmin", "ymin", "xmax", "ymax"}, "keypoints": [{"name",
             "x", "y", "score"}, ...]}` in pixels of the upright image; for a single image only its list.
 
-        Raises `RequestError` for anything that cannot be answered.
+        Raises `RequestError` for a request that cannot be answered, and `RuntimeError` if the network answers NaN.
         """
         inputs, parameters = read_request(data)
         single = not isinstance(inputs, list)
@@ -79,14 +78,37 @@ class EndpointHandler:
         hands = sum(1 if image_boxes is None else len(image_boxes) for image_boxes in boxes)
         if hands > MAX_HANDS:
             raise RequestError(413, f"Got {hands} boxes: send at most {MAX_HANDS} in a request.")
-        images = [check_image(image) for image in inputs]
+        images = self.decode(inputs)
         try:
             answer = self.pipe(
                 images, boxes=boxes, handedness=handedness, threshold=parameters.get("threshold"), batch_size=BATCH_SIZE
             )
-        except (ValueError, OSError) as error:
-            raise RequestError(400, str(error)) from None
+        except (ValueError, OSError, OverflowError) as error:
+            raise RequestError(400, clean(str(error))) from None
+        for hand in (hand for hands in answer for hand in hands):
+            if not math.isfinite(hand["score"]):
+                raise RuntimeError("the network answers NaN: its weights are damaged")
+            if sentence := doubt(hand):
+                hand["note"] = f"{sentence} Send a box close round one hand."
         return answer[0] if single else answer
+
+    def decode(self, inputs: list) -> list[Image.Image]:
+        """The images of a request, within its budget of pixels and seconds."""
+        images, pixels, end = [], MAX_TOTAL_PIXELS, time.monotonic() + MAX_TOTAL_SECONDS
+        for image in inputs:
+            if isinstance(image, Image.Image) and getattr(image, "fp", None):  # the toolkit opens an image, and decodes it here
+                image.fp.seek(0)
+                image = image.fp.read()
+            if not isinstance(image, (bytes, str, Image.Image)):
+                kind = type(image).__name__
+                raise RequestError(400, f"Got {kind} as an image: send base64 text, or the image's bytes alone.")
+            if not isinstance(image, Image.Image):
+                image = self.decoders.decode(image, min(pixels, MAX_IMAGE_PIXELS), min(MAX_SECONDS, end - time.monotonic()))
+            pixels -= image.width * image.height
+            if pixels < 0:
+                raise RequestError(413, f"The images have more than {MAX_TOTAL_PIXELS} pixels in all: send fewer at a time.")
+            images.append(image)
+        return images
 
 
 def read_request(data) -> tuple[object, dict]:
@@ -95,6 +117,8 @@ def read_request(data) -> tuple[object, dict]:
         return data, {}
     if not isinstance(data, dict) or "inputs" not in data:
         raise RequestError(400, 'Send an image\'s bytes, or JSON {"inputs": base64, "parameters": {...}}.')
+    if depth(data) > MAX_DEPTH:
+        raise RequestError(400, f"The request nests lists or dicts deeper than {MAX_DEPTH}.")
     parameters = data.get("parameters")
     parameters = {} if parameters is None else parameters
     if not isinstance(parameters, dict) or not parameters.keys() <= set(PARAMETERS):
@@ -111,41 +135,8 @@ def read_request(data) -> tuple[object, dict]:
     return data["inputs"], parameters
 
 
-def check_image(image) -> Image.Image | bytes:
-    """One image of a request for the pipeline, not decoded yet; raises `RequestError` if it is too large."""
-    if isinstance(image, Image.Image):  # Hugging Face's toolkit makes this of image bytes
-        data, (width, height) = image, image.size
-    else:
-        data = image if isinstance(image, bytes) else _decode_base64(image)
-        width, height = _size(data)
-    if width * height > MAX_IMAGE_PIXELS:
-        raise RequestError(
-            413, f"The image has {width}x{height} pixels: send at most {MAX_IMAGE_PIXELS} of them, resize it first."
-        )
-    return data
-
-
-def _decode_base64(text) -> bytes:
-    if not isinstance(text, str):
-        raise RequestError(400, f"Got {type(text).__name__} as an image: send base64 text, or the image's bytes alone.")
-    if text.startswith("data:"):
-        text = text.partition(",")[2]
-    try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        raise RequestError(400, "An image is not valid base64. Paths and web addresses are not read: send its bytes.") from None
-
-
-def _size(data: bytes) -> tuple[int, int]:
-    """Width and height of an image in a file's bytes."""
-    if len(data) > MAX_IMAGE_BYTES:
-        raise RequestError(413, f"The image has {len(data)} bytes: send at most {MAX_IMAGE_BYTES}, resize it first.")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the caller checks the size
-            with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
-                return image.size
-    except Image.DecompressionBombError as error:
-        raise RequestError(413, f"{error} Resize the image first.") from None
-    except Exception as error:  # Pillow's decoders raise many kinds of errors
-        raise RequestError(415, f"{len(data)} bytes are not an image that can be read: {error}") from None
+def depth(value, limit: int = MAX_DEPTH) -> int:
+    """How deep lists and dicts lie in each other; beyond `limit` it is not counted further."""
+    if not isinstance(value, (list, dict)) or limit < 0:
+        return 0
+    return 1 + max((depth(item, limit - 1) for item in (value.values() if isinstance(value, dict) else value)), default=0)

@@ -8,6 +8,7 @@ weights/handunet-base.  Photographs stay on the machine that runs this program a
 
 import argparse
 import base64
+import concurrent.futures
 import dataclasses
 import io
 import json
@@ -27,18 +28,22 @@ from transformers import pipeline
 from transformers.utils import logging
 
 HERE = Path(__file__).resolve().parent
-# In a Space the package is beside this file; in a checkout it is two folders up.
-sys.path[1:1] = [str(folder) for folder in HERE.parents[1:2]]
+# In a Space the package and serving.py are beside this file; in a checkout they are two folders and one folder up.
+sys.path[1:1] = [str(folder) for folder in HERE.parents[:2]]
 
+from serving import MAX_BYTES, Decoders, RequestError, doubt  # noqa: E402
+
+import modeling_handunet.images  # noqa: E402
 from modeling_handunet import KEYPOINT_NAMES, draw_hand  # noqa: E402
 from modeling_handunet.crops import Crop  # noqa: E402
-from modeling_handunet.images import IMAGE_FORMATS, load_image  # noqa: E402
 from modeling_handunet.keypoints import keypoint_color  # noqa: E402
 
 PLACEHOLDER = "USER/handunet"
 WEIGHTS = HERE.parent.parent / "weights" / "handunet-base"  # the default in a checkout
-MAX_BYTES = 32 * 1024**2
 MAX_PIXELS = 50_000_000
+AT_ONCE = 4  # visitors who are answered at the same time
+MAX_WAITING = 32  # visitors in the queue; more are told that it is full
+MAX_SECONDS = 20  # for one answer
 PREVIEW = 1280  # longest side of the photograph that the browser gets, pixels
 SMALL = 32  # a photograph with a shorter longest side gets a warning, pixels
 DRAWING = 1600  # longest side of the drawing with the skeleton
@@ -80,7 +85,7 @@ class Model:
                 )
             if Path(name).is_dir() and not (Path(name) / "model.safetensors").is_file():
                 raise OSError(f"the folder {name} has no model.safetensors")
-            self.pipe = pipeline("keypoint-detection", model=name)
+            self.pipe = pipeline("keypoint-detection", model=name, allow_urls=False)
         except (OSError, ValueError) as error:
             self.problem = f"The model could not be loaded, so no hand can be read here: {error}"
             return
@@ -130,21 +135,28 @@ def data_url(image: Image.Image) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def read_photo(path: str) -> Image.Image:
+def read_photo(path: str, decoders: Decoders) -> Image.Image:
     """The photograph in a file; `ValueError` with a sentence for the visitor if it cannot be used."""
     if Path(path).stat().st_size > MAX_BYTES:
         raise ValueError(f"The file is larger than {MAX_BYTES // 2**20} MB: choose a smaller one.")
     try:
-        with Image.open(path, formats=IMAGE_FORMATS) as opened:
-            width, height = opened.size
-    except Exception:  # Pillow's decoders raise many kinds of errors
-        raise ValueError("This file is not a picture that can be read: choose a JPEG, PNG, WebP, GIF, BMP or TIFF.") from None
-    if width * height > MAX_PIXELS:
-        raise ValueError(f"The picture has {width} x {height} pixels, which is too many: resize it first.")
-    try:
-        return load_image(path)
-    except (OSError, ValueError):
-        raise ValueError("The picture is damaged or cut off: choose another one.") from None
+        return decoders.decode(Path(path).read_bytes())
+    except RequestError as error:
+        sentences = {
+            400: "The picture is damaged or cut off: choose another one.",
+            415: "This file is not a picture that can be read: choose a JPEG, PNG, WebP or AVIF.",
+        }
+        raise ValueError(sentences.get(error.status, error.message)) from None
+
+
+def draw_guess(photo: Image.Image, points: list[tuple[float, float]], label: str) -> Image.Image:
+    """The photograph with faint keypoints, and a label above them that says what they are not."""
+    picture = draw_hand(photo, points, np.zeros(len(points)))
+    size = max(12, picture.width // 32)
+    x, y = (max(0, min(values)) for values in zip(*points))
+    position = min(x, picture.width * 0.6), max(0, min(y, picture.height) - 1.5 * size)
+    ImageDraw.Draw(picture).text(position, label, fill="white", font_size=size, stroke_width=2, stroke_fill="black")
+    return picture
 
 
 def draw_heatmap(crop: np.ndarray, heatmap: np.ndarray, color: tuple[int, int, int]) -> Image.Image:
@@ -157,6 +169,8 @@ def draw_heatmap(crop: np.ndarray, heatmap: np.ndarray, color: tuple[int, int, i
 
 def build_app(model: Model) -> gr.Blocks:
     """The page."""
+    decoders = Decoders(modeling_handunet.images.__file__, MAX_PIXELS, AT_ONCE)
+    workers = concurrent.futures.ThreadPoolExecutor(AT_ONCE)
     fill = 0.45 if model.pipe is None else model.pipe.image_processor.box_fill
     clear = [None, "", None, gr.skip(), None, gr.DownloadButton(interactive=False), gr.DownloadButton(interactive=False)]
 
@@ -186,7 +200,7 @@ def build_app(model: Model) -> gr.Blocks:
                 path, name = str(value.get("path")), Path(str(value.get("name"))).name
                 if not Path(path).resolve().is_relative_to(Path(get_upload_folder()).resolve()) or not Path(path).is_file():
                     raise ValueError("The photograph did not arrive: choose it again.")
-            photo = read_photo(path)
+            photo = read_photo(path, decoders)
         except (ValueError, TypeError, IndexError, OSError) as error:
             return refuse(session, str(error), number)
         session.forget()
@@ -213,8 +227,11 @@ def build_app(model: Model) -> gr.Blocks:
             return refuse(session, "There is no photograph yet: choose one, use the camera, or take an example.", number, False)
         handedness = HANDEDNESS.get(label, "right")
         try:
-            photo = read_photo(session.photo)
-            hand, crop, heatmaps = model.read_hand(photo, value["box"], handedness)
+            photo = read_photo(session.photo, decoders)
+            answer = workers.submit(model.read_hand, photo, value["box"], handedness)
+            hand, crop, heatmaps = answer.result(MAX_SECONDS)
+        except TimeoutError:
+            return refuse(session, f"This took more than {MAX_SECONDS} s: press again in a moment.", number, False)
         except (ValueError, TypeError, OSError) as error:
             return refuse(session, str(error), number, False)
         session.forget()
@@ -223,7 +240,16 @@ def build_app(model: Model) -> gr.Blocks:
         drawing = shrink(photo, DRAWING)
         scale = drawing.width / photo.width
         points = [(point["x"] * scale, point["y"] * scale) for point in hand["keypoints"]]
-        drawing = draw_hand(drawing, points, [point["score"] for point in hand["keypoints"]])
+        confidence = f"mean confidence {hand['score']:.2f}"
+        if unclear := doubt(hand):
+            drawing = draw_guess(drawing, points, f"No clear hand: {confidence}")
+            message = f"{unclear} Draw a box close round one hand."
+            described = f"**{message}** What is drawn faintly is a guess."
+            hand["note"] = message
+        else:
+            drawing = draw_hand(drawing, points, [point["score"] for point in hand["keypoints"]])
+            message = f"Read: {hand['label']}, {confidence}."
+            described = f"**{hand['label'].capitalize()}**, {confidence}. Faint joints are the unsure ones."
         stem = Path(session.name).stem[:60] or "photo"
         picture, text = folder / f"{stem}-hand.png", folder / f"{stem}-hand.json"
         drawing.save(picture)
@@ -234,11 +260,11 @@ def build_app(model: Model) -> gr.Blocks:
             for point in hand["keypoints"]
         ]
         return [
-            reply(number, f"Read: {hand['label']}, mean confidence {hand['score']:.2f}."),
+            reply(number, message, bad=bool(unclear)),
             session,
             gr.skip(),
             str(picture),
-            f"**{hand['label'].capitalize()}**, mean confidence {hand['score']:.2f}. Faint joints are the unsure ones.",
+            described,
             rows,
             gr.skip(),
             show_heatmap(shown, session),
@@ -306,18 +332,26 @@ def build_app(model: Model) -> gr.Blocks:
                     elem_id="table",
                 )
         gr.Markdown(
-            "The model does not search for hands and always answers: a box without a hand gets keypoints too, with low "
-            "confidence. Photographs are read on the machine that serves this page, are not passed on, "
-            "and are deleted within the hour."
+            "The model does not search for hands and always answers. Where it sees no clear hand in the box, the page says so "
+            "and draws its guess faintly. Photographs are read on the machine that serves this page, are not passed on, and "
+            "are deleted within the hour."
         )
         outputs = [stage, session, handedness, drawing, summary, table, chosen, heatmap, as_json, as_png]
-        stage.photo(open_photo, [stage, session], outputs, show_progress="hidden", trigger_mode="always_last", api_name=False)
-        found = button.click(
-            find_keypoints, [stage, handedness, chosen, session], outputs, show_progress_on=[drawing], api_name=False
+        # The two that take work share their places. Both show the visitor's number in the queue where the drawing will be.
+        shared = {"concurrency_id": "photographs", "concurrency_limit": AT_ONCE, "show_progress_on": [drawing]}
+        stage.photo(
+            open_photo,
+            [stage, session],
+            outputs,
+            show_progress="minimal",
+            trigger_mode="always_last",
+            api_name=False,
+            **shared,
         )
+        found = button.click(find_keypoints, [stage, handedness, chosen, session], outputs, api_name=False, **shared)
         found.then(None, js=SHOW_DRAWING)
         chosen.change(show_heatmap, [chosen, session], heatmap, show_progress="hidden", api_name=False)
-    return app
+    return app.queue(max_size=MAX_WAITING, default_concurrency_limit=AT_ONCE)
 
 
 def named_model() -> str:
