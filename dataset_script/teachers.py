@@ -4,7 +4,7 @@ A teacher is a callable from an RGB picture to a list of `Look`s, one for each h
 further crops round a hand it looks: box fill, degrees, mirrored.
 
 MediaPipe needs an older protobuf than tensorboard does, so it runs in an environment of its own, which runs this file as a
-program.  Nothing outside the standard library is imported at the top for that reason.
+program.  So only the standard library and numpy are imported at the top.
 """
 
 import importlib.util
@@ -16,6 +16,8 @@ import venv
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 MEDIAPIPE_VERSION = "0.10.14"
 ENVIRONMENT = Path("outputs/mediapipe")
 
@@ -23,7 +25,7 @@ ENVIRONMENT = Path("outputs/mediapipe")
 class Look(NamedTuple):
     """One hand in a picture."""
 
-    keypoints: "np.ndarray"  # (21, 2) px of the picture  # noqa: F821
+    keypoints: np.ndarray  # (21, 2) px of the picture
     right: float  # probability that the picture shows a right hand
 
 
@@ -39,8 +41,6 @@ class MediaPipe:
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
 
     def __call__(self, picture) -> list[Look]:
-        import numpy as np
-
         try:
             self.process.stdin.write(struct.pack("<II", *picture.size) + picture.tobytes())
             self.process.stdin.flush()
@@ -73,7 +73,6 @@ def mediapipe_python(environment: Path) -> str:
 def answer_pictures() -> None:
     """Read pictures (width, height, pixels) and write a line of JSON for each: keypoints in shares of the sides, `right`."""
     import mediapipe
-    import numpy as np
 
     hands = mediapipe.solutions.hands.Hands(
         static_image_mode=True, model_complexity=1, max_num_hands=4, min_detection_confidence=0.3
