@@ -14,14 +14,75 @@ Needs `pip install -e '.[benchmarks]'`.  Ratios are of one run on one machine.  
 import argparse
 import json
 import os
+import subprocess
 import sys
 import tempfile
 from datetime import date
 from functools import partial
 from pathlib import Path
 
-from benchmarks.measure import CLOCKS, ROOT, describe_machine, take_turns
-from benchmarks.rows import rows, table, verdict
+from benchmarks.measure import CLOCKS, ROOT, describe_machine, rows, table, take_turns, verdict
+
+# Curves: the ways, the sizes, and the unit.  The last two datasets are FreiHAND's, without and with its background versions.
+CURVES = {
+    "batch": ("network:{how}:{size}", (1, 4, 16, 64), "s a hand"),
+    "dataset": ("samples:later:{size}", (8_000, 32_560, 130_240), "s, an epoch of samples"),
+    "processes": ("", (1, 2), "images/s"),
+}
+
+
+def curve(name: str, measure, folder: Path, threads: int) -> dict[str, list]:
+    """Points [size, value] by label: seconds a hand of the network alone by the batch's size; seconds of all samples, and MB
+    of memory that are no file's, by the images in the crops' cache; images a second of train.py by its processes."""
+    way, sizes, _ = CURVES[name]
+    if name == "processes":
+        return {"images_per_s": [[count, images_per_second(folder, count, threads)] for count in sizes]}
+    if name == "dataset":
+        figures = [(size, measure([way.format(size=size)])[way.format(size=size)]) for size in sizes]
+        points = {"seconds": [[size, figure["times"][1] * size] for size, figure in figures]}
+        return {**points, "mb": [[size, figure["own_mb"]] for size, figure in figures]}
+    points = {how: [] for how in ("reference", "float32", "onnxruntime", "bf16")}
+    for size in sizes:
+        figures = measure([way.format(how=how, size=size) for how in points])
+        for how, values in points.items():
+            values.append([size, figures[way.format(how=how, size=size)]["times"][1]])
+    return points
+
+
+def images_per_second(folder: Path, count: int, threads: int) -> float:
+    """What `train.py` says of itself with `count` processes, which share the cores; always on the wall."""
+    with tempfile.TemporaryDirectory(dir=folder) as output:
+        command = f"-W ignore -m accelerate.commands.launch --num_processes {count} --num_machines 1 --mixed_precision no "
+        command += f"--dynamo_backend no {'--multi_gpu' if count > 1 else '--cpu'} train.py --train_samples 192 "
+        command += f"--validation_samples 16 --test_samples 16 --epochs 1 --batch_size {48 // count} --output_dir {output}/run"
+        settings = {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": str(max(1, threads // count)), "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, *command.split(), "--cache_dir", folder / "cache"]
+        result = subprocess.run(command, cwd=ROOT, env=os.environ | settings, check=True, stdout=subprocess.PIPE, text=True)
+    return float(result.stdout.split(" images/s")[0].split()[-1])
+
+
+def draw(points: dict[str, list], name: str, path: Path) -> None:
+    """Plot a curve into a small picture."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    _, sizes, value = CURVES[name]
+    figure, axes = pyplot.subplots(figsize=(5, 3.2), layout="constrained")
+    for label, values in points.items():
+        where = axes.twinx() if label == "mb" else axes
+        where.plot(*zip(*values), "s--" if label == "mb" else "o-", color="tab:orange" if label == "mb" else None, label=label)
+        where.set(ylabel="MB of memory (dashed)" if label == "mb" else value, ylim=(0, 1.2 * where.dataLim.y1))
+    axes.set(xlabel={"dataset": "images"}.get(name, name))
+    if name == "batch":
+        axes.set_xscale("log", base=2)
+    if name != "dataset":
+        axes.set_xticks(sizes, map(str, sizes))
+        axes.legend()
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=90)
+    pyplot.close(figure)
 
 
 def one_item_a_line(results: dict[str, dict]) -> str:
@@ -37,7 +98,7 @@ def one_item_a_line(results: dict[str, dict]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", nargs="*", help="only these (see --list); none: no row")
-    parser.add_argument("--curves", nargs="*", default=[], choices=("batch", "processes", "dataset"))
+    parser.add_argument("--curves", nargs="*", default=[], choices=CURVES)
     parser.add_argument("--gpu", action="store_true", help="only the rows of the GPU")
     parser.add_argument("--list", action="store_true", help="name the rows and end")
     parser.add_argument("--print", action="store_true", help="print what is in --output and end")
@@ -79,7 +140,7 @@ def main() -> None:
         print(f"{results['gpu']['device']}, torch {results['gpu']['torch']}\n\n{table({'rows': {}, 'gpu': results['gpu']})}")
         return
 
-    from benchmarks import curves, ways
+    from benchmarks import ways
 
     load_average, threads = round(os.getloadavg()[0], 1), args.threads or len(os.sched_getaffinity(0))
     machine = {**describe_machine(threads), "load_average": load_average, "date": date.today().isoformat()}
@@ -98,10 +159,10 @@ def main() -> None:
             save()
         for name in args.curves:
             print(f"curve over {name} ...", file=sys.stderr, flush=True)
-            points = getattr(curves, name)(partial(measure, clock=args.clock), folder, threads)
+            points = curve(name, partial(measure, clock=args.clock), folder, threads)
             results["curves"][name] = {"points": points, "clock": args.clock, "machine": machine}
             save()
-            curves.draw(points, name, args.output.with_name(f"benchmarks_{name}.png"))
+            draw(points, name, args.output.with_name(f"benchmarks_{name}.png"))
     print(table(results))
 
 

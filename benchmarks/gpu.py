@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch.utils.benchmark import Timer
 
-from benchmarks.rows import GPU_TARGETS
+from benchmarks.measure import GPU_TARGETS
 from dataset_script import SyntheticHands
 from dataset_script.augmentation import Augmentation, augmentation_keys
 from dataset_script.layers import layer_rows

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from benchmarks import gpu, ways
-from benchmarks.measure import MEDIAPIPE, summary
-from benchmarks.rows import rows, table, verdict
+from benchmarks.__main__ import curve, draw
+from benchmarks.measure import MEDIAPIPE, rows, summary, table, verdict
 from modeling_handunet import HandUNetConfig, HandUNetForPoseEstimation, decode_heatmaps, render_heatmaps
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -100,6 +100,18 @@ def test_the_committed_table_is_the_committed_figures():
     results = json.loads((ROOT / "docs" / "benchmarks.json").read_text())
     assert table(results) in (ROOT / "docs" / "benchmarks.md").read_text()
     assert results["rows"].keys() == {row.name for row in rows(True)}
+
+
+def test_a_curve_has_a_point_for_each_size_of_each_way(tmp_path):
+    def measure(names):
+        return {name: {"times": [0.0, 1 / int(name.split(":")[2]), 9.0], "own_mb": 7.0} for name in names}
+
+    batch = curve("batch", measure, tmp_path, 1)
+    assert batch["bf16"] == batch["reference"] == [[1, 1], [4, 0.25], [16, 0.0625], [64, 0.015625]]
+    dataset = curve("dataset", measure, tmp_path, 1)  # seconds a sample times samples
+    assert dataset == {"seconds": [[n, 1] for n in (8000, 32560, 130240)], "mb": [[n, 7] for n in (8000, 32560, 130240)]}
+    draw(batch, "batch", tmp_path / "batch.png")
+    draw(dataset, "dataset", tmp_path / "dataset.png")
 
 
 @pytest.mark.slow

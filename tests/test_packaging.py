@@ -27,7 +27,7 @@ OWN = {path.parts[0].removesuffix(".py") for path in FILES} | {"serving"}  # dem
 OF_A_TRAINING = {"modeling_handunet", "dataset_script", "training", "release", "metrics", "train", "predict"}
 
 DISTRIBUTIONS = {"PIL": "pillow", "cv2": "opencv-python-headless", "yaml": "pyyaml"}
-INSTALLED_BY_THE_CODE = {"mediapipe"}  # by the benchmarks, into an environment of its own
+INSTALLED_BY_THE_CODE = {"mediapipe"}  # by the labelling and the benchmarks, into an environment of its own
 
 
 def names(requirements: list[str]) -> set[str]:
