@@ -57,6 +57,19 @@ def test_the_freihand_snippet_runs_as_printed(workplace, shared_data):
     assert len(splits["train"]) == 5
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("snippet", SNIPPETS, ids=lambda snippet: snippet.splitlines()[0])
+def test_each_snippet_runs_as_printed_in_a_fresh_process_outside_the_clone(snippet, workplace, request):
+    if "FreiHAND" in snippet:
+        (workplace / "FreiHAND").symlink_to(request.getfixturevalue("shared_data") / "freihand_real")
+    shutil.copy(ROOT / "handunet/model.onnx", workplace)
+    shutil.copy("photo.jpg", "hand.jpg")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}  # as if it were installed
+    command = [sys.executable, "-c", snippet]
+    result = subprocess.run(command, cwd=workplace, env=environment, capture_output=True, text=True, timeout=500)
+    assert result.returncode == 0, result.stderr
+
+
 def test_every_option_that_the_readme_names_exists(capsys):
     with pytest.raises(SystemExit):
         parse_arguments(["--help"])
@@ -80,7 +93,7 @@ def test_every_link_and_module_in_the_documents_exists():
 def test_the_ci_script_finds_the_readmes_test_command():
     pattern = re.search(r"grep -m 1 -E '([^']+)'", (ROOT / ".ci/run").read_text()).group(1)
     commands = [line for line in README.splitlines() if re.search(pattern, line)]
-    install = "pip install -c constraints.txt -e '.[test,onnx,browser,space,benchmarks]'"
+    install = "pip install -c constraints.txt -e '.[train,test,onnx,browser,space,benchmarks]'"
     assert commands == [f"{install} && ruff check . && python -m pytest"]
 
 
