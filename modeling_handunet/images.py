@@ -42,7 +42,8 @@ MAX_NAME = 200  # characters of an image's name in an error
 # What phones write. Pillow reads it with the package pillow-heif. Brands: ISO/IEC 23008-12, clause 10.
 HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs", b"mif1", b"msf1")
 # Integers in more than 8 bits are taken to have the smallest of these depths that holds the image's highest value, because
-# cameras and `cv2.imread(..., IMREAD_UNCHANGED)` store 8, 10 or 12 bits in 16 without saying so.
+# cameras and `cv2.imread(..., IMREAD_UNCHANGED)` store 8, 10 or 12 bits in 16 without saying so.  14 bits are taken for 16,
+# which is darker but not black, because an underexposed photograph of 16 bits has no higher values either.
 DEPTHS = (8, 10, 12, 16)
 # Floats may leave [0, 1] by this much: more than bfloat16 rounds by.
 FLOAT_TOLERANCE = 0.01

@@ -2,7 +2,10 @@
 
 import re
 
-import transformers
+try:
+    import transformers
+except ImportError as error:
+    raise ImportError("HandUNet needs torch and transformers: run `pip install 'handunet[torch]'`.") from error
 
 MINIMUM_TRANSFORMERS = (5, 23)
 

@@ -12,10 +12,10 @@ import httpx2
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, RepoCard
 from huggingface_hub.utils import validate_repo_id
 
+from handunet.export import export
 from modeling_handunet import HandUNetForPoseEstimation, HandUNetImageProcessor
 from release.card import fill_block, name_repository
 from release.files import ROOT, SERVING, SPACE
-from release.onnx import export
 from release.saving import CODE, REQUIRED, add_code, add_companions
 from release.terms import RESEARCH_ONLY
 

@@ -5,7 +5,7 @@
     python -m scripts.publish outputs/handunet/model USER/NAME --dry_run               # only list the files
 
 Log in first with `hf auth login`.  The model's repository gets weights, configuration, processor, code, card, figures,
-examples, the endpoint's handler and an ONNX file (which needs `pip install -e '.[onnx]'`) in one commit.  A push that
+examples, the endpoint's handler and an ONNX file (which needs the extra `onnx`) in one commit.  A push that
 breaks leaves a repository as it was.  `train.py --push_to_hub USER/NAME` does the same at the end of a training.
 """
 

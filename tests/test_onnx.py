@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from handunet.export import HandUNetWithDecoder, check, settings_of
 from modeling_handunet import (
     KEYPOINT_NAMES,
     HandUNetConfig,
@@ -18,7 +19,6 @@ from modeling_handunet import (
     HandUNetImageProcessor,
     decode_heatmaps,
 )
-from release.onnx import HandUNetWithDecoder, check, settings_of
 
 ROOT = Path(__file__).resolve().parents[1]
 USAGE = ROOT / "docs" / "usage.md"
@@ -108,8 +108,22 @@ def test_the_metadata_holds_what_the_processor_does(exported):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("skip", [False, True])
+def test_onnxruntime_prepares_the_file_for_quantisation(exported, tmp_path, skip):
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    quant_pre_process(str(exported / "nested" / "model.onnx"), str(tmp_path / "prepared.onnx"), skip_symbolic_shape=skip)
+    inputs = {"pixel_values": np.random.default_rng(0).random((3, 3, 64, 64), np.float32)}
+    files = exported / "nested" / "model.onnx", tmp_path / "prepared.onnx"
+    given, prepared = (session(file).run(None, inputs) for file in files)
+    for value, expected in zip(prepared, given):
+        np.testing.assert_allclose(value, expected, atol=1e-3)
+
+
+@pytest.mark.slow
 def test_the_file_appears_whole_or_not_at_all(exported):
     assert [path.name for path in (exported / "nested").iterdir()] == ["model.onnx"]
+    assert b".py" not in (exported / "nested" / "model.onnx").read_bytes()  # no paths of this machine
 
 
 @pytest.mark.slow
@@ -204,8 +218,8 @@ def test_predict_py_refuses_what_is_no_exported_file(tmp_path):
     pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install -e '.[onnx]'")
     Image.new("RGB", (20, 20)).save(tmp_path / "hand.png")
     (tmp_path / "model.onnx").write_bytes(b"no graph")
-    for model, sentence in (("model.onnx", "model.onnx is no file that `python -m scripts.export_onnx` wrote"),
-                            ("missing", "missing is no file: run `python -m scripts.export_onnx")):  # fmt: skip
+    for model, sentence in (("model.onnx", "model.onnx is no file that `handunet export` wrote"),
+                            ("missing", "missing is no file: run `handunet export missing model.onnx`")):  # fmt: skip
         options = ["--backend", "onnx", "--model", model]
         result = run(ROOT / "predict.py", "hand.png", *options, cwd=tmp_path)
         assert result.returncode and sentence in result.stderr and "Traceback" not in result.stderr

@@ -2,8 +2,12 @@
 
 import ast
 import configparser
+import json
 import re
+import shutil
+import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +17,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SETUP = configparser.ConfigParser()
 SETUP.read(ROOT / "setup.cfg")
 REQUIRED = SETUP["options"]["install_requires"].split("\n")
-EXTRAS = "\n".join(SETUP["options.extras_require"].values()).split("\n")
+EXTRA = {name: text.split("\n") for name, text in SETUP["options.extras_require"].items()}
+EXTRAS = sum(EXTRA.values(), [])
 INSTALLED = [name.rstrip("*") for name in SETUP["options.packages.find"]["include"].split()]
 
 IGNORED = {line.rstrip("/") for line in (ROOT / ".gitignore").read_text().splitlines()}
@@ -23,11 +28,12 @@ FILES = [
     if not any(part in IGNORED or part.startswith(".") for part in path.relative_to(ROOT).parts)
 ]
 OWN = {path.parts[0].removesuffix(".py") for path in FILES} | {"serving"}  # demo/serving.py, which goes beside the servers
-# What `train.py` imports. The README installs only `install_requires` for it.
-OF_A_TRAINING = {"modeling_handunet", "dataset_script", "training", "release", "metrics", "train", "predict"}
+# What `train.py` imports. The README installs only the extra `train` for it.
+OF_A_TRAINING = {"modeling_handunet", "dataset_script", "training", "release", "metrics", "train", "predict", "handunet"}
 
 DISTRIBUTIONS = {"PIL": "pillow", "cv2": "opencv-python-headless", "yaml": "pyyaml"}
 INSTALLED_BY_THE_CODE = {"mediapipe"}  # by the labelling and the benchmarks, into an environment of its own
+ONLY_TRIED = {"pillow-heif"}  # where a photograph needs it; without it a sentence says so
 
 
 def names(requirements: list[str]) -> set[str]:
@@ -64,10 +70,80 @@ def test_every_imported_package_is_declared():
     assert {path: packages for path, packages in missing.items() if packages} == {}
 
 
-def test_a_training_needs_no_extra():
+def test_a_training_needs_its_own_extra_only():
     files = [path for path in FILES if path.parts[0].removesuffix(".py") in OF_A_TRAINING]
-    missing = {str(path): distributions(imported(path, outside_functions)) - names(REQUIRED) for path in files}
+    declared = names(REQUIRED + EXTRA["train"]) | ONLY_TRIED
+    missing = {str(path): distributions(imported(path, outside_functions)) - declared for path in files}
     assert {path: packages for path, packages in missing.items() if packages} == {}
+    assert names(EXTRA["torch"]) < names(EXTRA["train"])
+
+
+def test_the_package_needs_the_extra_torch_only():
+    for path in FILES:
+        if path.parts[0] == "modeling_handunet":
+            assert distributions(imported(path)) <= names(REQUIRED + EXTRA["torch"]) | ONLY_TRIED, path
+
+
+def test_predicting_by_onnxruntime_needs_nothing_but_what_pip_installs_without_extras():
+    assert names(REQUIRED) == {"numpy", "pillow", "onnxruntime"}
+    assert "torch" not in names(EXTRA["onnx"])
+    code = """import sys
+sys.modules.update(dict.fromkeys(["torch", "transformers", "huggingface_hub", "datasets", "onnx", "matplotlib"]))
+sys.argv[0] = "handunet"
+from handunet.command import main
+main()"""
+    arguments = ["demo/space/examples/open.jpg", "--boxes", "119,82,211,268", "--output"]
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-W", "error", "-c", code, *arguments, folder, "--backend", "onnx"]
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+        assert result.returncode == 0, result.stderr
+        ((hand,),) = [entry["hands"] for entry in json.loads(Path(folder, "keypoints.json").read_text())]
+    assert hand["score"] > 0.9  # of the drawn hand in the example
+
+
+def test_the_model_that_travels_is_the_small_one_exported():
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install -e '.[onnx]'")
+    from handunet.backends import OWN_MODEL, open_onnx
+    from handunet.export import HandUNetWithDecoder, check, settings_of
+    from modeling_handunet import HandUNetForPoseEstimation, HandUNetImageProcessor
+
+    folder = ROOT / "weights" / "handunet"
+    model = HandUNetForPoseEstimation.from_pretrained(folder)
+    processor = HandUNetImageProcessor.from_pretrained(folder)
+    check(HandUNetWithDecoder(model.eval(), processor.temperature), OWN_MODEL)
+    assert open_onnx(str(OWN_MODEL))[1] == settings_of(model, processor)
+    assert b".py" not in OWN_MODEL.read_bytes()  # the exporter notes paths of the machine that it runs on
+
+
+@pytest.mark.slow
+def test_the_wheel_finds_a_hand_in_a_fresh_environment_without_torch(tmp_path):
+    """`pip install .` from this clone, into an environment that sees no other package."""
+
+    def run(*command, **options):
+        return subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=900, **options)
+
+    source = tmp_path / "source"
+    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".git", "node_modules", "build", "outputs", "__pycache__"))
+    python = tmp_path / "environment" / "bin" / "python"
+    assert run(sys.executable, "-m", "venv", tmp_path / "environment").returncode == 0
+    wheel = run(python, "-m", "pip", "wheel", "-q", "--no-deps", "-w", tmp_path, source)
+    installed = run(python, "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt", *tmp_path.glob("handunet-*.whl"))
+    if wheel.returncode or installed.returncode:
+        said = wheel.stderr + installed.stderr
+        if any(words in said for words in ("No matching distribution", "Connection", "timed out", "Temporary failure")):
+            pytest.skip(f"pip reaches no index: {said[-200:]}")
+        pytest.fail(said)
+    assert next(tmp_path.glob("handunet-*.whl")).stat().st_size < 4e6
+    listed = run(python, "-m", "pip", "list", "--format", "freeze").stdout.lower()
+    assert "onnxruntime" in listed and "torch" not in listed and "transformers" not in listed
+    command = python.with_name("handunet")
+    photo = ROOT / "demo/space/examples/open.jpg"
+    answer = run(command, photo, "--boxes", "119,82,211,268", cwd=tmp_path)
+    assert answer.returncode == 0 and "open.png: right hand, score 0.9" in answer.stdout, answer.stderr
+    for words, sentence in ((["train"], "needs a clone of the project"), (["export", "a", "b"], "handunet[torch,onnx]"),
+                            ([photo, "--model", "user/name"], "pip install 'handunet[torch]'")):  # fmt: skip
+        refused = run(command, *words, cwd=tmp_path)
+        assert refused.returncode and sentence in refused.stderr and "Traceback" not in refused.stderr
 
 
 def test_an_undeclared_import_is_found(tmp_path):
@@ -89,7 +165,7 @@ def test_the_demos_require_what_setup_cfg_requires_and_what_their_code_imports(f
     assert set(requirements) <= set(REQUIRED + EXTRAS)
     served = ROOT / folder / ("app.py" if folder == "demo/space" else "handler.py")
     files = [served.relative_to(ROOT), *(path for path in FILES if path.parts[0] == "modeling_handunet")]
-    assert distributions(set().union(*map(imported, files))) <= names(requirements)
+    assert distributions(set().union(*map(imported, files))) <= names(requirements) | ONLY_TRIED
 
 
 def test_installed_packages_import_no_file_that_is_not_installed():

@@ -1,14 +1,31 @@
+import csv
+import gc
 import json
+import os
+import subprocess
 import sys
+import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import handunet.backends
+import handunet.predict
 import modeling_handunet
-import predict
+from handunet.backends import OWN_MODEL, choose
+from handunet.photographs import Answers, drawing_names, find_photographs, shown
 from modeling_handunet import HandUNetConfig, HandUNetForPoseEstimation, HandUNetImageProcessor
+
+ROOT = Path(__file__).resolve().parents[1]
+ANSWER = {
+    "label": "right hand",
+    "score": 0.9,
+    "box": {"xmin": 1.0, "ymin": 2.0, "xmax": 3.0, "ymax": 4.0},
+    "keypoints": [{"name": "wrist", "x": 5.0, "y": 6.0, "score": 0.7}, {"name": "thumb_1", "x": 7.0, "y": 8.0, "score": 0.8}],
+}
 
 
 @pytest.fixture(scope="module")
@@ -27,14 +44,26 @@ def photo(tmp_path):
     return path
 
 
-def run(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["predict.py", *map(str, arguments)])
-    predict.main()
+@pytest.fixture
+def answering(monkeypatch):
+    """Let every photograph be answered at once, with `ANSWER`."""
+    monkeypatch.setattr(handunet.predict, "load", lambda *model: lambda photo, boxes, handedness: [ANSWER])
 
 
-def test_drawings_and_keypoints_are_written(monkeypatch, tmp_path, model, photo):
-    output = tmp_path / "out"
-    run(monkeypatch, photo, photo, "--model", model, "--output", output, "--boxes", "10,20,30,40", "50,5,60,60", "--left")
+def run(*arguments):
+    handunet.predict.main([str(argument) for argument in arguments])
+
+
+def run_own_model(*arguments):
+    pytest.importorskip("onnxruntime")
+    run(*arguments, "--model", OWN_MODEL)
+
+
+@pytest.mark.parametrize("backend", ["torch", "onnx"])
+def test_drawings_and_keypoints_are_written(tmp_path, model, photo, backend):
+    output, chosen = tmp_path / "out", model if backend == "torch" else OWN_MODEL
+    boxes = ["10,20,30,40", "50,5,60,60"]
+    run(photo, photo, "--model", chosen, "--backend", backend, "--output", output, "--boxes", *boxes, "--left")
     answers = json.loads((output / "keypoints.json").read_text())
     assert [answer["photo"] for answer in answers] == [str(photo)] * 2
     for answer in answers:
@@ -53,40 +82,192 @@ def test_drawings_and_keypoints_are_written(monkeypatch, tmp_path, model, photo)
         (["missing.jpg"], "no image file 'missing.jpg'"),
         (["PHOTO", "--boxes", "500,500,10,10"], "outside the image of 120x90"),
         (["PHOTO", "--boxes", "1,2,3"], "not x,y,width,height"),
-        (["PHOTO", "--boxes", "1,2,nan,4"], "box"),
+        (["PHOTO", "--boxes", "1,2,nan,4"], "not a box"),
+        (["PHOTO", "--boxes", "1,2,0,4"], "not a box"),
+        (["none*.jpg"], "No photograph matches none*.jpg"),
     ],
 )
-def test_what_cannot_be_used_ends_in_a_sentence(monkeypatch, capsys, tmp_path, model, photo, arguments, sentence):
+def test_what_cannot_be_used_ends_in_a_sentence(capsys, tmp_path, photo, arguments, sentence):
     arguments = [photo if argument == "PHOTO" else argument for argument in arguments]
     with pytest.raises(SystemExit) as stop:
-        run(monkeypatch, *arguments, "--model", model, "--output", tmp_path / "out")
+        run_own_model(*arguments, "--output", tmp_path / "out")
     assert sentence in f"{stop.value} {capsys.readouterr().err}"
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("backend", ["torch", "onnx"])
-def test_a_photograph_is_never_written_over(monkeypatch, tmp_path, model, photo, backend):
+def test_a_file_that_cannot_be_read_costs_only_itself_and_is_named_at_the_end(answering, tmp_path, photo):
+    (tmp_path / "cut.png").write_bytes(photo.read_bytes()[:3000])
+    with pytest.raises(SystemExit) as stop:
+        run(tmp_path / "cut.png", photo, tmp_path / "missing.jpg", "--output", tmp_path / "out")
+    assert "2 could not be answered" in stop.value.code and stop.value.code != 0
+    assert "cut.png" in stop.value.code and "missing.jpg" in stop.value.code
+    assert [entry["photo"] for entry in json.loads((tmp_path / "out/keypoints.json").read_text())] == [str(photo)]
+    assert (tmp_path / "out/hand.png").is_file()
+
+
+def test_photographs_are_answered_one_by_one_and_leave_the_memory(monkeypatch, tmp_path, photo):
+    earlier, output = [], tmp_path / "out"
+
+    def detect(image, boxes, handedness):
+        gc.collect()
+        assert [reference() for reference in earlier] == [None] * len(earlier)
+        if earlier:
+            assert len(json.loads((output / "keypoints.json").read_text())) == len(earlier)
+            assert len(list(output.glob("*.png"))) == len(earlier)
+        earlier.append(weakref.ref(image))
+        return [ANSWER]
+
+    monkeypatch.setattr(handunet.predict, "load", lambda *model: detect)
+    run(*[photo] * 4, "--output", output)
+    assert len(earlier) == 4
+
+
+@pytest.mark.parametrize("boxes", [["-20,8,60,60"], ["10,10,50,50", "-20,8,60,60"], ["-0.5,-1e1,60,60"]])
+def test_a_box_may_begin_outside_the_photograph(tmp_path, photo, boxes):
+    run_own_model(photo, "--output", tmp_path / "out", "--boxes", *boxes)
+    ((*_, hand),) = [entry["hands"] for entry in json.loads((tmp_path / "out/keypoints.json").read_text())]
+    assert hand["box"]["xmin"] == float(boxes[-1].split(",")[0])
+
+
+def test_folders_patterns_and_names_with_brackets_are_found(tmp_path):
+    names = ["a/1.jpg", "a/2.HEIC", "a/notes.txt", "a/._1.jpg", "a/b/3.png", "a/[1].jpg"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "empty").mkdir()
+
+    def find(*words):
+        found, problems = find_photographs([word if "://" in word else f"{tmp_path}/{word}" for word in words])
+        return [str(Path(file).relative_to(tmp_path)) if "://" not in file else file for file in found], problems
+
+    assert find("a") == (["a/1.jpg", "a/2.HEIC", "a/[1].jpg"], [])
+    assert find("a/**/*.png", "a/[1].jpg") == (["a/b/3.png", "a/[1].jpg"], [])
+    assert find("http://host/*.jpg", "missing.jpg") == (["http://host/*.jpg", "missing.jpg"], [])
+    found, (folder, pattern) = find("empty", "a/*.gif")
+    assert found == [] and "empty holds no photograph" in folder and "No photograph matches" in pattern
+
+
+def test_each_photograph_has_a_drawing_of_its_own():
+    photographs = ["a/hand.jpg", "b/Hand.png", "what?.jpg", "http://host/my%20h%C3%A4nd.jpg?size=2", "http://host/", "x" * 200]
+    expected = ["hand.png", "Hand-2.png", "what?.png", "my händ.png", "photo.png", "x" * 100 + ".png"]
+    assert drawing_names([*photographs, "data:image/png;base64,aaaa"]) == [*expected, "photo-2.png"]
+
+
+def test_a_photograph_is_never_written_over(answering, tmp_path, photo):
     before = photo.read_bytes()
-    arguments = ["--backend", "onnx", "--model", model / "config.json"] if backend == "onnx" else ["--model", model]
-    try:
-        with pytest.raises(SystemExit, match=f"--output {tmp_path} would write over {photo}"):
-            run(monkeypatch, photo, *arguments, "--output", tmp_path)
-    finally:
-        monkeypatch.setitem(sys.modules, "modeling_handunet", modeling_handunet)  # `--backend onnx` leaves torch out
+    with pytest.raises(SystemExit, match=f"--output {tmp_path} would write over {photo}"):
+        run(photo, "--output", tmp_path)
     assert photo.read_bytes() == before
     with pytest.raises(SystemExit, match="is a file: name a folder"):
-        run(monkeypatch, photo, "--model", model, "--output", photo)
+        run(photo, "--output", photo)
 
 
-def test_without_a_model_named_the_repositorys_own_is_taken(monkeypatch, tmp_path, photo):
-    monkeypatch.chdir(tmp_path)
-    run(monkeypatch, photo, "--output", tmp_path / "out")
-    ((hand,),) = [entry["hands"] for entry in json.loads((tmp_path / "out" / "keypoints.json").read_text())]
-    assert len(hand["keypoints"]) == 21 and hand["score"] < 0.5  # there is none in noise
+def test_every_format_is_whole_after_each_photograph(tmp_path):
+    for format in ("json", "jsonl", "csv"):
+        answers = Answers(tmp_path, format)
+        for count in (1, 2, 3):
+            answers.add("a\udcff.jpg", [ANSWER, ANSWER])
+            text = (tmp_path / f"keypoints.{format}").read_text(encoding="utf-8", errors="surrogateescape")
+            if format == "csv":
+                rows = list(csv.DictReader(text.splitlines()))
+                assert len(rows) == count * 2 * 2
+                assert rows[-1] == {
+                    "photo": "a\udcff.jpg", "hand": "1", "label": "right hand", "hand_score": "0.9",
+                    "xmin": "1.0", "ymin": "2.0", "xmax": "3.0", "ymax": "4.0",
+                    "keypoint": "thumb_1", "x": "7.0", "y": "8.0", "score": "0.8",
+                }  # fmt: skip
+            else:
+                entries = json.loads(text) if format == "json" else [json.loads(line) for line in text.splitlines()]
+                assert entries == [{"photo": "a\udcff.jpg", "hands": [ANSWER, ANSWER]}] * count
+        answers.close()
+    assert text.count("\n") == 1 + 3 * 4
+    whole = (tmp_path / "keypoints.json").read_text()
+    assert whole == json.dumps(json.loads(whole), indent=2) + "\n"
 
 
-def test_a_checkout_without_weights_is_said_to_be_one(monkeypatch, capsys, tmp_path, photo):
-    monkeypatch.setattr(predict, "DEFAULT_MODEL", str(tmp_path / "weights"))
-    with pytest.raises(SystemExit):
-        run(monkeypatch, photo)
-    assert f"there is no model in {tmp_path / 'weights'}: name one with --model" in capsys.readouterr().err
+def test_a_name_is_printed_on_any_terminal(tmp_path, photo):
+    assert shown("händ\n\x1b[2J\udcff.png") == r"händ\n\x1b[2J\udcff.png"
+    pytest.importorskip("onnxruntime")
+    strange = os.fsencode(tmp_path) + b"/\xff\n\xe2\x98\x83.png"
+    os.rename(photo, strange)
+    command = [sys.executable, "-m", "handunet", strange, b"missing\xff.jpg", "--model", OWN_MODEL]
+    command += ["--output", tmp_path / "out"]
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1", "PYTHONUTF8": "0"}
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=300)
+    assert result.returncode == 1 and b"Traceback" not in result.stderr
+    assert rb"\udcff\n\u2603.png: no clear right hand" in result.stdout
+    assert rb"missing\udcff.jpg" in result.stderr
+    (entry,) = json.loads((tmp_path / "out/keypoints.json").read_text())
+    assert os.fsencode(entry["photo"]) == strange
+
+
+def test_where_there_is_no_clear_hand_words_and_drawing_say_so(capsys, monkeypatch, tmp_path):
+    Image.new("RGB", (120, 90)).save(tmp_path / "black.png")
+    points = [{"name": str(index), "x": 40.0 + index, "y": 50.0, "score": 0.2} for index in range(21)]
+    hand = {"label": "right hand", "score": 0.2, "box": {}, "keypoints": points}
+    monkeypatch.setattr(handunet.predict, "load", lambda *model: lambda photo, boxes, handedness: [hand])
+    run(tmp_path / "black.png", "--output", tmp_path / "out")
+    assert "black.png: no clear right hand, score only 0.20. Give the hand's box" in capsys.readouterr().out
+    drawing = np.asarray(Image.open(tmp_path / "out/black.png")).astype(int)
+    assert np.ptp(drawing, axis=2).max() == 0  # grey, and no finger's colour
+    assert drawing[50, 40:60].max() < 120  # faint
+    assert drawing[:45].max() > 200  # the label above
+
+
+def test_a_network_that_answers_nan_says_so(tmp_path, photo, model):
+    network = HandUNetForPoseEstimation.from_pretrained(model)
+    pipe = modeling_handunet.HandKeypointDetectionPipeline(network.eval(), image_processor=HandUNetImageProcessor())
+    with torch.no_grad():
+        network.head.weight[3] = torch.nan
+    with pytest.raises(ValueError, match=r"answered NaN for hand 0.* load them again"):
+        pipe(str(photo))
+
+
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path, model):
+    network = HandUNetForPoseEstimation.from_pretrained(model)
+    with torch.no_grad():
+        network.head.weight[3, 0, 0, 0] = torch.nan
+        network.down[0][3].running_var[1] = torch.inf
+    network.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"hold NaN or infinite values in down\.0\.3\.running_var; head\.weight: load another"):
+        HandUNetForPoseEstimation.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "torch_is_there, cloned, model, backend, expected",
+    [
+        (True, True, None, None, ("torch", "CLONE")),
+        (True, False, None, None, ("onnx", "OWN")),
+        (False, True, None, None, ("onnx", "OWN")),
+        (True, True, None, "onnx", ("onnx", "OWN")),
+        (True, False, None, "torch", "there is no model in .*: name one with --model"),
+        (True, True, "user/name", None, ("torch", "user/name")),
+        (False, True, "user/name", None, r"user/name needs torch: pip install 'handunet\[torch\]'"),
+        (True, True, "OWN", None, ("onnx", "OWN")),
+        (True, True, "user/name", "onnx", "user/name is no file: run `handunet export user/name model.onnx`"),
+        (False, True, "FOLDER", None, ("onnx", "EXPORTED")),
+        (True, True, "FOLDER", None, ("torch", "FOLDER")),
+        (True, True, "FOLDER", "onnx", ("onnx", "EXPORTED")),
+    ],
+)
+def test_the_model_and_what_runs_it_fit_each_other(monkeypatch, tmp_path, torch_is_there, cloned, model, backend, expected):
+    (tmp_path / "onnx").mkdir()
+    (tmp_path / "onnx/model.onnx").touch()
+    clone = tmp_path if cloned else tmp_path / "none"
+    places = {"FOLDER": tmp_path, "EXPORTED": tmp_path / "onnx/model.onnx", "OWN": OWN_MODEL, "CLONE": clone}
+    monkeypatch.setattr(handunet.backends, "CLONE_MODEL", clone)
+    monkeypatch.setattr(handunet.backends.importlib.util, "find_spec", lambda name: torch_is_there or None)
+    model = str(places.get(model, model)) if model else None
+    if isinstance(expected, str):
+        with pytest.raises(ValueError, match=expected):
+            choose(model, backend)
+    else:
+        assert choose(model, backend) == (expected[0], str(places.get(expected[1], expected[1])))
+
+
+@pytest.mark.slow
+def test_without_docstrings_the_programs_run(tmp_path, photo):
+    for command in (["predict.py", "--help"], ["-m", "handunet", photo, "--model", OWN_MODEL, "--output", tmp_path / "out"],
+                    ["-m", "handunet", "export", "--help"], ["train.py", "--help"]):  # fmt: skip
+        result = subprocess.run([sys.executable, "-OO", *command], cwd=ROOT, capture_output=True, text=True, timeout=400)
+        assert result.returncode == 0, result.stderr

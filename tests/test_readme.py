@@ -58,6 +58,19 @@ def test_the_freihand_snippet_runs_as_printed(workplace, shared_data):
     assert len(splits["train"]) == 5
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("snippet", SNIPPETS, ids=lambda snippet: snippet.splitlines()[0])
+def test_each_snippet_runs_as_printed_in_a_fresh_process_outside_the_clone(snippet, workplace, request):
+    if "FreiHAND" in snippet:
+        (workplace / "FreiHAND").symlink_to(request.getfixturevalue("shared_data") / "freihand_real")
+    shutil.copy(ROOT / "handunet/model.onnx", workplace)
+    shutil.copy("photo.jpg", "hand.jpg")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}  # as if it were installed
+    command = [sys.executable, "-c", snippet]
+    result = subprocess.run(command, cwd=workplace, env=environment, capture_output=True, text=True, timeout=500)
+    assert result.returncode == 0, result.stderr
+
+
 def test_every_option_that_the_documents_name_exists(capsys):
     with pytest.raises(SystemExit):
         parse_arguments(["--help"])
@@ -81,7 +94,7 @@ def test_every_link_and_module_in_the_documents_exists():
 def test_the_ci_script_finds_the_readmes_test_command():
     pattern = re.search(r"grep -m 1 -E '([^']+)'", (ROOT / ".ci/run").read_text()).group(1)
     commands = [line for line in README.splitlines() if re.search(pattern, line)]
-    install = "pip install -c constraints.txt -e '.[test,onnx,browser,space,benchmarks]'"
+    install = "pip install -c constraints.txt -e '.[train,test,onnx,browser,space,benchmarks]'"
     assert commands == [f"{install} && ruff check . && python -m pytest"]
 
 
@@ -145,9 +158,9 @@ def read_until(process: subprocess.Popen, pattern: str) -> re.Match:
 
 @pytest.mark.slow
 def test_the_line_that_predicts_runs_as_printed_in_a_fresh_clone(clone):
-    install, line = printed("pip install", "predict.py").split(" && ")
-    assert install == "pip install -c constraints.txt -e ."
-    with started(line, clone) as process:
+    install, line = printed("pip install", "handunet demo").split(" && ")
+    assert install == "pip install -c constraints.txt ."
+    with started(f"python -m {line}", clone) as process:  # the command is of the clone that the tests are of
         read_until(process, "Drawings and keypoints.json are in predictions")
     assert (clone / "predictions" / "open.png").is_file() and (clone / "predictions" / "keypoints.json").is_file()
 

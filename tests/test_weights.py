@@ -11,9 +11,9 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoImageProcessor, AutoModelForPoseEstimation, pipeline
 
+from handunet.export import export
 from modeling_handunet import HandUNetConfig, decode_heatmaps
 from modeling_handunet.heatmaps import calibrate_scores
-from release.onnx import export
 from tests.tiny_training import forked
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -1,0 +1,5 @@
+"""`python -m handunet` is the command `handunet`."""
+
+from handunet.command import main
+
+main()
