@@ -73,6 +73,8 @@ class HeatmapLoss(IoULoss):
     keypoints of which nothing is known.
     """
 
+    sentence = IoULoss.sentence[:-1] + ", and squared error on the empty maps of absent keypoints."
+
     def __init__(self, sigma: float, eps: float = 1e-6):
         super().__init__(eps)
         self.energy = math.pi * sigma**2

@@ -527,5 +527,5 @@ def test_a_run_on_scenes_of_two_bodies_cut_outs_and_photographs_says_all_of_them
     assert metrics["grouped_by"] == "source" and metrics["test_by_group"].keys() == {"drawn", "cut-outs"}
     assert metrics["test"]["num_hands"] == 2 * 6 + 40
     card = (tmp_path / "run" / "model" / "README.md").read_text()
-    assert "reads a 64x64 crop" in card and "squared error on the empty maps" in card and "license: unknown" in card
+    assert "in a 64x64 crop" in card and "squared error on the empty maps" in card and "license: unknown" in card
     assert "--hand_mesh right.glb --layers 5 --cutouts cutouts" in card and str(tmp_path) not in card

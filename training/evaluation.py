@@ -107,14 +107,14 @@ def figures_of_groups(parts: dict[str, dict], grouped_by: str) -> dict:
 
 
 COLUMNS = {  # of the table: figures, and how they are written
-    "num_hands": ("hands", "d"),
+    "num_hands": (" hands", "d"),
     "mean_error_over_box": ("error / box", ".3f"),
     "mean_error_percent": ("error, % of side", ".2f"),
     "pck@0.1": ("PCK@0.1", ".3f"),
     "pck@0.2": ("PCK@0.2", ".3f"),
-    "auc": ("AUC", ".3f"),
+    "auc": ("  AUC", ".3f"),
     "score_auroc": ("AUROC of scores", ".3f"),
-    "loss": ("loss", ".4f"),
+    "loss": ("  loss", ".4f"),
 }
 
 
