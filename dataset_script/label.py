@@ -238,7 +238,8 @@ def run(places: list[Path], output: Path, teacher, *, boxes=None, squares=False,
     """Label all photographs, or go on with it, and write the files; the report."""
     folder, files = photographs_in(places, output)
     log = output / "looks.jsonl"
-    records = done_before(log, {"teacher": teacher.sentence, "squares": squares, "max_disagreement": max_disagreement})
+    settings = {"teacher": teacher.sentence, "boxes": boxes is not None, "squares": squares}
+    records = done_before(log, {**settings, "max_disagreement": max_disagreement})
     done = {record["picture"] for record in records}
     if squares:
         (output / "images").mkdir(exist_ok=True)
