@@ -120,12 +120,13 @@ def load_image(image, *, allow_urls: bool = True, allow_loopback: bool = False) 
         except Image.DecompressionBombError as error:
             raise ValueError(f"{name}: {error} Resize it first.") from None
         except UnidentifiedImageError:
-            if _is_heif(source):
+            if _is_heif(source) and "HEIF" not in Image.OPEN:
                 raise OSError(
                     f"{name} is a HEIC photograph, which Pillow cannot read alone: `pip install pillow-heif`, or save it as "
                     "JPEG."
                 ) from None
-            raise OSError(f"{name} is not an image that Pillow can read.") from None
+            reader = "pillow-heif" if _is_heif(source) else "Pillow"
+            raise OSError(f"{name} is not an image that {reader} can read.") from None
         except UNREADABLE_IMAGE_ERRORS as error:
             raise OSError(f"{name} is not a readable image: {error}") from error
         with opened:

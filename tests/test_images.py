@@ -289,6 +289,9 @@ def test_a_heic_photograph_is_read_with_pillow_heif_or_the_error_names_it(monkey
     pillow_heif.from_pillow(Image.new("RGB", (64, 48), (200, 100, 50))).save(path, quality=-1)
     assert load_image(path).size == (64, 48)
     np.testing.assert_allclose(pixel(load_image(path.read_bytes()), 9, 9), (200, 100, 50), atol=4)
+    path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(OSError, match="HEIC is not an image that pillow-heif can read"):
+        load_image(path)
 
 
 def test_a_data_url_is_read():
