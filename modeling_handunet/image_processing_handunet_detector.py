@@ -117,8 +117,8 @@ class HandUNetDetectorImageProcessor(PilBackend):
         found &= ~duplicates(labels, boxes).cpu()
         results = []
         for index in range(len(centres)):
-            names = ("scores", "labels", "boxes", "directions")
-            hands = {name: values[index].cpu()[found[index]] for name, values in zip(names, (scores, labels, boxes, directions))}
+            maps = {"scores": scores, "labels": labels, "boxes": boxes, "directions": directions}
+            hands = {name: values[index].cpu()[found[index]] for name, values in maps.items()}
             square, limits = (0.0, 0.0, 1.0), (1.0, 1.0)
             if target_sizes is not None:
                 height, width = (int(length) for length in target_sizes[index])
