@@ -173,12 +173,11 @@ class DetectionScenes:
         layer[:, :3] *= layer[:, 3:]
         while factor > 1:
             layer, factor = halved(layer), factor // 2
-        draw = draw[:, :, None, None]
+        saturation = (0.55 + 0.6 * draw[:, 0])[:, None, None]
         gain = (0.55 + 0.65 * draw[:, 1:2]) * (1 + (draw[:, 3:6] - 0.5) * 0.2)
-        color = layer[:, :3]
-        grey = color.mean(1, keepdim=True)
-        color = torch.minimum(torch.lerp(grey, color, 0.55 + 0.6 * draw[:, 0:1]).mul_(gain), layer[:, 3:]).clamp_min_(0)
-        layer[:, :3] = color
+        matrix = gain[:, :, None] * (saturation * torch.eye(3, device=draw.device) + (1 - saturation) / 3)
+        color = torch.bmm(matrix, layer[:, :3].flatten(2)).view_as(layer[:, :3]).clamp_min_(0)
+        layer[:, :3] = torch.minimum(color, layer[:, 3:])
         return layer
 
     def _long_arms(self, layer: Tensor, factor: int, matrix: Tensor, middle: Tensor, wrist: Tensor, plan) -> Tensor:
