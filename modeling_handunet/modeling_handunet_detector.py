@@ -6,8 +6,8 @@ where a hand of 5 % is four cells wide.  Large ones need sight: six levels, the 
 of a hand that fills 90 % of the picture sees all of it.  Both cost little where they are cheap: the first level folds 2 x 2
 pixels into channels, since convolutions at full resolution would take most of the arithmetic; the way up is narrow and
 ends at a quarter of the resolution; depth stands where maps are small.  There are no anchors: each hand is one peak
-(CenterNet, https://arxiv.org/abs/1904.07850), and a peak that grows with the hand.  It has 1.3 million parameters and
-takes 1.44 GFLOP a photograph, about as much as the pose network takes for one hand.
+(CenterNet, https://arxiv.org/abs/1904.07850), and a peak that grows with the hand.  It has 1.25 million parameters and
+takes 1.45 GFLOP a photograph, about as much as the pose network takes for one hand.
 
 The first four levels are those of the pose network `handunet`, so that a training can start from its weights.
 """
