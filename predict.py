@@ -1,13 +1,13 @@
 """Draw the hands of photographs and write their keypoints.
 
-    python predict.py photo.jpg                                    # one right hand that fills about half the picture
+    python predict.py photo.jpg                                    # one right hand, about half as large as the photograph
     python predict.py photo.jpg --boxes 120,80,200,180 --left      # a left hand in the box x,y,width,height
     python predict.py a.jpg b.jpg --output drawn --model outputs/handunet/model
     python predict.py photo.jpg --backend onnx --model model.onnx  # written by scripts/export_onnx.py; needs no torch
 
-Each photograph is written with its skeletons to --output, and `keypoints.json` there lists, for each photograph, its
-hands as the `keypoint-detection` pipeline gives them: label, score, box, and 21 named keypoints with x, y (pixels of the
-upright photograph, x right, y down) and score.
+The folder --output gets each photograph with its skeletons drawn over it, and `keypoints.json`.  That lists the hands of
+each photograph as the `keypoint-detection` pipeline gives them: label, score, box, and 21 named keypoints with x, y (pixels
+of the upright photograph, x right, y down) and score.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def output_names(photos: list[str]) -> list[str]:
 
 
 def predict_with_torch(model: str, photos: list, boxes: list | None, handedness: str) -> list[list[dict]]:
-    """The hands of each photograph, as the pipeline gives them; `boxes` are the same in every photograph."""
+    """The hands of each photograph, as the pipeline gives them; each photograph has the same `boxes`."""
     from transformers import pipeline
     from transformers.utils import logging
 
@@ -57,8 +57,7 @@ def predict_with_torch(model: str, photos: list, boxes: list | None, handedness:
 
 
 def leave_out_torch() -> None:
-    """Let the package's files be imported one by one: its `__init__` registers the model with transformers, which
-    imports torch."""
+    """Allow to import single files of the package without its `__init__`, which imports transformers and torch."""
     if "modeling_handunet" not in sys.modules:
         spec = importlib.util.find_spec("modeling_handunet")
         sys.modules["modeling_handunet"] = importlib.util.module_from_spec(spec)
@@ -67,39 +66,37 @@ def leave_out_torch() -> None:
 def predict_with_onnx(model: str, photos: list, boxes: list | None, handedness: str) -> list[list[dict]]:
     """As `predict_with_torch`, from a file that scripts/export_onnx.py wrote."""
     import numpy as np
-    from PIL import Image
 
-    from modeling_handunet.crops import box_to_square, check_box, crop_square, from_crop, image_to_square, normalize_crops
+    from modeling_handunet.crops import Crop, check_box, normalize_crops
     from modeling_handunet.keypoints import describe_hand
 
     session, settings = open_onnx(model)
-    size = settings["image_size"]
-    hands = []  # of all photographs: crop, its square, the corners of the hand's box
+    size, mirrored = settings["image_size"], handedness == "left"
+    hands = []  # of all photographs: the pixels of its crop, the crop, the corners of its box
     for photo in photos:
         for box in [(0, 0, *photo.size)] if boxes is None else boxes:
             check_box(box, *photo.size)
-            square = image_to_square(*photo.size) if boxes is None else box_to_square(box, settings["box_fill"])
-            crop = crop_square(photo, square, size)
-            crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if handedness == "left" else crop
+            if boxes is None:
+                crop = Crop.of_image(*photo.size, size, mirrored=mirrored)
+            else:
+                crop = Crop.around_box(box, size, settings["box_fill"], mirrored=mirrored)
             x, y, width, height = map(float, box)
-            hands.append((np.asarray(crop), square, (x, y, x + width, y + height)))
+            hands.append((np.asarray(crop.cut(photo)), crop, (x, y, x + width, y + height)))
     answers = []
     for first in range(0, len(hands), BATCH_SIZE):
         batch = hands[first : first + BATCH_SIZE]
-        pixels = np.stack([crop for crop, _, _ in batch])  # (B, size, size, 3)
+        pixels = np.stack([pixels for pixels, _, _ in batch])  # (B, size, size, 3)
         inputs = normalize_crops(pixels, settings["rescale_factor"], settings["image_mean"], settings["image_std"])
         keypoints, scores = session.run(["keypoints", "scores"], {"pixel_values": inputs})
-        if handedness == "left":
-            keypoints[..., 0] = size - keypoints[..., 0]
-        for points, confidences, (_, square, corners) in zip(keypoints.astype(np.float64), scores, batch):
-            points = from_crop(points, square, size).astype(np.float32).tolist()
+        for points, confidences, (_, crop, corners) in zip(keypoints.astype(np.float64), scores, batch):
+            points = crop.back(points).astype(np.float32).tolist()
             answers.append(describe_hand(handedness, corners, settings["keypoint_names"], points, confidences.tolist()))
     count = len(answers) // len(photos)
     return [answers[index * count : (index + 1) * count] for index in range(len(photos))]
 
 
 def open_onnx(model: str, options=None):
-    """The session and settings of an exported file; raises `OSError` where it is none, `ImportError` without onnxruntime."""
+    """The session and settings of an exported file; `OSError` for another file, `ImportError` without onnxruntime."""
     try:
         import onnxruntime
         from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidGraph, InvalidProtobuf, NoSuchFile
@@ -119,11 +116,13 @@ def main() -> None:
     parser.add_argument(
         "--model", default=DEFAULT_MODEL, help="a folder, an id on the Hub or an ONNX file (default: weights/handunet-base)"
     )
-    parser.add_argument("--backend", choices=("torch", "onnx"), default="torch", help="what computes (default: torch)")
     parser.add_argument(
-        "--boxes", nargs="+", type=parse_box, metavar="X,Y,W,H", help="the hands' boxes, the same in every photograph"
+        "--backend", choices=("torch", "onnx"), default="torch", help="library that runs the network (default: torch)"
     )
-    parser.add_argument("--left", action="store_true", help="left hands; right by default")
+    parser.add_argument(
+        "--boxes", nargs="+", type=parse_box, metavar="X,Y,W,H", help="the hands' boxes, for each photograph the same"
+    )
+    parser.add_argument("--left", action="store_true", help="the hands are left hands (default: right)")
     args = parser.parse_args()
     if args.model == DEFAULT_MODEL and not Path(args.model).exists():
         parser.error(f"there is no model in {DEFAULT_MODEL}: name one with --model")
@@ -133,8 +132,8 @@ def main() -> None:
             parser.error(f"--model {args.model} is no file: run `python -m scripts.export_onnx {args.model} model.onnx`")
         leave_out_torch()
         predict = predict_with_onnx
-    from modeling_handunet.images import load_image
     from modeling_handunet.drawing import draw_hand
+    from modeling_handunet.images import load_image
 
     output, names = Path(args.output), output_names(args.photos)
     try:

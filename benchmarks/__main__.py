@@ -1,14 +1,14 @@
 """Measure the table, print it, and write it as JSON with the machine's description.
 
     python -m benchmarks                                     # all of it: a quarter of an hour
-    python -m benchmarks --rows one_hand batch_32            # these rows and those measured with them; others stay
+    python -m benchmarks --rows one_hand batch_32            # these rows and those measured with them; the others stay
     python -m benchmarks --list
     python -m benchmarks --gpu                               # the rows of one GPU
     python -m benchmarks --curves batch processes dataset    # scaling curves, with plots beside --output
-    python -m benchmarks --print                             # the table as --output has it, measuring nothing
+    python -m benchmarks --print                             # the table in --output; nothing is measured
 
-Needs `pip install -e '.[benchmarks]'`.  Ratios are of one run on one machine, in which the ways took turns.  `--clock
-processor` compares seconds of processor time instead of time on the wall, for a machine that has other work.
+Needs `pip install -e '.[benchmarks]'`.  Ratios are of one run on one machine.  On a machine that has other work, use
+`--clock processor`: it compares seconds of processor time.
 """
 
 import argparse
@@ -17,24 +17,21 @@ import os
 import sys
 import tempfile
 from datetime import date
+from functools import partial
 from pathlib import Path
 
-from benchmarks import report
-from benchmarks.machine import describe
-from benchmarks.measure import CLOCKS, take_turns
-from benchmarks.prepare import prepare
-from benchmarks.rows import groups, rows, verdict
-
-ROOT = Path(__file__).resolve().parents[1]
+from benchmarks.measure import CLOCKS, ROOT, describe_machine, take_turns
+from benchmarks.rows import rows, table, verdict
 
 
-def load(path: Path) -> dict:
-    return json.loads(path.read_text()) if path.exists() else {"rows": {}, "curves": {}, "gpu": {}}
-
-
-def save(path: Path, results: dict) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report.rounded(results), indent=1) + "\n")
+def one_item_a_line(results: dict[str, dict]) -> str:
+    """JSON with a line for each row, curve and fact about the GPU; numbers have four significant digits."""
+    results = json.loads(json.dumps(results), parse_float=lambda number: float(f"{float(number):.4g}"))
+    sections = []
+    for name, items in results.items():
+        lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in items.items())
+        sections.append(f' "{name}": {{\n{lines}\n }}')
+    return "{\n" + ",\n".join(sections) + "\n}\n"
 
 
 def main() -> None:
@@ -48,62 +45,64 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="keeps photographs, model and environments (default: temporary)")
     parser.add_argument("--threads", type=int, help="of every way (default: the cores that may be used)")
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
-    parser.add_argument("--seconds", type=float, default=1.0, help="times the usual duration")
-    parser.add_argument("--turns", type=int, default=3, help="of each way at least")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each turn, at least")
+    parser.add_argument("--turns", type=int, default=3, help="of each way")
     args = parser.parse_args()
-    results, load_average = load(args.output), os.getloadavg()[0]
+    results = json.loads(args.output.read_text()) if args.output.exists() else {"rows": {}, "curves": {}, "gpu": {}}
     if args.print:
-        print(report.table(results))
+        print(table(results))
         return
 
     import torch
 
-    from training.arguments import bf16_is_fast
-
-    bf16 = bf16_is_fast()
+    bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     named = {row.name: row for row in rows(bf16)}
     if args.list:
         print("\n".join(f"{row.name:20s} {row.what}" for row in named.values()))
         return
     chosen = list(named) if args.rows is None and not args.curves else args.rows or []
-    unknown = [name for name in chosen if name not in named]
-    if unknown:
+    if unknown := [name for name in chosen if name not in named]:
         parser.error(f"there is no row {', '.join(unknown)}: choose from {', '.join(named)}")
+
+    def save() -> None:
+        results["rows"] = {name: results["rows"][name] for name in named if name in results["rows"]}
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        args.output.write_text(one_item_a_line(results))
+
     if args.gpu:
         from benchmarks import gpu
 
         if not torch.cuda.is_available():
             parser.error("--gpu finds no GPU that torch can use")
         results["gpu"] = gpu.measure()
-        save(args.output, results)
-        print(f"{results['gpu']['device']}, torch {results['gpu']['torch']}\n")
-        print(report.table({"rows": {}, "gpu": results["gpu"]}))
+        save()
+        print(f"{results['gpu']['device']}, torch {results['gpu']['torch']}\n\n{table({'rows': {}, 'gpu': results['gpu']})}")
         return
 
+    from benchmarks import curves, ways
+
+    load_average, threads = round(os.getloadavg()[0], 1), args.threads or len(os.sched_getaffinity(0))
+    machine = {**describe_machine(threads), "load_average": load_average, "date": date.today().isoformat()}
     with tempfile.TemporaryDirectory() as temporary:
-        folder = args.folder or Path(temporary)
+        folder = (args.folder or Path(temporary)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
-        prepare(folder)
-        threads = args.threads or len(os.sched_getaffinity(0))
-        machine = {**describe(threads, load_average), "date": date.today().isoformat()}
+        ways.prepare(folder)
+        measure = partial(take_turns, folder=folder, threads=threads, seconds=args.seconds, turns=args.turns)
         for group in dict.fromkeys(named[name].group for name in chosen):
             print(f"{group} ...", file=sys.stderr, flush=True)
-            ways, seconds = groups(bf16)[group].ways, groups(bf16)[group].seconds * args.seconds
-            figures = take_turns(ways, threads=threads, folder=folder, seconds=seconds, at_least=args.turns)
-            for row in named.values():
-                if row.group == group:  # others of the group are measured again, too
-                    results["rows"][row.name] = {**verdict(row, figures, args.clock), "machine": machine}
-            results["rows"] = {name: results["rows"][name] for name in named if name in results["rows"]}
-            save(args.output, results)
+            measured = [row for row in named.values() if row.group == group]
+            clock = measured[0].clock or args.clock
+            names = [name for row in measured for name in (row.ours, *row.beside, row.against) if name]
+            figures = measure(list(dict.fromkeys(names)), clock=clock)
+            results["rows"] |= {row.name: {**verdict(row, figures, clock), "machine": machine} for row in measured}
+            save()
         for name in args.curves:
-            from benchmarks import curves
-
             print(f"curve over {name} ...", file=sys.stderr, flush=True)
-            points = getattr(curves, name)(folder, threads, args.clock, bf16)
+            points = getattr(curves, name)(partial(measure, clock=args.clock), folder, threads)
             results["curves"][name] = {"points": points, "clock": args.clock, "machine": machine}
-            save(args.output, results)
-            curves.draw(results["curves"][name], name, args.output.with_name(f"benchmarks_{name}.png"))
-    print(report.table(results))
+            save()
+            curves.draw(points, name, args.output.with_name(f"benchmarks_{name}.png"))
+    print(table(results))
 
 
 if __name__ == "__main__":

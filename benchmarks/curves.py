@@ -1,4 +1,7 @@
-"""How time and memory grow with the batch, the processes and the dataset; each with a plot."""
+"""How time and memory grow with the batch, the dataset and the processes.
+
+Each function returns points [size, value] by label.  `measure(names)` lets ways take turns.
+"""
 
 import os
 import subprocess
@@ -6,94 +9,74 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.measure import ROOT, take_turns
+from benchmarks.measure import ROOT
 
 BATCHES = (1, 4, 16, 64)
 DATASETS = (8_000, 32_560, 130_240)  # the last two are FreiHAND's, without and with its background versions
-
-
-def batch(folder: Path, threads: int, clock: str, bf16: bool) -> dict[str, list]:
-    """Seconds a hand of the network alone, by the size of the batch."""
-    names = {"reference": "reference.network:{}", "float32": "ours.network:{}:0", "onnxruntime": "ours.network_onnx:{}"}
-    if bf16:
-        names["bf16"] = "ours.network:{}:1"
-    points = {name: [] for name in names}
-    for size in BATCHES:
-        ways = [name.format(size) for name in names.values()]
-        figures = take_turns(ways, threads=threads, folder=folder, seconds=2, at_least=2)
-        for name, way in names.items():
-            points[name].append([size, figures[way.format(size)][clock][1]])
-    return points
-
-
-def dataset(folder: Path, threads: int, clock: str, bf16: bool) -> dict[str, list]:
-    """Seconds of all samples and MB of memory that are not the crops' file, by the number of images in its cache."""
-    points = {"seconds": [], "mb": []}
-    for count in DATASETS:
-        with tempfile.TemporaryDirectory(dir=folder) as temporary:
-            for name in ("freihand", "model"):
-                (Path(temporary) / name).symlink_to((folder / name).resolve())
-            way = f"ours.later_samples:{count}"
-            figure = take_turns([way], threads=threads, folder=Path(temporary), seconds=0, at_least=2)[way]
-        points["seconds"].append([count, figure[clock][1] * count])
-        points["mb"].append([count, figure["own_mb"]])
-    return points
-
-
-def processes(folder: Path, threads: int, clock: str, bf16: bool) -> dict[str, list]:
-    """Images a second that `train.py` trains, by its processes, which share the cores; always on the wall."""
-    points = {"images_per_s": []}
-    for count in (1, 2):
-        with tempfile.TemporaryDirectory(dir=folder) as output:
-            command = [sys.executable, "-W", "ignore", "-m", "accelerate.commands.launch", "--num_processes", str(count)]
-            command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-            command += ["--multi_gpu"] if count > 1 else ["--cpu"]
-            command += [str(ROOT / "train.py"), "--output_dir", f"{output}/run", "--cache_dir", str(folder / "cache")]
-            command += "--train_samples 192 --validation_samples 16 --test_samples 16 --epochs 1 --batch_size".split()
-            command += [str(48 // count)]
-            each = str(max(1, threads // count))
-            environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": each, "PYTHONPATH": str(ROOT)}
-            result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-            if result.returncode:
-                raise RuntimeError(f"train.py with {count} processes: {result.stderr[-2000:]}")
-            line = next(line for line in result.stdout.splitlines() if "images/s" in line)
-            points["images_per_s"].append([count, float(line.split(" images/s")[0].split()[-1])])
-    return points
-
-
 LABELS = {
-    "batch": ("batch", "ms a hand", 1e3),
-    "dataset": ("images", "s, an epoch of samples", 1.0),
-    "processes": ("processes", "images/s, training", 1.0),
+    "batch": ("batch", "s a hand"),
+    "dataset": ("images", "s, an epoch of samples"),
+    "processes": ("processes", "images/s"),
 }
 
 
-def draw(curve: dict, name: str, path: Path) -> None:
-    """Plot a curve of `measure`'s kind into a small picture."""
+def batch(measure, folder: Path, threads: int) -> dict[str, list]:
+    """Seconds a hand of the network alone, by the size of the batch."""
+    points = {how: [] for how in ("reference", "float32", "onnxruntime", "bf16")}
+    for size in BATCHES:
+        figures = measure([f"network:{how}:{size}" for how in points])
+        for how, values in points.items():
+            values.append([size, figures[f"network:{how}:{size}"]["times"][1]])
+    return points
+
+
+def dataset(measure, folder: Path, threads: int) -> dict[str, list]:
+    """Seconds of all samples, and MB of memory that are no file's, by the number of images in the crops' cache."""
+    figures = [measure([f"samples:later:{count}"])[f"samples:later:{count}"] for count in DATASETS]
+    seconds = [[count, figure["times"][1] * count] for count, figure in zip(DATASETS, figures)]
+    return {"seconds": seconds, "mb": [[count, figure["own_mb"]] for count, figure in zip(DATASETS, figures)]}
+
+
+def processes(measure, folder: Path, threads: int) -> dict[str, list]:
+    """Images a second that `train.py` trains, by its processes, which share the cores; always on the wall."""
+    points = []
+    for count in (1, 2):
+        with tempfile.TemporaryDirectory(dir=folder) as output:
+            command = f"-W ignore -m accelerate.commands.launch --num_processes {count} --num_machines 1 --mixed_precision no "
+            command += f"--dynamo_backend no {'--multi_gpu' if count > 1 else '--cpu'} train.py --train_samples 192 "
+            command += f"--validation_samples 16 --test_samples 16 --epochs 1 --batch_size {48 // count}"
+            each = str(max(1, threads // count))
+            environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": each, "PYTHONPATH": str(ROOT)}
+            result = subprocess.run(
+                [sys.executable, *command.split(), "--output_dir", f"{output}/run", "--cache_dir", folder / "cache"],
+                cwd=ROOT, env=environment, check=True, stdout=subprocess.PIPE, text=True,
+            )  # fmt: skip
+            points.append([count, float(result.stdout.split(" images/s")[0].split()[-1])])
+    return {"images_per_s": points}
+
+
+def draw(curve: dict[str, list], name: str, path: Path) -> None:
+    """Plot the points into a small picture."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    across, up, unit = LABELS[name]
     figure, axes = pyplot.subplots(figsize=(5, 3.2), layout="constrained")
-    for label, points in curve["points"].items():
+    for label, points in curve.items():
         x, y = zip(*points)
         if label == "mb":
             other = axes.twinx()
             other.plot(x, y, "s--", color="tab:orange")
-            other.set_ylim(0, 1.5 * max(y))
-            other.set_ylabel("MB of memory (dashed)")
+            other.set(ylim=(0, 1.5 * max(y)), ylabel="MB of memory (dashed)")
         else:
-            axes.plot(x, [unit * value for value in y], "o-", label=label)
-    axes.set(xlabel=across, ylabel=up, ylim=(0, 1.1 * axes.dataLim.y1))
-    if name == "processes":
-        axes.set_xticks([count for count, _ in curve["points"]["images_per_s"]])
+            axes.plot(x, y, "o-", label=label)
+    axes.set(xlabel=LABELS[name][0], ylabel=LABELS[name][1], ylim=(0, 1.1 * axes.dataLim.y1))
     if name == "batch":
         axes.set_xscale("log", base=2)
-        axes.set_xticks(BATCHES, list(map(str, BATCHES)))
-    if len(curve["points"]) > 2:
         axes.legend()
+    if name != "dataset":
+        axes.set_xticks(x, list(map(str, x)))
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=90)
     pyplot.close(figure)

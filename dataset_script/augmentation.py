@@ -1,15 +1,17 @@
-"""Augmentation of whole batches on the device, moving image and keypoints together.
+"""Augmentation of whole batches on the device; images and keypoints are moved together.
 
-What is done to a sample is a function of (seed, epoch, sample) alone: it does not depend on the batch it is in, on the
-number of processes or on where a run was interrupted.
+What happens to a sample depends only on (seed, epoch, sample): not on its batch, on the number of processes, or on where a
+run was interrupted.
 """
 
 import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import functional as F
 
+from dataset_script import affine
 from dataset_script.counter_rng import normal, sample_keys, uniform
 
 
@@ -23,12 +25,12 @@ class Augmentation:
     """Ranges of the augmentation at strength 1.
 
     Rotation, scale, shift and colour as in the recipes of RTMPose (https://arxiv.org/abs/2303.07399), milder in colour;
-    erased squares as in random erasing (https://arxiv.org/abs/1708.04896).
+    erased squares as in Random Erasing (https://arxiv.org/abs/1708.04896).
     """
 
-    rotation: float = 20.0  # degrees, either way
-    scale: float = 0.2  # e ** (+- scale)
-    shift: float = 0.08  # of the side, either way
+    rotation: float = 20.0  # degrees, in both directions
+    scale: float = 0.2  # factor e ** (+- scale)
+    shift: float = 0.08  # of the image's side, in both directions
     brightness: float = 0.25
     contrast: float = 0.25
     saturation: float = 0.3
@@ -36,10 +38,10 @@ class Augmentation:
     noise: float = 0.03  # largest standard deviation
     blur_probability: float = 0.15
     erase_probability: float = 0.3
-    erase_side: float = 0.22  # largest side of an erased square, of the image's
+    erase_side: float = 0.22  # largest side of an erased square, of the image's side
 
     def scaled(self, strength: float) -> "Augmentation":
-        """All ranges, but for the rotation, times `strength`."""
+        """All ranges except the rotation, times `strength`."""
         fields = {name: getattr(self, name) * strength for name in self.__dataclass_fields__ if name != "rotation"}
         return Augmentation(rotation=self.rotation, **fields)
 
@@ -58,26 +60,22 @@ class Augmentation:
         return self.recolor(images, keys), keypoints
 
     def move(self, images: Tensor, keypoints: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-        """Rotate, scale and shift about the centre; what comes from outside the image is black."""
+        """Rotate and scale about the centre, then shift. Outside the image it is black."""
         size = images.shape[-1]
         draws = uniform(keys, "move", (4,)) * 2 - 1  # (B, 4)
         angle = draws[:, 0] * math.radians(self.rotation)
         scale = torch.exp(draws[:, 1] * self.scale)
         shift = draws[:, 2:] * self.shift * size  # (B, 2) px
-        cos, sin = torch.cos(angle) * scale, torch.sin(angle) * scale
-        forward = torch.stack([torch.stack([cos, -sin], 1), torch.stack([sin, cos], 1)], 1)  # (B, 2, 2)
+        forward = affine.rotation(angle) * scale[:, None, None]  # (B, 2, 2)
         center = size / 2
         moved = (keypoints - center) @ forward.mT + center + shift[:, None]
-        # grid_sample asks where each output pixel comes from, in units of half the image from its centre.
-        backward = torch.linalg.inv(forward)
-        offset = -(backward @ (shift / center)[:, :, None])
-        theta = torch.cat([backward, offset], dim=2)  # (B, 2, 3)
-        grid = nn.functional.affine_grid(theta, list(images.shape), align_corners=False)
-        return nn.functional.grid_sample(images, grid, align_corners=False), moved
+        backward = torch.linalg.inv(forward)  # a new pixel looks up the old one
+        offset = -(backward @ (shift / center)[:, :, None])[..., 0]
+        return affine.sample(images, backward, offset, size), moved
 
     def recolor(self, images: Tensor, keys: Tensor) -> Tensor:
-        """Change colours, blur, add noise and erase a square, the keypoints staying where they are."""
-        batch, _, size, _ = images.shape
+        """Change colours, blur, add noise and erase a square. Keypoints stay where they are."""
+        size = images.shape[-1]
         draws = uniform(keys, "recolor", (9,))[:, :, None, None]  # (B, 9, 1, 1)
         signed = draws * 2 - 1
         images = images * (1 + signed[:, 0:1] * self.brightness)
@@ -86,10 +84,10 @@ class Augmentation:
         grey = images.mean(1, keepdim=True)
         images = grey + (images - grey) * (1 + signed[:, 2:3] * self.saturation)
         images = images * (1 + signed[:, 3:6] * self.channel_gain)
-        blurred = nn.functional.avg_pool2d(images, 3, stride=1, padding=1, count_include_pad=False)
+        blurred = F.avg_pool2d(images, 3, stride=1, padding=1, count_include_pad=False)
         images = torch.where(draws[:, 6:7] < self.blur_probability, blurred, images)
-        grain = normal(keys, "grain", (1, size // 2, size // 2))  # one field at half the size: grain, and cheap
-        grain = nn.functional.interpolate(grain, size=(size, size), mode="nearest")
+        grain = normal(keys, "grain", (1, size // 2, size // 2))  # at half the size: coarse grain, and cheaper
+        grain = F.interpolate(grain, size=(size, size), mode="nearest")
         images = images + grain * draws[:, 7:8] * self.noise
         images = self._erase(images, keys, draws[:, 8, 0, 0] < self.erase_probability)
         return images.clamp(0, 1)

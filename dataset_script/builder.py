@@ -1,4 +1,4 @@
-"""What the builders of this package share: how they fail, what they leave out, and how they are built in one call."""
+"""The base class of the two `datasets` builders, FreiHAND and CocoHands."""
 
 import json
 from collections.abc import Iterator
@@ -11,22 +11,22 @@ from dataset_script.files import UnreadableImages
 
 
 class HandRowsBuilder(datasets.GeneratorBasedBuilder):
-    """A builder used by instantiation, whose errors reach the caller as they were raised.
+    """A builder that is used by creating it, and whose errors reach the caller unchanged.
 
-    Rows are written to `<folder>.incomplete` and renamed when they are all there (by `datasets`), so that a build that
-    fails or is killed leaves nothing that could be taken for whole.
+    `datasets` writes the rows to `<folder>.incomplete` and renames the folder when all are there. So a build that fails or
+    is killed leaves no folder that looks complete.
     """
 
     DEFAULT_WRITER_BATCH_SIZE = 100  # rows held in memory before they are written
-    unreadable: UnreadableImages | None = None  # of the part of a split that is being written
+    unreadable: UnreadableImages | None = None  # in the part of a split that is being written
 
     def build(self, num_proc: int | None = None) -> datasets.DatasetDict:
-        """All splits, built on first use and read from the cache afterwards; `num_proc` processes build at once."""
+        """All splits. The first call builds them, in `num_proc` processes; later calls read them from the cache."""
         self.download_and_prepare(num_proc=num_proc)
         return self.as_dataset()
 
     def left_out(self) -> dict[str, str]:
-        """The images that cannot be read and have no row, with the reasons; also where the rows come from the cache."""
+        """The images that have no row because they cannot be read, with the reasons. Also if the rows come from the cache."""
         files = sorted(Path(self.cache_dir).glob("*.left_out.json"))
         return {name: reason for file in files for name, reason in json.loads(file.read_text()).items()}
 
@@ -38,10 +38,10 @@ class HandRowsBuilder(datasets.GeneratorBasedBuilder):
                 name = f"{Path(fpath).name.partition('-JJJJJ')[0]}-{job_id:05d}.left_out.json"
                 Path(fpath).with_name(name).write_text(json.dumps(self.unreadable.reasons))
         except DatasetGenerationError as error:
-            if isinstance(error.__cause__, ValueError):  # the sentence that names the file, rather than its wrapper
+            if isinstance(error.__cause__, ValueError):  # it names the file, its wrapper does not
                 raise error.__cause__ from None
             raise
 
     def _forget_earlier_splits(self) -> None:
-        """Let a forced rebuild count other rows than the build before it, as after an image was repaired."""
+        """Allow a forced rebuild to have another number of rows, for example after an image was repaired."""
         self.info.splits = None

@@ -1,4 +1,4 @@
-"""Arrays that are made once, kept on disk and read through memory maps: by later runs too, and by many processes."""
+"""Arrays that are made once and stay on disk. Many processes and later runs read them through memory maps."""
 
 import os
 import shutil
@@ -12,14 +12,13 @@ from filelock import FileLock
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-# Processes that prepare a cache's samples at most.
-MAX_WORKERS = 8
+MAX_WORKERS = 8  # processes that fill a cache
 
 
 def written_once(cache_dir: Path, name: str, write: Callable[[Path], None]) -> Path:
-    """The folder `name` in `cache_dir`, filled by `write` if it is not there yet.
+    """The folder `name` in `cache_dir`. If it is not there, `write` fills it.
 
-    It is written under a temporary name that is renamed when it is whole, by one process while others wait for it.
+    One process writes it under a temporary name and renames it when it is complete; other processes wait for it.
     """
     cache_dir.mkdir(parents=True, exist_ok=True)
     folder = cache_dir / name
@@ -42,10 +41,10 @@ def write_arrays(
     make: Callable[[range], Mapping[str, np.ndarray]],
     batch_size: int,
 ) -> None:
-    """Write arrays of the given shapes and dtypes, as many rows in each, into new files of `folder`.
+    """Write arrays of the given shapes and dtypes to new files in `folder`. All have the same number of rows.
 
-    `make` gives the rows of a range, `batch_size` or fewer, as arrays by name.  Where there are several cores, processes
-    share the batches, and each writes what it made.  Raises `OSError` when there is no room for the files.
+    `make` returns the rows of a range (up to `batch_size`) as arrays by name. If there are several cores, several
+    processes share the batches, and each writes what it made. Raises `OSError` if the disk has no room for the files.
     """
     (count,) = {shape[0] for shape, _ in shapes.values()}
     arrays = {
@@ -63,7 +62,7 @@ def write_arrays(
 
 
 def reserve(path: Path) -> None:
-    """Have the whole of a new file on the disk, or raise `OSError`: writing to a map of it would kill the process."""
+    """Reserve disk space for a whole new file, or raise `OSError`. Without space, writing to its map kills the process."""
     if hasattr(os, "posix_fallocate"):
         size = path.stat().st_size
         with open(path, "r+b") as file:
@@ -76,7 +75,7 @@ def reserve(path: Path) -> None:
 
 
 class _Parts(Dataset):
-    """Reading an item writes that batch of rows; a class, so that workers can receive it."""
+    """Reading an item writes that batch of rows. It is a class so that workers can receive it."""
 
     def __init__(self, folder: Path, names: tuple[str, ...], make: Callable, batches: list[range]):
         self.folder, self.names, self.make, self.batches = folder, names, make, batches
@@ -95,12 +94,12 @@ class _Parts(Dataset):
 
 
 def open_arrays(folder: Path, names: tuple[str, ...], mode: str = "r") -> dict[str, np.ndarray]:
-    """The arrays of a folder as memory maps."""
+    """The arrays of a folder, as memory maps."""
     return {name: np.load(folder / f"{name}.npy", mmap_mode=mode) for name in names}
 
 
 class DeviceRows:
-    """`count` rows of named tensors in the memory of a device, filled from `parts` of consecutive rows (B, ...) each."""
+    """`count` rows of named tensors in a device's memory. `parts` gives them in order, some rows (B, ...) at a time."""
 
     def __init__(self, count: int, device: str | torch.device, parts: Iterable[Mapping[str, Tensor]]):
         self.count, self.tensors, first = count, {}, 0
@@ -116,11 +115,11 @@ class DeviceRows:
         return self.count
 
     def rows(self, numbers: Sequence[int]) -> dict[str, Tensor]:
-        """The rows `numbers`, each tensor (B, ...) of them, on the device."""
+        """The rows `numbers` (B) of all tensors, (B, ...) each, on the device."""
         return {name: values[torch.tensor(numbers, device=values.device)] for name, values in self.tensors.items()}
 
 
 def worker_count() -> int:
-    """Processes that prepare a cache's samples beside this one; 0 where there is one core."""
+    """How many processes fill a cache beside this one: 0 on a single core."""
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(available, MAX_WORKERS) if available > 1 else 0

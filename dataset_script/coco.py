@@ -1,4 +1,4 @@
-"""A user's own photographs with a COCO keypoint file, as a `datasets` builder: to fine-tune and to score on.
+"""Your own photographs with a COCO keypoint file, as a `datasets` builder: to fine-tune on and to score on.
 
     from dataset_script import CocoHands
     hands = CocoHands("annotations.json", "images").build()["train"]
@@ -6,8 +6,8 @@
 
 The file is COCO's keypoint format (https://cocodataset.org/#format-data): `images` with `id` and `file_name`,
 `annotations` with `id`, `image_id`, 21 `keypoints` as x, y, v and optionally `bbox` (x, y, width, height) and
-`handedness` ("right", the default, or "left").  Coordinates are taken unchanged, in pixels of the photograph as it is
-shown (upright, where its EXIF data turn it).
+`handedness` ("right", the default, or "left"). Coordinates are in pixels of the photograph as viewers show it, so turned
+upright by its EXIF orientation.
 """
 
 import hashlib
@@ -17,6 +17,7 @@ import reprlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import ClassVar
 
 import datasets
 import numpy as np
@@ -29,15 +30,13 @@ from modeling_handunet.keypoints import KEYPOINT_NAMES, NUM_KEYPOINTS
 
 HANDS_PER_SHARD = 500
 HANDEDNESS = ("right", "left")
-# A keypoint further outside the photograph than this share of its longer side cannot belong to it.
-MAX_OUTSIDE = 1.0
-# Characters of an id, a file name or a source.
-MAX_TEXT = 4096
+MAX_OUTSIDE = 1.0  # how far outside the photograph a keypoint may lie, relative to the longer side
+MAX_TEXT = 4096  # characters of an id, a file name or a source
 
 
 @dataclass
 class CocoHandsConfig(datasets.BuilderConfig):
-    """Options of [`CocoHands`]; every field changes the rows and is part of the cache's key."""
+    """Options of [`CocoHands`]. Every field changes the rows and is part of the cache's key."""
 
     annotations: str = ""
     images: str = ""
@@ -48,28 +47,28 @@ class CocoHandsConfig(datasets.BuilderConfig):
 
 
 class CocoHands(HandRowsBuilder):
-    """One row per annotated hand of a COCO keypoint file.
+    """A COCO keypoint file, one row for each annotated hand.
 
     `CocoHands(annotations, images, split="train", validation_share=0.0, max_unreadable_share=0.001, cache_dir=None)`
 
-    `annotations` is the JSON file, `images` the folder that its `file_name`s are in.  All hands make the split `split`;
-    with `validation_share` that share of the photographs, drawn by the hash of their names, makes "validation", so
-    that hands of one photograph stay together.  Frames of one video are alike: give those files of their own.
+    `annotations` is the JSON file, `images` the folder that its `file_name`s are in. All hands are in the split `split`.
+    With `validation_share`, this share of the photographs (chosen by the hash of their names) is in "validation" instead;
+    hands of one photograph stay together. Frames of one video look alike: put them in separate files for separate splits.
 
     Rows: `image`, the whole photograph (its path is stored, not a copy); `uv` (21, 2) float32, x then y in its pixels;
-    `visibility` (21,) bool, v > 0; `box` (4,) float32, `bbox` or else the box of the visible keypoints, as x, y, width,
-    height; `handedness`; `image_id`; `annotation_id`; `source`, the image's `source` if it has one.
+    `visibility` (21,) bool, v > 0; `box` (4,) float32 as x, y, width, height, which is `bbox` or the box of the visible
+    keypoints; `handedness`; `image_id`; `annotation_id`; `source`, the image's `source` or "".
 
-    Every photograph is decoded once while building; up to `max_unreadable_share` of them may be unreadable: their
-    hands are left out and they are named in a warning.
+    Every photograph is decoded once while building. Up to `max_unreadable_share` of them may be unreadable: a warning names
+    them, and their hands are left out.
 
-    Raises `FileNotFoundError` for missing files and `ValueError` for annotations that are incomplete, malformed, twice
-    there, or do not fit their photograph, naming the file and the annotations.
+    Raises `FileNotFoundError` for missing files, and `ValueError` for annotations that are incomplete, malformed or
+    duplicated, or do not fit their photograph. The errors name the file and the annotations.
     """
 
     VERSION = datasets.Version("1.1.0")  # 1.1.0: held out by the hash of the path below the folder
     BUILDER_CONFIG_CLASS = CocoHandsConfig
-    BUILDER_CONFIGS = [CocoHandsConfig(name="default", version=VERSION)]
+    BUILDER_CONFIGS: ClassVar = [CocoHandsConfig(name="default", version=VERSION)]
 
     def __init__(
         self,
@@ -84,13 +83,13 @@ class CocoHands(HandRowsBuilder):
     ):
         annotations, images = (Path(path).expanduser().resolve() for path in (annotations, images))
         if not annotations.is_file():
-            raise FileNotFoundError(f"{annotations} does not exist: give the COCO file as annotations")
+            raise FileNotFoundError(f"{annotations} does not exist: annotations must be a COCO file")
         if not images.is_dir():
-            raise FileNotFoundError(f"{images} is not a folder: give the folder of the photographs as images")
+            raise FileNotFoundError(f"{images} is not a folder: images must be the folder of the photographs")
         if not 0.0 <= validation_share < 1.0:
             raise ValueError(f"validation_share must be at least 0 and below 1, got {validation_share}")
         if validation_share and split == "validation":
-            raise ValueError('validation_share makes a split "validation": choose another name than that as split')
+            raise ValueError('validation_share makes a split "validation": choose another name for split')
         file = FileTree(annotations.parent)
         super().__init__(
             cache_dir=cache_dir,
@@ -155,7 +154,7 @@ class CocoHands(HandRowsBuilder):
 
 
 def _hold_out(photographs: set[str], folder: Path, share: float) -> set[str]:
-    """`share` of the photographs, at least one where there is a share: the first by the hash of their names in `folder`."""
+    """`share` of the photographs (at least one if the share is not 0): those whose names in `folder` have the lowest hashes."""
 
     def place(photograph: str) -> tuple[bytes, str]:
         name = Path(photograph).relative_to(folder).as_posix()
@@ -165,17 +164,16 @@ def _hold_out(photographs: set[str], folder: Path, share: float) -> set[str]:
 
 
 def read_coco_hands(path: Path, images: Path) -> list[dict]:
-    """The hands of a COCO keypoint file, as [`CocoHands`]'s rows with `image` a path and the image's stated `size`.
+    """The hands of a COCO keypoint file: rows of [`CocoHands`] with `image` a path, and `size` as the file states it.
 
-    Raises ValueError or FileNotFoundError, naming `path` and the images or annotations, for anything amiss that can be
-    seen without opening the photographs.
+    Raises ValueError or FileNotFoundError, naming `path` and the images or annotations, for every mistake that can be found
+    without opening the photographs.
     """
     coco = parse_json(FileTree(path.parent).read(path.name, MAX_JSON_BYTES), str(path))
-    if not isinstance(coco, dict):
-        raise ValueError(f"{path} is not a COCO file: expected an object with `images` and `annotations`")
     for key in ("images", "annotations"):
-        if not isinstance(coco.get(key), list) or not all(isinstance(entry, dict) for entry in coco[key]):
-            raise ValueError(f"{path} is not a COCO file: `{key}` must be a list of objects")
+        entries = coco.get(key) if isinstance(coco, dict) else None
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            raise ValueError(f"{path} is not a COCO file: it must have a list of objects `{key}`")
     if not coco["annotations"]:
         raise ValueError(f"{path} has no annotations")
     _check_names(path, coco.get("categories"))
@@ -187,18 +185,18 @@ def read_coco_hands(path: Path, images: Path) -> list[dict]:
     if missing:
         raise FileNotFoundError(
             f"{path}: {len(missing)} of {len({hand['image'] for hand in hands})} annotated images are missing "
-            f"({shorten(missing, 3)}); is {images} the folder that the file names are in?"
+            f"({shorten(missing, 3)}): is {images} the folder that the file names are in?"
         )
     return hands
 
 
 def _check_names(path: Path, categories: object) -> None:
-    """Refuse keypoints in another order than the project's, where the file names them as the project does."""
+    """Refuse keypoints in another order than the project's, if the file gives them the project's names."""
     for category in categories if isinstance(categories, list) else []:
         names = category.get("keypoints") if isinstance(category, dict) else None
         known = isinstance(names, list) and all(isinstance(name, str) for name in names)
         if known and set(names) == set(KEYPOINT_NAMES) and names != [*KEYPOINT_NAMES]:
-            raise ValueError(f"{path} has its keypoints in another order than {', '.join(KEYPOINT_NAMES)}")
+            raise ValueError(f"{path} has its keypoints in another order than {', '.join(KEYPOINT_NAMES)}: reorder them")
 
 
 def _check_ids(path: Path, what: str, entries: list[dict]) -> None:
@@ -208,7 +206,7 @@ def _check_ids(path: Path, what: str, entries: list[dict]) -> None:
         if not isinstance(key, int) and not _is_text(key):
             raise ValueError(f"{path}: {what} number {index} has no `id` that is a number or a short text")
         if key in seen:
-            raise ValueError(f"{path}: {what} id {key} is there twice")
+            raise ValueError(f"{path}: {what} id {key} appears twice")
         seen.add(key)
 
 
@@ -220,10 +218,10 @@ def _photograph(path: Path, entry: dict, images: Path) -> dict:
         raise ValueError(f"{path}: image {entry['id']} has the file name {name!r}, which is not inside {images}")
     size = entry.get("width"), entry.get("height")
     if not all(side is None or type(side) in (int, float) for side in size):
-        raise ValueError(f"{path}: image {entry['id']} has the width and height {reprlib.repr(size)}, which are no numbers")
+        raise ValueError(f"{path}: image {entry['id']} has the width and height {reprlib.repr(size)}, expected numbers")
     source = "" if entry.get("source") is None else entry["source"]
     if not _is_text(source):
-        raise ValueError(f"{path}: image {entry['id']} has the source {reprlib.repr(source)}, which is no short text")
+        raise ValueError(f"{path}: image {entry['id']} has the source {reprlib.repr(source)}, expected a short text")
     return {
         "image": str(images / name),
         "size": size if None not in size else None,
@@ -236,7 +234,7 @@ def _hand(path: Path, entry: dict, photographs: dict) -> dict:
     where = f"{path}: annotation {entry['id']}"
     key = entry.get("image_id")
     if not isinstance(key, (int, str)) or key not in photographs:
-        raise ValueError(f"{where} has image_id {reprlib.repr(key)}, which is no image's id")
+        raise ValueError(f"{where} has image_id {reprlib.repr(key)}, which is not the id of an image")
     keypoints = _numbers(entry.get("keypoints"))
     if keypoints is None or len(keypoints) != 3 * NUM_KEYPOINTS:
         count = f"{len(keypoints)}" if keypoints is not None else "no list of"
@@ -281,12 +279,12 @@ def _numbers(values: object) -> np.ndarray | None:
         return None
     try:
         return np.asarray(values, np.float64)
-    except OverflowError:  # an integer beyond any float
+    except OverflowError:  # an integer larger than any float
         return np.full(len(values), math.inf)
 
 
 def _check_fits(annotations: str, hand: dict, size: tuple[int, int]) -> None:
-    """Raise ValueError where the photograph's size, the box or the keypoints contradict each other."""
+    """Raise ValueError if the photograph's size, the box and the keypoints do not fit together."""
     where = f"{annotations}: annotation {hand['annotation_id']}"
     stated = hand["size"]
     if stated is not None and tuple(stated) != size:

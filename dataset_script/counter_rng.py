@@ -1,10 +1,9 @@
-"""Random numbers that are a function of (seed, sample, purpose) alone.
+"""Random numbers that depend only on (seed, sample, purpose).
 
-A stateful generator makes sample i depend on everything drawn before it: on the batch it is in, on the number of
-workers, on where a run was interrupted.  Here each number is a hash of its coordinates instead (a counter-based
-generator, after Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011), computed with integer tensor
-operations that are exact on every device.  Synthetic hands and augmentation both draw from it, which is why sample i
-is always the same and why a resumed run continues bit for bit.
+With a stateful generator, sample i depends on everything drawn before it: on its batch, on the number of workers, on where
+a run was interrupted. Here each number is a hash of its coordinates: a counter-based generator, after Salmon et al.,
+"Parallel random numbers: as easy as 1, 2, 3", SC 2011. It uses integer tensor operations, which are exact on every device.
+Synthetic hands and augmentation draw from it. So sample i is always the same, and a resumed run continues bit for bit.
 """
 
 import math
@@ -13,11 +12,11 @@ import zlib
 import torch
 from torch import Tensor
 
-_SALTS: dict[str, int] = {}  # of the purposes asked for so far: torch.compile cannot look into zlib
+_SALTS: dict[str, int] = {}  # by purpose; remembered because torch.compile cannot trace zlib
 
 
 def _int32(x: int) -> int:
-    """The low 32 bits of `x` as a signed number, as int32 tensors hold them."""
+    """The low 32 bits of `x` as a signed number, as in an int32 tensor."""
     return (x + 0x80000000) % 0x100000000 - 0x80000000
 
 
@@ -37,7 +36,7 @@ def _mix32(x: Tensor) -> Tensor:
 
 
 def sample_keys(seed: int, indices: Tensor) -> Tensor:
-    """Keys (B, 2) int32 for the samples `indices` (B,) of stream `seed`; 64 bits of either are used."""
+    """Keys (B, 2) int32 for the samples `indices` (B,) of stream `seed`. 64 bits of each are used."""
     indices = indices.to(torch.int64)
     low, high = ((part + 0x80000000) % 0x100000000 - 0x80000000 for part in (indices, indices >> 32))
     key = _mix32(torch.full_like(indices, _int32(seed ^ 0x9E3779B9), dtype=torch.int32))
@@ -50,7 +49,7 @@ def sample_keys(seed: int, indices: Tensor) -> Tensor:
 def uniform(keys: Tensor, purpose: str, shape: tuple[int, ...] = ()) -> Tensor:
     """Uniform numbers in [0, 1), float32 of shape (B, *shape), for `keys` (B, 2) from :func:`sample_keys`.
 
-    `purpose` names what the numbers are for; different purposes are independent of each other.
+    `purpose` names what the numbers are for. Numbers for different purposes are independent.
     """
     if purpose not in _SALTS:
         _SALTS[purpose] = _int32(zlib.crc32(purpose.encode()))

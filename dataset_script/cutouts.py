@@ -1,12 +1,12 @@
-"""Photographs of right hands that were cut out, with keypoints: a second source of layers beside drawn hands.
+"""Right hands cut out of photographs, with keypoints: a second source of layers beside drawn hands.
 
     from dataset_script.cutouts import Cutouts
     hands = Cutouts("cutouts")                       # annotations.json and images/
     hands.layers(torch.arange(16))                   # RGBA (16, 4, 160, 160), keypoints (16, 21, 2) px
 
 `annotations.json` is a list of objects with `file` (in `images/`, with an alpha channel), `keypoints` (21 pairs x, y in
-its pixels) and `handshape`, a name that the views of one pose share.  Real skin is what drawn hands lack most; what
-cut-outs lack is the arm beyond the cut, so one is painted behind it, bare or in a sleeve.
+its pixels) and `handshape`, a name that the views of one pose share. They add real skin, which drawn hands lack most.
+They have no arm beyond the cut, so an arm is painted there, bare or in a sleeve.
 """
 
 import hashlib
@@ -24,20 +24,18 @@ from dataset_script.files import IMAGE_ERRORS, MAX_JSON_BYTES, FileTree, digest,
 from dataset_script.synthetic.compositing import Layer
 from modeling_handunet.keypoints import NUM_KEYPOINTS
 
-FILL = 0.36  # longer side of the hand's box, of the square
+FILL = 0.36  # longer side of the hand's box, relative to the square
 HELD_OUT_HANDSHAPES = 40
-MIDDLE_KNUCKLE = 9
-BAND = 0.05  # of the photograph's height: the rows above the cut from which the arm goes on
-# Raise when the same photographs make other layers.
-VERSION = 1
+BAND = 0.05  # share of the photograph's height: these rows above the cut give the arm's width and colour
+VERSION = 1  # raise it if the same photographs make other layers
 
 
 class Cutouts:
     """The cut-out hands of a folder, each `variants` times with another arm.
 
-    `part` is "train", "held out" (all views of 40 handshapes, chosen by the hash of their names: no pose of one part is
-    seen in the other), or "all".  Raises `FileNotFoundError` for a missing file and `ValueError` for annotations or
-    images that are not as described above, naming them.
+    `part` is "train", "held out" or "all". Held out are all views of 40 handshapes, chosen by the hash of their names, so no
+    pose is in both parts. Raises `FileNotFoundError` for a missing file and `ValueError` for annotations or images that are
+    not as described above, naming them.
     """
 
     def __init__(self, folder: str | os.PathLike, part: str = "train", *, image_size: int = 160, variants: int = 4):
@@ -76,7 +74,7 @@ class Cutouts:
         corner = (low + high) / 2 - side / 2
         scale = self.image_size / side
         square = (*corner, *(corner + side))
-        transparent = hand.convert("RGBa")  # colours times alpha, which may be averaged
+        transparent = hand.convert("RGBa")  # colours times alpha: only these may be averaged
         moved = transparent.transform((self.image_size,) * 2, Image.Transform.EXTENT, square, Image.Resampling.BICUBIC)
         moved = np.asarray(moved.convert("RGBA"), np.float32) / 255  # (S, S, 4)
         points = (keypoints - corner) * scale
@@ -100,7 +98,7 @@ def read_cutouts(tree: FileTree) -> list[dict]:
     where = tree.where("annotations.json")
     entries = parse_json(tree.read("annotations.json", MAX_JSON_BYTES), where)
     if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
-        raise ValueError(f"{where} is not a list of cut-outs")
+        raise ValueError(f"{where} is not a list of cut-outs: expected objects with `file`, `keypoints` and `handshape`")
     present, rows = tree.names("images"), []
     for number, entry in enumerate(entries):
         name, handshape = entry.get("file"), entry.get("handshape")
@@ -112,7 +110,7 @@ def read_cutouts(tree: FileTree) -> list[dict]:
             keypoints = np.empty(0)
         if keypoints.shape != (NUM_KEYPOINTS, 2) or not np.isfinite(keypoints).all() or not np.ptp(keypoints) > 0:
             raise ValueError(f"{where}: {name} needs {NUM_KEYPOINTS} keypoints (x, y), finite and not all the same")
-        if not isinstance(handshape, str):
+        if handshape is None or not isinstance(handshape, str):
             raise ValueError(f"{where}: {name} has no `handshape`, the name that the views of one pose share")
         rows.append({"file": name, "keypoints": keypoints, "handshape": handshape})
     return rows
@@ -130,10 +128,10 @@ def _mean_color(hand: Image.Image) -> np.ndarray:
 def _arm(
     pixels: np.ndarray, corner: np.ndarray, scale: float, wrist: np.ndarray, size: int, draws: np.ndarray
 ) -> tuple[np.ndarray, bool]:
-    """An arm (S, S, 4) that goes on from where the photograph (H, W, 4) was cut, and whether it lies over the hand.
+    """An arm (S, S, 4) that begins where the photograph (H, W, 4) was cut, and whether it lies over the hand.
 
-    It has the width and colour that the wrist has there, darker to its sides as a cylinder is, and in half of the cases
-    a sleeve of some colour, wider, that begins at the cut or a little above.
+    It has the wrist's width and colour at the cut and is darker at its edges, like a cylinder. In half of the cases it is a
+    wider sleeve of some colour, which begins at the cut or a little above.
     """
     height = len(pixels)
     band = pixels[int(height * (1 - BAND)) :]
@@ -148,9 +146,9 @@ def _arm(
     cut = (np.array([middle, height * (1 - BAND / 2)]) - corner) * scale
     along = cut - wrist
     along /= max(float(np.linalg.norm(along)), 1e-6)
-    if along[1] < 0.3:  # the wrist lies at the cut: the arm goes on downwards
+    if along[1] < 0.3:  # the wrist lies at the cut: the arm points down
         along = np.array([0.0, 1.0])
-    half = spread * math.sqrt(3) * scale * abs(along[1])  # of a uniform strip as wide as the wrist
+    half = spread * math.sqrt(3) * scale * abs(along[1])  # half the width of a strip with this spread
     dressed = draws[0] < 0.5
     start = -(draws[1] if dressed else 1.0) * 0.06 * size  # a bare arm begins well behind the hand
     if dressed:

@@ -15,12 +15,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dataset_script import counter_rng
+from dataset_script.affine import apply, rotation
 from dataset_script.caches import DeviceRows
 from dataset_script.detection_scenes import DetectionScenes, cut_boxes, halved, look_up, photo_parts
 from dataset_script.jpeg import compress
 from dataset_script.people import People
 from dataset_script.squares import Squares
-from dataset_script.synthetic.compositing import rotation, soften
+from dataset_script.synthetic.compositing import soften
 from modeling_handunet.detection_losses import empty_labels
 
 KINDS = ("people", "scene", "background")
@@ -114,14 +115,14 @@ class PeopleViews:
 
     def _labels(self, labels: dict[str, Tensor], forward: Tensor, middle: Tensor, flip: Tensor) -> dict[str, Tensor]:
         low, high = labels["boxes"].split(2, -1)
-        centre = ((((low + high) / 2 - middle[:, None])[:, :, None] * forward[:, None]).sum(-1)) + 0.5
+        centre = apply(forward, (low + high) / 2 - middle[:, None]) + 0.5
         half = (high - low) / 2
         # A hand fills its box about as an ellipse does, whose box does not grow so much when it is turned.
         half = (half.square() @ forward.square().mT).sqrt()
         boxes, inside = cut_boxes(torch.cat([centre - half, centre + half], -1))
         present = labels["present"] & (inside > 0.02)
         small = 2 * half.amax(-1) < LEAST_HAND
-        direction = F.normalize((labels["directions"][:, :, None] * forward[:, None]).sum(-1), dim=-1)
+        direction = F.normalize(apply(forward, labels["directions"]), dim=-1)
         label = labels["class_labels"]
         return {
             "boxes": boxes * present[..., None],

@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dataset_script import counter_rng
+from dataset_script.affine import apply, rotation
 from dataset_script.caches import DeviceRows
 from dataset_script.layers import HandLayers
 from dataset_script.people import MIDDLE_KNUCKLE, WRIST, box_of_keypoints
 from dataset_script.squares import Squares
 from dataset_script.synthetic.backgrounds import backgrounds as drawn_backgrounds
-from dataset_script.synthetic.compositing import rotation
 from dataset_script.synthetic.ranges import FULL
 from modeling_handunet.detection_losses import empty_labels
 
@@ -127,7 +127,7 @@ class DetectionScenes:
         stretch = torch.exp(plan["stretch"])
         mirror = torch.where(plan["left"], -1.0, 1.0)
         matrix = rotation(plan["angle"]) @ torch.diag_embed(torch.stack([stretch * mirror, 1 / stretch], 1))
-        moved = (points[:, :, None, :] * matrix[:, None]).sum(-1)
+        moved = apply(matrix, points)
         box = box_of_keypoints(moved)
         extent = (box[:, 2:] - box[:, :2]).amax(1).clamp_min(1e-3)
         scale = plan["size"] * self.size / extent

@@ -1,12 +1,12 @@
-"""Look at the data before training on it.
+"""Draw figures of the data before training on it.
 
     python -m dataset_script.explore                                  # the synthetic hands
     python -m dataset_script.explore --data_dir FreiHAND_pub_v2       # FreiHAND's training images
-    python -m dataset_script.explore --annotations F --images DIR     # own photographs
+    python -m dataset_script.explore --annotations F --images DIR     # your own photographs
 
-Writes, to `outputs/explore`: `samples.png`, hands with their skeletons; `heatmaps.png`, one hand's 21 target heatmaps;
-`pca_images.png` and `pca_keypoints.png`, along which directions 50 images and their keypoints differ most;
-`channels.png` and `channels.json`, the mean and standard deviation of each colour channel.
+It writes to `outputs/explore`: `samples.png`, hands with their skeletons; `heatmaps.png`, one hand's 21 target heatmaps;
+`pca_images.png` and `pca_keypoints.png`, the principal components of 50 images and of their keypoints; `channels.png` and
+`channels.json`, the mean and standard deviation of each colour channel.
 """
 
 import argparse
@@ -27,8 +27,8 @@ from PIL import Image
 
 from dataset_script.coco import CocoHands
 from dataset_script.freihand import FreiHAND
-from dataset_script.synthetic import SyntheticHands
 from dataset_script.hand_crops import IMAGE_SIZE, SIGMA, HandCrops
+from dataset_script.synthetic import SyntheticHands
 from modeling_handunet.drawing import draw_hand
 from modeling_handunet.heatmaps import render_heatmaps
 from modeling_handunet.keypoints import KEYPOINT_NAMES, SKELETON, keypoint_color
@@ -54,18 +54,18 @@ STYLE = {
 
 @dataclass
 class Components:
-    """Principal components of N samples of D numbers: the directions in which they differ most, largest first."""
+    """Principal components of N samples of D numbers: the directions of most variance, largest first."""
 
     mean: np.ndarray  # (D,)
     directions: np.ndarray  # (C, D), orthonormal
     coordinates: np.ndarray  # (N, C), of the samples
-    shares: np.ndarray  # (C,), of the variance
+    shares: np.ndarray  # (C,), of the total variance
 
 
 def principal_components(samples: np.ndarray) -> Components:
-    """All components of `samples` (N, D) that have variance (at most N - 1), by singular value decomposition.
+    """All components of `samples` (N, D) with any variance (at most N - 1), by singular value decomposition.
 
-    A direction's sign is chosen so that its largest entry is positive, which makes figures comparable.
+    The largest entry of a direction is positive, so that figures are comparable.
     """
     samples = np.asarray(samples, np.float64)
     if samples.ndim != 2 or len(samples) < 2:
@@ -73,7 +73,7 @@ def principal_components(samples: np.ndarray) -> Components:
     mean = samples.mean(0)
     left, scales, directions = np.linalg.svd(samples - mean, full_matrices=False)
     if scales[0] == 0:
-        raise ValueError(f"the {len(samples)} samples are all alike, so they have no principal components")
+        raise ValueError(f"the {len(samples)} samples are all the same, so they have no principal components")
     keep = min(len(samples) - 1, int((scales > scales[0] * 1e-10).sum()))
     left, scales, directions = left[:, :keep], scales[:keep], directions[:keep]
     signs = np.sign(directions[np.arange(keep), np.abs(directions).argmax(1)])
@@ -127,7 +127,7 @@ def draw_heatmaps(image: np.ndarray, keypoints: np.ndarray) -> plt.Figure:
 
 
 def draw_image_components(images: np.ndarray) -> plt.Figure:
-    """What `images` (N, 3, H, W) uint8 have in common and how they differ: mean, components, and a map of them."""
+    """The mean of `images` (N, 3, H, W) uint8, their components, and a map that places them by the first two."""
     parts = principal_components(images.reshape(len(images), -1) / 255.0)
     shape = images.shape[1:]
     figure = plt.figure(figsize=(14, 8.8), layout="constrained")
@@ -152,7 +152,7 @@ def draw_image_components(images: np.ndarray) -> plt.Figure:
 
 
 def draw_keypoint_components(keypoints: np.ndarray, size: int) -> plt.Figure:
-    """How `keypoints` (N, 21, 2), in images of `size` px, differ: components as moving hands, and a map of them."""
+    """The components of `keypoints` (N, 21, 2), in images of `size` px, as moving hands, and a map of the hands."""
     parts = principal_components(keypoints.reshape(len(keypoints), -1))
     figure = plt.figure(figsize=(14, 8.8), layout="constrained")
     grid = figure.add_gridspec(5, 5, width_ratios=[1, 1, 1, 1, 4.6])
@@ -196,7 +196,7 @@ def draw_keypoint_components(keypoints: np.ndarray, size: int) -> plt.Figure:
 
 
 def draw_channels(images: np.ndarray, statistics: dict[str, dict[str, float]]) -> plt.Figure:
-    """The distribution of each channel of `images` (N, 3, H, W) uint8, its mean and one deviation to either side."""
+    """The distribution of each channel of `images` (N, 3, H, W) uint8, with its mean and standard deviation."""
     figure, axes = plt.subplots(3, 1, figsize=(8, 6.6), sharex=True, layout="constrained")
     for channel, (axis, (name, color)) in enumerate(zip(axes, CHANNEL_COLORS.items())):
         mean, std = statistics[name]["mean"], statistics[name]["std"]
@@ -206,7 +206,7 @@ def draw_channels(images: np.ndarray, statistics: dict[str, dict[str, float]]) -
         axis.axvline(mean, color=INK, linewidth=1.2)
         axis.set_title(f"{name}: mean {mean:.4f}, standard deviation {std:.4f}", loc="left", color=INK)
         axis.set_ylabel("% of pixels")
-        axis.set_ylim(0, 130 * max(np.quantile(share, 0.99), share.max() / 10))  # black and white may stick out
+        axis.set_ylim(0, 130 * max(np.quantile(share, 0.99), share.max() / 10))  # peaks at black and white may leave the figure
         axis.set_xlim(0, 1)
     axes[-1].set_xlabel("value, 0 black to 1 full (line: mean, band: one standard deviation)")
     figure.suptitle(f"Colour channels of {len(images)} images")
@@ -238,10 +238,10 @@ def _scatter(axis: Axes, parts: Components, thumbnails: list[OffsetImage] | None
 
 
 def read_hands(dataset, num_images: int) -> tuple[np.ndarray, np.ndarray]:
-    """At most `num_images` crops of a dataset of rows, evenly spaced: images (N, 3, 128, 128) uint8 and keypoints
-    (N, 21, 2) in their pixels, NaN for those that are not annotated or outside the image."""
+    """Up to `num_images` crops of a dataset, evenly spaced: images (N, 3, 128, 128) uint8 and keypoints (N, 21, 2) in
+    their pixels. Keypoints that are not annotated or outside the image are NaN."""
     if len(dataset) == 0:
-        raise ValueError("there is nothing to explore: the dataset has no rows")
+        raise ValueError("the dataset has no rows, so there is nothing to draw")
     crops = HandCrops(dataset)
     items = [crops[int(index)] for index in _evenly(len(crops), num_images)]
     images = torch.stack([item["image"] for item in items]).numpy()
@@ -251,9 +251,9 @@ def read_hands(dataset, num_images: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def explore(dataset, output_dir: Path, num_images: int = 300) -> dict[str, dict[str, float]]:
-    """Write all figures of a dataset of rows to `output_dir`; `num_images` images, evenly spaced, make the statistics.
+    """Write all figures of a dataset to `output_dir` and return the statistics of its channels.
 
-    Returns the channel statistics.  Raises ValueError for fewer than 2 hands that have all their keypoints.
+    They are computed from `num_images` evenly spaced images. Raises ValueError if fewer than 2 hands have all keypoints.
     """
     images, keypoints = read_hands(dataset, num_images)
     whole = np.flatnonzero(np.isfinite(keypoints).all((1, 2)))
@@ -291,7 +291,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--annotations", type=Path, help="a COCO keypoint file, with --images")
     parser.add_argument("--images", type=Path, help="the folder of its photographs")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/explore"))
-    parser.add_argument("--num_images", type=int, default=300, help="images that the statistics are made of")
+    parser.add_argument("--num_images", type=int, default=300, help="images to compute the statistics from")
     options = parser.parse_args(arguments)
     if (options.annotations is None) != (options.images is None) or (options.data_dir and options.images):
         parser.error("give --data_dir, or --annotations together with --images, or neither")

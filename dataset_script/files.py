@@ -1,8 +1,7 @@
-"""The files of a dataset: read from a folder or from a zip without extracting it, and checked as they are read.
+"""Files that somebody else wrote: read from a folder or from inside a zip, and checked before they are unpacked.
 
-Owns every place where `dataset_script` meets bytes that someone else wrote: names are looked up, never followed out of
-the archive; sizes are checked before anything is decompressed or decoded; and whatever is wrong ends in a `ValueError`
-(or an `OSError`) that names the file.
+A zip is never extracted: its members are looked up by name and read into memory, after their stated sizes were checked.
+Whatever is wrong with a file raises a `ValueError` (or an `OSError`) that names it.
 """
 
 import hashlib
@@ -19,54 +18,31 @@ from pathlib import Path
 
 from PIL import ExifTags, Image
 
-from modeling_handunet.images import IMAGE_FORMATS, MAX_IMAGE_PIXELS, SIDEWAYS, UNREADABLE_IMAGE_ERRORS, UPRIGHT, check_work, to_rgb
+from modeling_handunet.images import (
+    IMAGE_FORMATS,
+    MAX_IMAGE_PIXELS,
+    SIDEWAYS,
+    UNREADABLE_IMAGE_ERRORS,
+    UPRIGHT,
+    check_work,
+    to_rgb,
+)
 
 logger = logging.getLogger(__name__)
 
 MAX_JSON_BYTES = 96 << 20  # FreiHAND's largest list of keypoints takes about 44 MiB
-MAX_IMAGE_BYTES = 64 << 20
-# A zip's list of members, of which Python keeps some 20 times as much; FreiHAND's takes about 15 MiB.
-MAX_DIRECTORY_BYTES = 32 << 20
-# What the values of a JSON text may take, estimated from its punctuation as CPython keeps them: at least so much for an
-# object, a list, an object's member, and any further value.
-MAX_JSON_MEMORY = 900 << 20
-JSON_COSTS = {b"{": 240, b"[": 88, b":": 150, b",": 60}
+# Python needs up to 240 bytes for a value of a few characters ("[{},{},..."), so the size alone does not bound the memory.
+MAX_JSON_VALUES = 12_000_000  # FreiHAND's largest list has 2.8 million
 MAX_JSON_NESTING = 50
+MAX_IMAGE_BYTES = 64 << 20
 
 IMAGE_ERRORS = (*UNREADABLE_IMAGE_ERRORS, Image.DecompressionBombError)
 
 
-class _Pieces:
-    """A file that zipfile reads, which refuses to be read in pieces of more than `limit` bytes.
-
-    zipfile reads a zip's directory, and a member's bytes, in pieces as large as the zip claims them to be.
-    """
-
-    def __init__(self, path: Path, limit: int):
-        self._file = open(path, "rb")  # noqa: SIM115, closed with this object
-        self.seek, self.tell, self.close = self._file.seek, self._file.tell, self._file.close
-        self.size, self.limit = os.path.getsize(path), limit
-
-    def __del__(self):
-        if hasattr(self, "_file"):
-            self._file.close()
-
-    def seekable(self) -> bool:
-        return True
-
-    def read(self, size: int = -1) -> bytes:
-        rest = max(0, self.size - self._file.tell())
-        size = rest if size < 0 else min(size, rest)
-        if size > self.limit:
-            raise ValueError(f"it claims a list of members or a member of {size} bytes, more than {self.limit}")
-        return self._file.read(size)
-
-
 class FileTree:
-    """The files under a folder or inside a zip, by their names below `prefix`.
+    """The files in a folder or in a zip. Their names start below `prefix`.
 
-    A zip is opened once per process and only its members' bytes are read: nothing is written, so a member cannot climb
-    out of anything.  Instances can be pickled and forked.
+    Each process opens the zip once. Instances can be pickled and forked.
     """
 
     def __init__(self, path: str | os.PathLike, prefix: str = ""):
@@ -80,37 +56,35 @@ class FileTree:
         return {**self.__dict__, "_zip": None, "_zip_owner": 0}
 
     def below(self, prefix: str) -> "FileTree":
-        """The same files with their names taken below `prefix`."""
+        """The same files, with names that start below `prefix`."""
         tree = FileTree(self.path, prefix)
         tree._zip, tree._zip_owner = self._zip, self._zip_owner
         return tree
 
     def where(self, name: str) -> str:
-        """How messages call the file `name`."""
+        """The path of the file `name`, for messages."""
         return str(self.path / (self.prefix + name))
 
     def open_zip(self) -> zipfile.ZipFile:
-        """The zip's directory, read once per process.  Raises ValueError for a file that is not a whole zip."""
+        """The opened zip. Raises ValueError for a file that is not a whole zip."""
         if self._zip is None or self._zip_owner != os.getpid():
-            file = _Pieces(self.path, MAX_DIRECTORY_BYTES)
             try:
-                self._zip, self._zip_owner = zipfile.ZipFile(file), os.getpid()
+                self._zip, self._zip_owner = zipfile.ZipFile(self.path), os.getpid()
             except (zipfile.BadZipFile, NotImplementedError, struct.error, ValueError, EOFError) as error:
                 raise ValueError(
-                    f"{self.path} is not a whole zip file ({error}). Fetch it again: "
+                    f"{self.path} is not a whole zip file ({error}). Download it again: "
                     "python -m dataset_script.download --data_dir DIR"
                 ) from error
-            file.limit = max(MAX_JSON_BYTES, MAX_IMAGE_BYTES)
         return self._zip
 
     def find(self, *names: str) -> "FileTree | None":
-        """The tree below "" or below a folder at the top, the first that has one of the files or filled folders `names`.
+        """The tree that has one of `names` (files, or folders with files): this one, or else below a folder at its top.
 
-        An archive that was packed with its own folder has its files below such a prefix.
+        Some archives are packed inside a folder of their own.
         """
         if self.is_zip:
             heads = set()
-            for member in self.open_zip().NameToInfo:  # in one pass, since a zip may have very many folders
+            for member in self.open_zip().NameToInfo:  # one pass: a zip may have very many folders
                 head = member.split("/", 1)[0] + "/"
                 for prefix in ("", head):
                     rest = member.removeprefix(prefix)
@@ -123,7 +97,7 @@ class FileTree:
         return next((tree for tree in trees if any(name in tree or tree.names(name) for name in names)), None)
 
     def names(self, folder: str) -> set[str]:
-        """Names of the files directly in `folder` ("training/rgb"); empty where there is no such folder."""
+        """Names of the files directly in `folder` ("training/rgb"); empty if there is no such folder."""
         if self.is_zip:
             start = f"{self.prefix}{folder}/"
             rest = (name[len(start) :] for name in self.open_zip().NameToInfo if name.startswith(start))
@@ -141,13 +115,13 @@ class FileTree:
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: it is larger than `limit` bytes, or a zip member that is damaged, encrypted or a link.
+            ValueError: it is larger than `limit` bytes, or it is a zip member that is damaged, encrypted or a link.
         """
         where = self.where(name)
         too_large = f"{where} is larger than {limit} bytes, the most that is read of such a file"
         if not self.is_zip:
             path = self.path / (self.prefix + name)
-            if path.exists() and not path.is_file():  # a pipe, say, from which reading never ends
+            if path.exists() and not path.is_file():  # reading from a pipe never ends
                 raise ValueError(f"{where} is not a file")
             with open(path, "rb") as file:
                 data = file.read(limit + 1)
@@ -160,21 +134,21 @@ class FileTree:
         except KeyError:
             raise FileNotFoundError(f"{where}: the zip has no such file") from None
         if stat.S_ISLNK(member.external_attr >> 16):
-            raise ValueError(f"{where} is a link; links in a zip are not followed, store the file itself")
-        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # zipfile unpacks others unbounded
-            raise ValueError(f"{where} cannot be unpacked (compression type {member.compress_type}); store it deflated")
+            raise ValueError(f"{where} is a link, and links in a zip are not followed: store the file itself")
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # of others zipfile unpacks any amount
+            raise ValueError(f"{where} cannot be unpacked (compression type {member.compress_type}): store it deflated")
         if max(member.file_size, member.compress_size) > limit:
             raise ValueError(too_large)
         try:
             with archive.open(member) as file:
-                data = file.read(member.file_size + 1)  # a size, since without one a bomb is unpacked whole
+                data = file.read(member.file_size + 1)  # without a size, a zip bomb would be unpacked whole
             if len(data) != member.file_size:
                 raise EOFError(f"{len(data)} of {member.file_size} bytes")
             return data
         except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, ValueError) as error:
-            raise ValueError(f"{where} is damaged inside the zip ({error}); fetch the zip again") from error
+            raise ValueError(f"{where} is damaged inside the zip ({error}): download the zip again") from error
         except (RuntimeError, NotImplementedError) as error:  # encrypted, or packed in a way zipfile does not know
-            raise ValueError(f"{where} cannot be unpacked ({error}); store it unencrypted, deflated") from error
+            raise ValueError(f"{where} cannot be unpacked ({error}): store it unencrypted, deflated") from error
 
     def stamp(self, *names: str) -> list[tuple[str, int, int]]:
         """(path, size, mtime in ns) of the files and folders `names` that exist, or of the zip that holds them."""
@@ -183,14 +157,14 @@ class FileTree:
 
 
 def parse_json(data: bytes, where: str) -> object:
-    """The value of a JSON text.
+    """The value of the JSON text `data`.
 
-    Raises ValueError naming `where` for bad syntax, bad encoding, more than `MAX_JSON_NESTING` levels, and values that
-    would take more than about `MAX_JSON_MEMORY` bytes.
+    Raises ValueError naming `where` for bad syntax, bad encoding, more than `MAX_JSON_NESTING` levels and more than
+    `MAX_JSON_VALUES` values.
     """
-    memory = sum(data.count(mark) * cost for mark, cost in JSON_COSTS.items())
-    if memory > MAX_JSON_MEMORY:
-        raise ValueError(f"{where} has too many values to be a list of annotations: they would take {memory:,} bytes")
+    values = sum(data.count(mark) for mark in (b",", b"[", b"{"))  # about
+    if values > MAX_JSON_VALUES:
+        raise ValueError(f"{where} has about {values:,} values, annotations have up to {MAX_JSON_VALUES:,}: split the file")
     too_deep = f"{where} is nested too deeply to be a list of annotations"
     try:
         value = json.loads(data)
@@ -208,13 +182,13 @@ def parse_json(data: bytes, where: str) -> object:
 
 
 def image_size(source: bytes | str | os.PathLike) -> tuple[int, int]:
-    """(width, height) of an image as it is to be shown (EXIF orientation applied), which is read as `load_image` does.
+    """(width, height) of an upright image (its EXIF orientation applied), after decoding it once.
 
-    `source` is the encoded image or its path.  Of a JPEG every byte is decoded, but only an eighth of the pixels.
-    Raises ValueError, with the reason alone, for what `load_image` would refuse.
+    `source` is the encoded image or its path. All bytes of a JPEG are decoded, but only to an eighth of its size. Raises
+    ValueError with the reason, which does not name the image, for an image that `load_image` would refuse.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of large images, which are judged here, and of odd metadata
+        warnings.simplefilter("ignore")  # about large images (their size is checked here) and odd metadata
         try:
             file = io.BytesIO(source) if isinstance(source, bytes) else source
             with Image.open(file, formats=IMAGE_FORMATS) as image:
@@ -232,7 +206,7 @@ def image_size(source: bytes | str | os.PathLike) -> tuple[int, int]:
 
 
 class UnreadableImages:
-    """Counts and names the images of a build that cannot be read; stops the build above a share of them."""
+    """The images of a build that cannot be read. More than a share of them stop the build."""
 
     def __init__(self, total: int, max_share: float):
         if not 0.0 <= max_share < 1.0:
@@ -242,7 +216,7 @@ class UnreadableImages:
         self.reasons: dict[str, str] = {}
 
     def add(self, where: str, reason: object) -> None:
-        """Count the image `where`.  Raises ValueError, naming all so far, when there are more than the share allows."""
+        """Count the image `where`. Raises ValueError, naming all so far, if there are more than the share allows."""
         self.reasons[where] = str(reason)
         if len(self.reasons) > self.allowed:
             raise ValueError(
@@ -254,7 +228,7 @@ class UnreadableImages:
 
 
 def shorten(items: list, count: int = 10) -> str:
-    """`items` as a sentence's list, cut after `count`."""
+    """`items` separated by commas, cut after `count`."""
     more = f" and {len(items) - count} more" if len(items) > count else ""
     return ", ".join(str(item) for item in items[:count]) + more
 

@@ -4,21 +4,24 @@
     splits = FreiHAND(data_dir="FreiHAND_pub_v2").build()
     splits["train"][0]      # image, uv (21, 2) px, xyz (21, 3) m, K (3, 3), frame_id, background
 
-`data_dir` is the extracted folder, the official FreiHAND_pub_v2.zip itself (read without extracting it), or the folder
-that holds the zips.  Owns the official layout, the splits and the projection of points into the image.
+`data_dir` is the extracted folder, the official FreiHAND_pub_v2.zip (it is read without extracting it), or a folder with
+the zips. This file owns the official layout, the splits and the projection of points into the image.
 https://lmb.informatik.uni-freiburg.de/projects/freihand/ : research only, commercial use is prohibited.
 """
 
+import json
 import os
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import datasets
 import numpy as np
 import torch
 from datasets.builder import Key
+from PIL import Image
 
 from dataset_script.builder import HandRowsBuilder
 from dataset_script.files import (
@@ -32,40 +35,38 @@ from dataset_script.files import (
     shorten,
 )
 from dataset_script.hand_crops import IMAGE_SIZE, SIGMA
-from modeling_handunet.crops import image_to_square, to_crop
+from modeling_handunet.crops import Crop
 from modeling_handunet.heatmaps import render_heatmaps
 from modeling_handunet.keypoints import NUM_KEYPOINTS
 
 NUM_FRAMES = 32560
-# Contiguous blocks of frames, because neighbours may be alike.
+# Contiguous blocks, because neighbouring frames may look alike.
 SPLITS = {"train": (0, 26000), "validation": (26000, 31000), "test": (31000, NUM_FRAMES)}
-# Image frame + frames * v shows the frame on background v: the green screen, or another one blended in by harmonisation
-# or by automatic colourisation with and without sample points (freihand_utils.py of github.com/lmb-freiburg/freihand).
+# Image number `frame + frames * v` shows the frame on background v: the green screen, or another background blended in by
+# harmonisation or by colourisation with or without sample points (freihand_utils.py of github.com/lmb-freiburg/freihand).
 BACKGROUNDS = ("green_screen", "hom", "sample", "auto")
 EVALUATION_BACKGROUND = "real"
 TRAINING_ZIP, EVALUATION_ZIP = "FreiHAND_pub_v2.zip", "FreiHAND_pub_v2_eval.zip"
 FRAMES_PER_SHARD = 1000
-# A projection further outside the image than this share of its side cannot be of the hand in it.
-MAX_OUTSIDE = 1.0
-# Beyond these no unit and no lens explains the numbers: points in metres or millimetres, focal lengths in pixels.
+MAX_OUTSIDE = 1.0  # how far outside the image a projected keypoint may lie, relative to the image's side
+# No unit and no lens explains larger numbers: points in metres or millimetres, focal lengths in pixels.
 MAX_COORDINATE, MAX_FOCAL_LENGTH, MAX_CONDITION = 1e5, 1e6, 1e9
 MAX_INTEGER = 2**63
-# Hands were photographed from 0.3 to 1.5 m; a larger depth is that of another unit.
-MAX_DEPTH = 10.0
+MAX_DEPTH = 10.0  # metres; hands were photographed from 0.3 to 1.5 m, so larger depths are in another unit
 
 
 def project_points(xyz: np.ndarray, K: np.ndarray) -> np.ndarray:
     """Project points of the camera frame into the image.
 
     Args:
-        xyz: (..., 21, 3) points in metres (any unit gives the same), z pointing away from the camera.
+        xyz: (..., 21, 3) points, z pointing away from the camera; metres, or any other unit.
         K: (..., 3, 3) intrinsics in pixels.
 
     Returns:
         uv (..., 21, 2), x then y in pixels, float64.
 
-    Raises `ValueError`, naming the frame where there is a first axis of frames, for values that are not finite or
-    beyond any camera's, points that are not in front of the camera, and a singular K.
+    Raises `ValueError` for values that are not finite or impossible for a camera, for points that are not in front of the
+    camera and for a singular K. It names the frames if the first axis is one of frames.
     """
     xyz, K = np.asarray(xyz, np.float64), np.asarray(K, np.float64)
     if xyz.ndim < 2 or xyz.shape[-1] != 3 or K.shape[-2:] != (3, 3):
@@ -74,7 +75,7 @@ def project_points(xyz: np.ndarray, K: np.ndarray) -> np.ndarray:
     if problem:
         raise ValueError(f"{problem}{f' in frames {shorten(frames)}' if xyz.ndim > 2 else ''}")
     projected = xyz @ np.swapaxes(K, -1, -2)  # (..., 21, 3)
-    with np.errstate(over="ignore"):  # points that all but touch the camera
+    with np.errstate(over="ignore"):  # points that almost touch the camera
         uv = projected[..., :2] / projected[..., 2:]
     if not np.isfinite(uv).all():
         raise ValueError("xyz has points so close to the camera that they have no finite projection")
@@ -82,7 +83,7 @@ def project_points(xyz: np.ndarray, K: np.ndarray) -> np.ndarray:
 
 
 def _camera_problem(xyz: np.ndarray, K: np.ndarray) -> tuple[str, list[int]]:
-    """What is wrong with points and intrinsics, and in which frames; ("", []) if nothing is."""
+    """What is wrong with the points or intrinsics, and in which frames; ("", []) if nothing is wrong."""
 
     def frames(bad: np.ndarray) -> list[int]:
         return np.flatnonzero(bad.reshape(bad.shape[0], -1).any(1) if bad.ndim else bad).tolist()
@@ -108,7 +109,7 @@ def _camera_problem(xyz: np.ndarray, K: np.ndarray) -> tuple[str, list[int]]:
 
 @dataclass
 class FreiHANDConfig(datasets.BuilderConfig):
-    """Options of [`FreiHAND`]; every field changes the rows and is part of the cache's key."""
+    """Options of [`FreiHAND`]. Every field changes the rows and is part of the cache's key."""
 
     heatmaps: bool = False
     max_unreadable_share: float = 0.001
@@ -120,28 +121,27 @@ class FreiHAND(HandRowsBuilder):
 
     `FreiHAND(data_dir, name="raw", heatmaps=False, max_unreadable_share=0.001, cache_dir=None)`
 
-    Splits by frame: train 0-25999, validation 26000-30999, test 31000-32559, and `evaluation`, the official 3,960
-    images, where their annotations are at hand.  A split without frames is not declared.  `name="raw"` has the images
-    on the green screen, `name="all"` every frame on four backgrounds (image id = frame + frames * version); the
-    versions of a frame are always in the same split.
+    Splits by frame: train 0-25999, validation 26000-30999, test 31000-32559, and `evaluation`, the official 3,960 images,
+    if their annotations are there. Splits without frames are left out. `name="raw"` has the images on the green screen,
+    `name="all"` every frame on four backgrounds. All versions of a frame are in the same split.
 
     Rows: `image`; `uv` (21, 2) float32, x then y in pixels; `xyz` (21, 3) float32, metres in the camera frame; `K`
-    (3, 3) float32; `frame_id`; `background` (one of `BACKGROUNDS`, "real" in `evaluation`).  `heatmaps=True` adds
+    (3, 3) float32; `frame_id`; `background` (one of `BACKGROUNDS`, "real" in `evaluation`). `heatmaps=True` adds
     `heatmaps` (21, 128, 128) uint8, 255 at the peak, of the image resized to 128, sigma 3 px: 344 kB a row.
 
-    Every image is decoded once while building.  Up to `max_unreadable_share` of a split's images (of a process's part
-    of it, with `num_proc`) may be unreadable: they are named in a warning and left out.  Above it the build stops.
+    Every image is decoded once while building. Up to `max_unreadable_share` of a split's images may be unreadable (with
+    `num_proc`, of each process's part): a warning names them, and they are left out. If there are more, the build stops.
 
-    The cache's key covers the options, the place and time of the annotations and of the folder of images (or of the
-    zip).  After overwriting single images in place, pass `download_mode="force_redownload"` to `download_and_prepare`.
+    The cache's key covers the options, and the path and time of the annotations and of the folder of images (or of the
+    zip). After overwriting single images, pass `download_mode="force_redownload"` to `download_and_prepare`.
 
-    Raises `FileNotFoundError` for files that are missing, naming them, and `ValueError` for annotations that are
-    malformed, not finite, behind the camera or far outside the image, naming the frames.
+    Raises `FileNotFoundError` for missing files, naming them, and `ValueError` for annotations that are malformed, not
+    finite, behind the camera or far outside the image, naming the frames.
     """
 
     VERSION = datasets.Version("1.0.0")
     BUILDER_CONFIG_CLASS = FreiHANDConfig
-    BUILDER_CONFIGS = [
+    BUILDER_CONFIGS: ClassVar = [
         FreiHANDConfig(name="raw", version=VERSION, description="32,560 images on the green screen"),
         FreiHANDConfig(name="all", version=VERSION, description="130,240 images: each frame on four backgrounds"),
     ]
@@ -238,20 +238,48 @@ class FreiHAND(HandRowsBuilder):
                     "background": part.backgrounds[version],
                 }
                 if self.config.heatmaps:
-                    keypoints = to_crop(part.uv[frame], image_to_square(*size), IMAGE_SIZE)
+                    keypoints = Crop.of_image(*size, IMAGE_SIZE).to(part.uv[frame])
                     heatmaps = render_heatmaps(torch.from_numpy(keypoints).float(), IMAGE_SIZE, SIGMA)
                     row["heatmaps"] = (heatmaps * 255).round().to(torch.uint8).numpy()
                 yield Key(shard, frame - first), row
 
 
-def find_trees(data_dir: Path) -> tuple[FileTree | None, FileTree | None]:
-    """Where the training files and the evaluation files with annotations are; None for one that is not there.
+def write_freihand(
+    folder: str | os.PathLike,
+    images: Iterable[tuple[int, Image.Image | bytes]],
+    xyz: list,
+    K: list,
+    *,
+    part: str = "training",
+    quality: int = 95,
+) -> None:
+    """Write files in the official layout: `<part>/rgb/%08d.jpg`, `<part>_xyz.json` and `<part>_K.json`.
 
-    Raises FileNotFoundError when neither is.
+    `images` are numbers with pictures, or with the bytes of a JPEG; `xyz` (N, 21, 3) and `K` (N, 3, 3) are nested lists. The
+    annotations are read and written after the images, so a folder that has them is complete. Raises FileExistsError if
+    the folder has annotations already.
+    """
+    folder = Path(folder)
+    annotations = {folder / f"{part}_xyz.json": xyz, folder / f"{part}_K.json": K}
+    for path in annotations:
+        if path.exists():
+            raise FileExistsError(f"{path} exists; give an empty folder, or delete what is there")
+    (folder / part / "rgb").mkdir(parents=True, exist_ok=True)
+    for number, image in images:
+        path = folder / part / "rgb" / f"{number:08d}.jpg"
+        path.write_bytes(image) if isinstance(image, bytes) else image.save(path, quality=quality)
+    for path, values in annotations.items():
+        path.write_text(json.dumps(values))
+
+
+def find_trees(data_dir: Path) -> tuple[FileTree | None, FileTree | None]:
+    """The trees of the training files and of the annotated evaluation files; None for one that is missing.
+
+    Raises FileNotFoundError if both are missing.
     """
     if not data_dir.exists():
         raise FileNotFoundError(
-            f"{data_dir} does not exist: give FreiHAND's folder or zip as data_dir, or fetch it with "
+            f"{data_dir} does not exist: data_dir must be FreiHAND's folder or zip; download it with "
             f"python -m dataset_script.download --data_dir {data_dir}"
         )
     tree = FileTree(data_dir)
@@ -263,7 +291,7 @@ def find_trees(data_dir: Path) -> tuple[FileTree | None, FileTree | None]:
     if training is None and evaluation is None:
         raise FileNotFoundError(
             f"{data_dir} holds no FreiHAND: expected training/rgb/, training_K.json and training_xyz.json in it, or "
-            f"{TRAINING_ZIP}; fetch it with python -m dataset_script.download --data_dir {data_dir}"
+            f"{TRAINING_ZIP}; download it with python -m dataset_script.download --data_dir {data_dir}"
         )
     return training, evaluation
 
@@ -273,13 +301,13 @@ def _existing(*paths: Path) -> list[FileTree]:
 
 
 def _find(trees: list[FileTree], *names: str) -> FileTree | None:
-    """The first place, at the top of a tree or in a folder at its top, that has one of `names`."""
+    """The first tree that has one of `names`, at its top or in a folder at its top."""
     return next((place for tree in trees if (place := tree.find(*names)) is not None), None)
 
 
 @dataclass
 class _Part:
-    """The training or the evaluation files: annotations that were checked, and the names of the images."""
+    """The training or the evaluation files: checked annotations, and the names of the images."""
 
     tree: FileTree
     folder: str
@@ -297,7 +325,7 @@ class _Part:
         return f"{self.folder}/{frame + self.num_frames * version:08d}.jpg"
 
     def shards(self, first: int, last: int) -> list[tuple[int, int, int]]:
-        """(version, first frame, last frame + 1) of pieces of the frames from `first` to `last`."""
+        """(version, first frame, last frame + 1) of each shard of the frames from `first` to `last`."""
         last = min(last, self.num_frames)
         starts = range(first, last, FRAMES_PER_SHARD)
         return [
@@ -308,13 +336,13 @@ class _Part:
 
     @classmethod
     def read(cls, tree: FileTree, name: str, backgrounds: tuple[str, ...]) -> "_Part":
-        """Read and check the annotations `<name>_xyz.json` and `<name>_K.json`, and that every image is there."""
+        """Read and check `<name>_xyz.json` and `<name>_K.json`, and check that every image is there."""
         xyz = _read_array(tree, f"{name}_xyz.json", (NUM_KEYPOINTS, 3))
         K = _read_array(tree, f"{name}_K.json", (3, 3))
         if len(xyz) != len(K):
             raise ValueError(
                 f"{tree.where(f'{name}_xyz.json')} has {len(xyz)} entries and {name}_K.json {len(K)}: they must "
-                "describe the same frames; copy both again"
+                "describe the same frames, so copy both again"
             )
         try:
             uv = project_points(xyz, K)
@@ -324,7 +352,7 @@ class _Part:
         if bad:
             raise ValueError(
                 f"{tree.where(f'{name}_xyz.json')}: hands are over {MAX_DEPTH:g} m away in {len(bad)} frames: "
-                f"{shorten(bad)}; xyz must be in metres"
+                f"{shorten(bad)}. xyz must be in metres"
             )
         part = cls(tree, f"{name}/rgb", xyz, K, uv, backgrounds)
         part._check_images_exist()
@@ -362,12 +390,12 @@ class _Part:
                 try:
                     return image_size(self.tree.read(self.image_name(frame, version), MAX_IMAGE_BYTES))
                 except ValueError:
-                    continue  # counted and named when the rows are written
+                    continue  # it is counted and named when the rows are written
         raise ValueError(f"{self.tree.where(self.folder)}: none of its images can be read; copy them again")
 
 
 def _read_array(tree: FileTree, name: str, shape: tuple[int, int]) -> np.ndarray:
-    """(N, *shape) float64 from a JSON list of frames.  Raises ValueError naming the frames of another shape."""
+    """(N, *shape) float64 from a JSON list of frames. Raises ValueError naming the frames that have another shape."""
     if name not in tree:
         raise FileNotFoundError(f"{tree.where(name)} is missing: FreiHAND's folder is half-copied, copy it again")
     frames = parse_json(tree.read(name, MAX_JSON_BYTES), tree.where(name))
@@ -383,7 +411,7 @@ def _read_array(tree: FileTree, name: str, shape: tuple[int, int]) -> np.ndarray
 
 
 def _is_array(rows: object, shape: tuple[int, int]) -> bool:
-    """Whether `rows` are `shape[0]` lists of `shape[1]` numbers; told before numpy takes memory for whatever they are."""
+    """Whether `rows` are `shape[0]` lists of `shape[1]` numbers. Other values could take numpy any amount of memory."""
     return _is_list(rows, shape[0]) and all(_is_list(row, shape[1]) and all(map(_is_number, row)) for row in rows)
 
 

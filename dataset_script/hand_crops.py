@@ -12,16 +12,15 @@ from pathlib import Path
 import datasets
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import Dataset
 
 from dataset_script.caches import open_arrays, write_arrays, written_once
 from dataset_script.files import digest
 from modeling_handunet.configuration_handunet import HandUNetConfig
-from modeling_handunet.crops import box_to_square, crop_square, image_to_square, to_crop
-from modeling_handunet.images import load_image, to_rgb
+from modeling_handunet.crops import Crop
 from modeling_handunet.heatmaps import render_heatmaps
 from modeling_handunet.image_processing_handunet import HandUNetImageProcessor
+from modeling_handunet.images import load_image, to_rgb
 from modeling_handunet.keypoints import NUM_KEYPOINTS
 
 IMAGE_SIZE = HandUNetConfig().image_size
@@ -35,15 +34,6 @@ CROPS_VERSION = 1
 NAMES = ("image", "keypoints", "visibility", "box_size")
 # Samples that are prepared together while a cache is written.
 CACHE_BATCH = 32
-
-
-def resize_with_keypoints(
-    image: Image.Image, keypoints: np.ndarray, size: int | tuple[int, int]
-) -> tuple[Image.Image, np.ndarray]:
-    """Resize an image (PIL bilinear) and its keypoints (..., 2), x then y, to `size`, a side or (height, width)."""
-    height, width = (size, size) if isinstance(size, int) else size
-    scale = np.array([width / image.width, height / image.height])
-    return image.resize((width, height), Image.Resampling.BILINEAR), np.asarray(keypoints) * scale
 
 
 def crop_hand(row: Mapping, size: int = IMAGE_SIZE, box_fill: float = BOX_FILL) -> dict:
@@ -62,19 +52,16 @@ def crop_hand(row: Mapping, size: int = IMAGE_SIZE, box_fill: float = BOX_FILL) 
     keypoints = np.asarray(row["uv"], np.float64)  # (21, 2)
     annotated = np.ones(len(keypoints), bool) if row.get("visibility") is None else np.asarray(row["visibility"], bool)
     box = row.get("box")
-    square = image_to_square(*image.size) if box is None else box_to_square(box, box_fill)
-    crop = crop_square(image, square, size)
-    keypoints = to_crop(keypoints, square, size)
+    mirrored = row.get("handedness") == "left"
     if box is None:
-        box_size = float((keypoints[annotated].max(0) - keypoints[annotated].min(0)).max())
+        crop = Crop.of_image(*image.size, size, mirrored=mirrored)
+        box_size = float(np.ptp(crop.to(keypoints)[annotated], axis=0).max())
     else:
-        box_size = max(box[2], box[3]) * size / square[2]
-    if row.get("handedness") == "left":
-        crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        keypoints[:, 0] = size - keypoints[:, 0]
-    keypoints = keypoints.astype(np.float32)
+        crop = Crop.around_box(box, size, box_fill, mirrored=mirrored)
+        box_size = max(box[2], box[3]) * size / crop.square[2]
+    keypoints = crop.to(keypoints).astype(np.float32)
     inside = ((keypoints >= 0) & (keypoints < size)).all(1)
-    return {"image": crop, "keypoints": keypoints, "visibility": annotated & inside, "box_size": box_size}
+    return {"image": crop.cut(image), "keypoints": keypoints, "visibility": annotated & inside, "box_size": box_size}
 
 
 def add_heatmaps(dataset, image_size: int = IMAGE_SIZE, sigma: float = SIGMA):

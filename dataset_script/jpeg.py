@@ -1,7 +1,7 @@
-"""What JPEG does to a picture, for batches on any device: the loss of its transform, without the coding that has none.
+"""The losses of JPEG compression, for batches on any device. The lossless coding that follows them is left out.
 
-Colours are split into luma and chroma, chroma halved in size, 8 x 8 blocks transformed by the cosine transform and
-rounded to multiples of the tables in Annex K of the standard (ITU-T T.81), scaled by the quality as libjpeg does.
+Colours become luma and chroma, and chroma is halved in size. The cosine transform of each 8 x 8 block is rounded to
+multiples of the tables in Annex K of the standard (ITU-T T.81), which the quality scales as in libjpeg.
 """
 
 import functools
@@ -25,9 +25,9 @@ TO_YCC = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -
 
 
 def compress(images: Tensor, quality: Tensor) -> Tensor:
-    """`images` (B, 3, S, S) in [0, 1] as they are after compression with `quality` (B,) from 1 to 100."""
+    """`images` (B, 3, S, S) in [0, 1] after compression with `quality` (B,), from 1 to 100."""
     size = images.shape[-1]
-    beyond = -size % (2 * BLOCK)  # blocks that the picture does not fill are filled by repeating its edge
+    beyond = -size % (2 * BLOCK)  # the edge is repeated to fill the last blocks
     images = F.pad(images, (0, beyond, 0, beyond), mode="replicate")
     matrix, inverse, waves, luma_steps, chroma_steps = _constants(images.device)
     ycc = torch.einsum("ij,bjhw->bihw", matrix, images) * 255
@@ -42,8 +42,8 @@ def compress(images: Tensor, quality: Tensor) -> Tensor:
 
 @functools.lru_cache(maxsize=8)
 def _constants(device: torch.device) -> tuple[Tensor, ...]:
-    """Colours to luma and chroma (3, 3) and back, the orthonormal cosine transform (8, 8), frequencies then places, and
-    the tables for luma and chroma (8, 8)."""
+    """The matrices (3, 3) from RGB to luma and chroma and back, the orthonormal cosine transform (8, 8) with one row a
+    frequency, and the tables (8, 8) of luma and chroma."""
     matrix = torch.tensor(TO_YCC)
     number = torch.arange(BLOCK, dtype=torch.float64)
     waves = torch.cos(math.pi * (2 * number[None] + 1) * number[:, None] / (2 * BLOCK)) * math.sqrt(2 / BLOCK)
@@ -53,7 +53,7 @@ def _constants(device: torch.device) -> tuple[Tensor, ...]:
 
 
 def _round_blocks(planes: Tensor, steps: Tensor, waves: Tensor) -> Tensor:
-    """Planes (B, C, S, S) whose blocks' frequencies by `waves` are multiples of `steps` (B, 8, 8), these rounded."""
+    """`planes` (B, C, S, S) after rounding the frequencies of their blocks to multiples of the rounded `steps` (B, 8, 8)."""
     blocks = planes.unflatten(3, (-1, BLOCK)).unflatten(2, (-1, BLOCK)).transpose(3, 4)  # (B, C, rows, columns, 8, 8)
     table = (steps + 0.5).floor().clamp(1, 255)[:, None, None, None]
     frequencies = torch.round(waves @ blocks @ waves.T / table) * table

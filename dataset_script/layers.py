@@ -1,8 +1,8 @@
-"""Hands without backgrounds, kept as RGBA so that training can put the same hand into ever new scenes.
+"""Hands without backgrounds, stored as RGBA: training puts the same hand into a new scene each time.
 
-Drawing a hand takes about as long as putting it into a scene does, and photographs that were cut out cannot be drawn anew
-at all.  So a hand is made once, in the middle of a square somewhat larger than the crop it will be seen in, and every use
-turns, scales and colours it and puts it over another background (`dataset_script/scenes.py`).
+Drawing a hand takes about as long as putting it into a scene, and cut-out photographs cannot be drawn again. So a hand is
+made once, in the middle of a square that is somewhat larger than its later crop. Each use turns, scales and colours it and
+puts it over another background (`dataset_script/scenes.py`).
 """
 
 import os
@@ -21,13 +21,12 @@ from dataset_script.synthetic.compositing import Layer
 from modeling_handunet.keypoints import NUM_KEYPOINTS
 
 NAMES = ("rgba", "keypoints", "skin")
-# Raise when HandLayers keeps other layers of the same source, so that caches on disk are made anew.
-LAYERS_VERSION = 1
+LAYERS_VERSION = 1  # raise it if HandLayers stores other layers of the same source: caches on disk are then made again
 BATCH = 32
 
 
 class LayerSource(Protocol):
-    """What makes layers: `SyntheticHands` draws them, `Cutouts` reads them."""
+    """A source of layers: `SyntheticHands` draws them, `Cutouts` reads them."""
 
     image_size: int
     fingerprint: str
@@ -40,13 +39,13 @@ class LayerSource(Protocol):
 
 
 def layer_rows(layer: Layer) -> dict[str, Tensor]:
-    """A layer as it is kept: `rgba` (B, 4, S, S) uint8, `keypoints` (B, 21, 2) and `skin` (B, 3), where it was drawn."""
+    """A layer for storage: `rgba` (B, 4, S, S) uint8, `keypoints` (B, 21, 2), `skin` (B, 3); all stay on their device."""
     rgba = (layer.rgba.clamp(0, 1) * 255 + 0.5).to(torch.uint8)
     return {"rgba": rgba, "keypoints": layer.keypoints, "skin": layer.skin}
 
 
 class HandLayers:
-    """The layers of a source, made once and read through a memory map.
+    """The layers of a source. They are made once and read through a memory map.
 
     They take `len(source) * 4 * image_size**2` bytes in `cache_dir`.
     """
@@ -70,7 +69,7 @@ class HandLayers:
         return {name: np.array(array[index]) for name, array in self._arrays.items()}
 
     def rows(self, numbers: Sequence[int]) -> dict[str, Tensor]:
-        """Several layers, each array (B, ...) of them."""
+        """The layers `numbers` (B), as tensors (B, ...)."""
         rows = [self[int(number)] for number in numbers]
         return {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in NAMES}
 
@@ -88,7 +87,7 @@ class HandLayers:
 
 
 def layers_on_device(source: HandLayers | SyntheticHands, device: str | torch.device, batch_size: int = 1024) -> DeviceRows:
-    """All layers of a source in the memory of a device, read from where they are kept or drawn there."""
+    """All layers of a source in a device's memory: read from disk, or drawn on the device."""
     numbers = torch.arange(len(source)).split(batch_size)
     if isinstance(source, HandLayers):
         return DeviceRows(len(source), device, map(source.rows, numbers))

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 
 from dataset_script.files import MAX_JSON_BYTES, FileTree, parse_json
 from dataset_script.squares import Squares
-from modeling_handunet.crops import image_to_square
+from modeling_handunet.crops import Crop
 
 PARTS = ("train", "validation", "test")
 SIDES = {"right": 0, "left": 1}
@@ -80,7 +80,7 @@ class People(Dataset):
         self.ignore, self.present = (torch.zeros(count, most, dtype=torch.bool) for _ in range(2))
         for number, (image, marked) in enumerate(zip(images, hands)):
             width, height = image["width"], image["height"]
-            left, top, side = image_to_square(width, height)
+            left, top, side = Crop.of_image(width, height, 1).square
             corner = np.array([left, top] * 2)
             self.extent[number] = torch.from_numpy((np.array([0, 0, width, height]) - corner) / side)
             for place, hand in enumerate(marked):

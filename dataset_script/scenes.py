@@ -1,8 +1,8 @@
-"""Scenes from layers: each use of a hand turns, scales and colours it and puts it over another background.
+"""Scenes: each use of a stored hand turns, scales and colours it and puts it over another background.
 
-Whole batches on the device, as `dataset_script/augmentation.py`; what is done to a sample is a function of its key alone.
-Some scenes are negatives: no hand, a left hand, or a hand far off the centre.  They have no right hand to be found, so
-their keypoints are NaN and the network learns empty maps from them.
+Scenes are made in batches on the device, like the augmentation, and a sample depends only on its key. Some scenes are
+negatives: they show no hand, a left hand, or a hand far from the centre. Negatives have no right hand to find, so their
+keypoints are NaN and the network learns empty heatmaps from them.
 """
 
 import math
@@ -12,32 +12,34 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from dataset_script import counter_rng
-from dataset_script.synthetic.backgrounds import cos_sin, enlarge, pixel_grid
-from dataset_script.synthetic.ranges import SCENES, SceneRanges
-from dataset_script.synthetic.compositing import Layer, composite, move_layer, rotation
-from modeling_handunet.images import load_image
+from dataset_script import affine, counter_rng
 from dataset_script.augmentation import Augmentation
 from dataset_script.jpeg import compress
+from dataset_script.synthetic.backgrounds import cos_sin, enlarge, pixel_grid
+from dataset_script.synthetic.compositing import Layer, composite, move_layer
+from dataset_script.synthetic.ranges import SCENES, SceneRanges
+from modeling_handunet.images import load_image
 
 NEGATIVES = ("no hand", "left hand", "far off centre")
 PHOTO_TILE = 256
 GREY = (0.299, 0.587, 0.114)
-# Compositing changes exposure, white balance and grain already.
+# Compositing already changes exposure, white balance and grain.
 MILD = Augmentation(
     brightness=0.12, contrast=0.15, saturation=0.2, channel_gain=0.05, noise=0.015, blur_probability=0.25
 )
 
 
 def load_photos(folder: str | os.PathLike) -> Tensor:
-    """The photographs of a folder as squares (N, 3, 256, 256) uint8: two or more a photograph along its longer side.
+    """Square tiles (N, 3, 256, 256) uint8 of the photographs in a folder: two or more along each one's longer side.
 
-    Raises ValueError for a folder without any and an error that names the file for one that cannot be read.
+    Raises ValueError if the folder has no photographs, and an error that names the file if one cannot be read.
     """
-    paths = sorted(path for path in Path(folder).iterdir() if path.is_file())
+    known = Image.registered_extensions()
+    paths = sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in known)
     tiles = []
     for path in paths:
         image = load_image(path)
@@ -53,22 +55,12 @@ def load_photos(folder: str | os.PathLike) -> Tensor:
     return torch.from_numpy(np.stack(tiles).transpose(0, 3, 1, 2).copy())
 
 
-def mirrored(turned: Tensor, chosen: Tensor) -> Tensor:
-    """Matrices (B, 2, 2) that mirror left and right first, where `chosen` (B,)."""
-    return torch.stack([torch.where(chosen[:, None], -turned[..., 0], turned[..., 0]), turned[..., 1]], -1)
-
-
-def toward(direction: Tensor, distance: Tensor) -> Tensor:
-    """Shifts (B, 2) by `distance` (B,) towards `direction` (B,) radians."""
-    return torch.stack([direction.cos(), direction.sin()], 1) * distance[:, None]
-
-
 @dataclass(frozen=True)
 class Scenes:
-    """Ranges of the scenes; lengths in image sides, shares are probabilities.
+    """Ranges of the scenes. Lengths are relative to the image's side, shares are probabilities.
 
-    The hand's box, after stretching, comes to fill `fill` of a square of `size` pixels, times e ** (+- scale), `shift` off
-    its centre.
+    The longer side of the stretched hand's box is `fill` of the image's `size` pixels, times e ** (+- scale). Its centre is
+    up to `shift` away from the image's centre.
     """
 
     size: int
@@ -77,22 +69,22 @@ class Scenes:
     kinds: tuple[str, ...] = NEGATIVES
     photos: Tensor | None = None  # (N, 3, S, S) uint8, as load_photos gives them
     ranges: SceneRanges = SCENES
-    any_angle: float = 0.6  # share of hands turned by any angle; the others by up to `rotation`
+    any_angle: float = 0.6  # share of hands turned by any angle; the others turn by up to `rotation`
     rotation: float = 30.0  # degrees
-    stretch: float = 0.16  # longer by e ** stretch at most along some direction, and shorter as much across it
+    stretch: float = 0.16  # up to e ** stretch times as long in one direction, and as much shorter across it
     scale: float = 0.24
     shift: float = 0.05
     off_centre: tuple[float, float] = (0.38, 0.6)
     photo_share: float = 0.5
-    framed: float = 0.3  # share whose photograph ends inside the square, which is black beyond
+    framed: float = 0.3  # share whose photograph ends inside the square; beyond it is black
     coarse: float = 0.3  # share of low resolution
     motion: float = 0.15  # share of motion blur
     grey: float = 0.04
-    other_hand: float = 0.15  # share with the other hand of the same person beside this one or behind it
-    lamp: float = 0.35  # spread of the light over the hand, and over the picture
+    other_hand: float = 0.15  # share with the same person's other hand beside this one or behind it
+    lamp: float = 0.35  # how unevenly light falls on the hand, and on the picture
     cast: float = 0.2  # share with the edge of a shadow across the picture
-    jpeg: float = 0.6  # share that was compressed
-    quality: tuple[float, float] = (20.0, 95.0)  # of the compression, in the scale of libjpeg
+    jpeg: float = 0.6  # share with JPEG artefacts
+    quality: tuple[float, float] = (20.0, 95.0)  # of JPEG, worst and best, on libjpeg's scale
     recolor: Augmentation = MILD
 
     def __post_init__(self):
@@ -118,15 +110,15 @@ class Scenes:
         whole = Layer(self._color(layers.float() / 255, keys), keypoints, skin)
         layer = self._place(whole, draw, kind)
         rgba = layer.rgba * (kind != 0)[:, None, None, None]
-        behind, beside = self._photographs(keys), self._other_hand(whole, keys, kind)
+        behind, beside = self.photographs(keys), self._other_hand(whole, keys, kind)
         images, _ = composite(keys, Layer(rgba, layer.keypoints, skin), self.ranges, behind, beside)
-        images = self._frame(images.float() / 255, layer.keypoints, keys)
-        images = self.recolor.recolor(self._degrade(self._light(images, keys), keys), keys)
-        images = self._compress(images, keys)
+        images = self.frame_some(images.float() / 255, layer.keypoints, keys)
+        images = self.recolor.recolor(self.degrade(self.light(images, keys), keys), keys)
+        images = self.compress_some(images, keys)
         return images, torch.where((kind >= 0)[:, None, None], math.nan, layer.keypoints)
 
     def _color(self, rgba: Tensor, keys: Tensor) -> Tensor:
-        """Another skin and other light, for the hand alone."""
+        """Another skin colour and other light, only for the hand."""
         draw = counter_rng.uniform(keys, "hand color", (6,))[:, :, None, None]
         color = rgba[:, :3].clamp_min(1e-3) ** torch.exp((draw[:, 0:1] - 0.5) * 0.6)
         grey = color.mean(1, keepdim=True)
@@ -136,13 +128,13 @@ class Scenes:
         return torch.cat([color.clamp(0, 1), rgba[:, 3:]], 1)
 
     def _lamp(self, keys: Tensor, purpose: str, size: int) -> Tensor:
-        """Factors (B, 1, size, size) of a light that falls more on one part of a picture than on another."""
+        """Factors (B, 1, size, size) of a light that is stronger on one part of a picture than on another."""
         amount = self.lamp * counter_rng.uniform(keys, f"{purpose} amount")[:, None, None, None]
         grid = counter_rng.uniform(keys, purpose, (1, 4, 4)) * 2 - 1
         return 1 + amount * enlarge(grid, size)
 
-    def _light(self, images: Tensor, keys: Tensor) -> Tensor:
-        """Uneven light, and on some the edge of a shadow."""
+    def light(self, images: Tensor, keys: Tensor) -> Tensor:
+        """Uneven light, and for some the edge of a shadow."""
         draw = counter_rng.uniform(keys, "cast", (5,))[:, :, None, None]
         x, y = pixel_grid(self.size, images.device)
         cos, sin = cos_sin(draw[:, 0] * 2 * math.pi)
@@ -151,8 +143,8 @@ class Scenes:
         shade = 1 - 0.6 * draw[:, 3] * shade * (draw[:, 4] < self.cast)
         return (images * self._lamp(keys, "lamp", self.size) * shade[:, None]).clamp(0, 1)
 
-    def _compress(self, images: Tensor, keys: Tensor) -> Tensor:
-        """JPEG's artefacts, for some."""
+    def compress_some(self, images: Tensor, keys: Tensor) -> Tensor:
+        """JPEG artefacts, for some."""
         draw = counter_rng.uniform(keys, "jpeg", (2,))
         chosen = (draw[:, 0] < self.jpeg).nonzero(as_tuple=True)[0]
         if len(chosen):
@@ -161,18 +153,20 @@ class Scenes:
         return images
 
     def _other_hand(self, hand: Layer, keys: Tensor, kind: Tensor) -> Tensor:
-        """For some that have a hand the same again, off the centre, as RGBA (B, 4, S, S): a left one beside a right one,
-        and a right one beside a left one."""
+        """For some scenes with a hand, the same hand mirrored and away from the centre, as RGBA (B, 4, S, S).
+
+        A right hand gets a left one, and a left hand gets a right one.
+        """
         draw = counter_rng.uniform(keys, "other hand", (5,))
         chosen = ((draw[:, 0] < self.other_hand) & (kind != 0)).nonzero(as_tuple=True)[0]
         rgba = torch.zeros(len(keys), 4, self.size, self.size, device=keys.device)
         if len(chosen):
             draw = draw[chosen]
-            turned = mirrored(rotation(draw[:, 1] * 2 * math.pi), kind[chosen] != 1)
+            turned = affine.mirror_first(affine.rotation(draw[:, 1] * 2 * math.pi), kind[chosen] != 1)
             points = hand.keypoints[chosen]
             extent = (points.amax(1) - points.amin(1)).amax(1).clamp_min(1.0)
             scale = self.fill * self.size * (0.7 + 0.6 * draw[:, 2]) / extent
-            shift = toward(draw[:, 3] * 2 * math.pi, (0.25 + 0.35 * draw[:, 4]) * self.size)
+            shift = affine.toward(draw[:, 3] * 2 * math.pi, (0.25 + 0.35 * draw[:, 4]) * self.size)
             mine = Layer(hand.rgba[chosen], points, hand.skin[chosen])
             moved = move_layer(mine, turned * scale[:, None, None], shift, self.size)
             rgba = rgba.index_copy(0, chosen, moved.rgba)
@@ -181,24 +175,23 @@ class Scenes:
     def _place(self, layer: Layer, draw: Tensor, kind: Tensor) -> Layer:
         whole_turn = draw[:, 2] < self.any_angle
         angle = (draw[:, 3] * 2 - 1) * torch.where(whole_turn, math.pi, math.radians(self.rotation))
-        turned = mirrored(rotation(angle), kind == 1)
+        turned = affine.mirror_first(affine.rotation(angle), kind == 1)
         stretch = torch.exp((draw[:, 9] * 2 - 1) * self.stretch)
-        along = rotation(draw[:, 10] * math.pi)
+        along = affine.rotation(draw[:, 10] * math.pi)
         longer = torch.diag_embed(torch.stack([stretch, 1 / stretch], 1))
         turned = along @ longer @ along.mT @ turned
-        centred = layer.keypoints - 0.5 * layer.rgba.shape[-1]
-        points = (centred[:, :, None, :] * turned[:, None]).sum(-1)
+        points = affine.apply(turned, layer.keypoints - 0.5 * layer.rgba.shape[-1])
         low, high = points.amin(1), points.amax(1)
         box = self.fill * self.size * torch.exp((draw[:, 4] * 2 - 1) * self.scale)
         scale = box / (high - low).amax(1).clamp_min(1.0)
         shift = (draw[:, 5:7] * 2 - 1) * self.shift * self.size
         far = self.off_centre[0] + (self.off_centre[1] - self.off_centre[0]) * draw[:, 7]
-        away = toward(draw[:, 8] * 2 * math.pi, far * self.size)
+        away = affine.toward(draw[:, 8] * 2 * math.pi, far * self.size)
         shift = torch.where((kind == 2)[:, None], away, shift) - 0.5 * (low + high) * scale[:, None]
         return move_layer(layer, turned * scale[:, None, None], shift, self.size)
 
-    def _photographs(self, keys: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Parts of photographs, turned, mirrored and enlarged, and which samples take them."""
+    def photographs(self, keys: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Parts of photographs, turned (some upside down) and enlarged, and which samples (B,) use them."""
         if self.photos is None:
             return None
         draw = counter_rng.uniform(keys, "photograph", (8,))
@@ -208,28 +201,26 @@ class Scenes:
             draw = draw[chosen]
             which = (draw[:, 1] * len(self.photos)).long()
             photos = self.photos[which.to(self.photos.device)].to(keys.device).float() / 255
-            zoom = 0.25 + 0.6 * draw[:, 2]  # of the tile's side that is seen
+            zoom = 0.25 + 0.6 * draw[:, 2]  # share of the tile's side that is seen
             angle = (draw[:, 3] * 2 - 1) * math.radians(20)
-            matrix = rotation(angle) * zoom[:, None, None]
+            matrix = affine.rotation(angle) * zoom[:, None, None]
             matrix = matrix * torch.where(draw[:, 4] < 0.5, -1.0, 1.0)[:, None, None]
             offset = (draw[:, 5:7] * 2 - 1) * (1 - zoom)[:, None] * 0.9
-            theta = torch.cat([matrix, offset[..., None]], 2)
-            grid = F.affine_grid(theta, [len(chosen), 3, self.size, self.size], align_corners=False)
-            behind[chosen] = F.grid_sample(photos, grid, padding_mode="reflection", align_corners=False)
+            behind[chosen] = affine.sample(photos, matrix, offset, self.size, "reflection")
         return behind, torch.zeros(len(keys), dtype=torch.bool, device=keys.device).index_fill(0, chosen, True)
 
-    def _frame(self, images: Tensor, keypoints: Tensor, keys: Tensor) -> Tensor:
-        """Black beyond the edges of some photographs, none of which cuts through the hand's box."""
+    def frame_some(self, images: Tensor, keypoints: Tensor, keys: Tensor) -> Tensor:
+        """Black bars at the edges of some photographs. They never cut through the hand's box."""
         draw = counter_rng.uniform(keys, "frame", (9,))
         low, high = keypoints.amin(1).clamp(0, self.size), keypoints.amax(1).clamp(0, self.size)
         ends = (draw[:, 4:8] < 0.6) & (draw[:, 8:] < self.framed)
-        edge = (draw[:, :4] * ends).reshape(-1, 2, 2)  # parts of the way from each edge to the box
+        edge = (draw[:, :4] * ends).reshape(-1, 2, 2)  # bar's share of the way from each edge to the box
         first, last = edge[:, 0] * low, self.size - edge[:, 1] * (self.size - high)  # (B, 2) px
         pixels = torch.arange(self.size, device=images.device) + 0.5
         within = (pixels > first[..., None]) & (pixels < last[..., None])  # (B, 2, S): columns, rows
         return images * (within[:, 1, :, None] & within[:, 0, None, :])[:, None]
 
-    def _degrade(self, images: Tensor, keys: Tensor) -> Tensor:
+    def degrade(self, images: Tensor, keys: Tensor) -> Tensor:
         """Low resolution, motion blur and black-and-white, for some."""
         draw = counter_rng.uniform(keys, "degrade", (6,))
         images = images.clone()
@@ -245,10 +236,8 @@ class Scenes:
             total = 0
             still = torch.eye(2, device=keys.device).expand(len(chosen), 2, 2)
             for step in (-0.5, -0.25, 0.0, 0.25, 0.5):
-                offset = toward(direction, step * reach * 2 / self.size)
-                theta = torch.cat([still, offset[..., None]], 2)
-                grid = F.affine_grid(theta, list(images[chosen].shape), align_corners=False)
-                total = total + F.grid_sample(images[chosen], grid, padding_mode="border", align_corners=False)
+                offset = affine.toward(direction, step * reach * 2 / self.size)
+                total = total + affine.sample(images[chosen], still, offset, self.size, "border")
             images[chosen] = total / 5
         weights = torch.tensor(GREY, device=keys.device)[:, None, None]
         grey = (images * weights).sum(1, keepdim=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dataset_script.caches import DeviceRows, open_arrays, write_arrays, written_once
 from dataset_script.files import digest
-from modeling_handunet.crops import crop_square, image_to_square
+from modeling_handunet.crops import Crop
 from modeling_handunet.images import load_image
 
 # Raise when the same squares are cut out otherwise, so that caches on disk are made anew.
@@ -53,8 +53,8 @@ class Squares:
 
     def _cut(self, path: Path, square: tuple | None) -> np.ndarray:
         image = load_image(path)
-        square = image_to_square(*image.size) if square is None else square
-        return np.asarray(crop_square(image, square, self.size)).transpose(2, 0, 1)
+        crop = Crop.of_image(*image.size, self.size) if square is None else Crop(square, self.size)
+        return np.asarray(crop.cut(image)).transpose(2, 0, 1)
 
 
 def squares_on_device(squares: Squares, device: str | torch.device, batch_size: int = 256) -> DeviceRows:

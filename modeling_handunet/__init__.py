@@ -7,9 +7,9 @@ Importing the package registers it with transformers' auto classes and pipelines
     >>> from transformers import pipeline
     >>> pipe = pipeline("keypoint-detection", model="weights/handunet-base")
 
-Imports point one way: keypoints <- configuration <- heatmaps, losses <- modeling <- image processing <- pipeline.
-Every file stands in this one folder and imports its neighbours as `from .name import thing`, because `save_pretrained`
-finds the files that travel to the Hub by that line.
+Imports point one way: keypoints <- configuration <- images, crops, heatmaps, losses <- modeling, image processing <-
+pipeline.  All files are in this one folder and import each other as `from .name import thing`, because `save_pretrained`
+searches for such lines to find the files that it copies to the Hub.
 """
 
 from .configuration_handunet import HandUNetConfig

@@ -1,10 +1,10 @@
 """What a set of detector weights means: the network's shape and the hands that it tells apart."""
 
-from .versions import MINIMUM_TRANSFORMERS  # noqa: F401, I001  first, since it refuses an older transformers
+from .versions import MINIMUM_TRANSFORMERS  # noqa: F401  comes first, because it refuses an older transformers
+
+# isort: split
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
-
-from .configuration_handunet import check_settings
 
 # Far beyond any network of this kind, so that a hostile file is refused before it takes memory or time.
 MAX_IMAGE_SIZE = 2048
@@ -61,8 +61,7 @@ class HandUNetDetectorConfig(PreTrainedConfig):
         """As transformers' own; raises `OSError` where there is no file, instead of answering the defaults."""
         settings, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         if not settings:
-            raise OSError(f"There is no config.json, or an empty one, in {pretrained_model_name_or_path}: save the model anew.")
-        check_settings(settings, pretrained_model_name_or_path)
+            raise OSError(f"There is no config.json, or an empty one, in {pretrained_model_name_or_path}: save it again.")
         return settings, kwargs
 
     def validate_architecture(self):

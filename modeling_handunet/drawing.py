@@ -1,25 +1,23 @@
-"""Draws hands over photographs: one colour a finger, faint where the model is unsure."""
+"""Draws hands over photographs: one colour per finger, fainter where the score is low."""
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from .keypoints import NUM_KEYPOINTS, SKELETON, keypoint_color
 
-# Lines are drawn on a canvas this many times as large and reduced, since ImageDraw does not smooth them.
+# Lines are drawn on a canvas this many times as large, then reduced, because ImageDraw does not smooth them.
 SUPERSAMPLING = 3
 # Beyond this many pixels a side the canvas is not enlarged, to bound memory.
 MAX_CANVAS = 6144
 
 
-def draw_hand(
-    image: Image.Image, keypoints, scores=None, *, skeleton=None, width: float | None = None
-) -> Image.Image:
+def draw_hand(image: Image.Image, keypoints, scores=None, *, skeleton=None, width: float | None = None) -> Image.Image:
     """A copy of an RGB `image` with one hand drawn over it.
 
     Args:
-        keypoints: (21, 2), (x, y) in pixels of `image`; NaN ones are left out.  Of a model with its own keypoints (K, 2).
-        scores: (21,) in [0, 1]; a keypoint and the bones that end in it fade with its score.  Opaque by default.
-        skeleton: pairs of keypoints that a bone joins; by default `SKELETON`, and none for another number than 21.
+        keypoints: (21, 2), (x, y) in pixels of `image`, or (K, 2) of a model with other keypoints.  NaN is not drawn.
+        scores: (21,) in [0, 1]; a keypoint and the bones that end in it fade with its score.  By default all are opaque.
+        skeleton: pairs of keypoints that a bone joins; by default `SKELETON` for 21 keypoints, and no bones otherwise.
         width: of the bones, in pixels; by default in proportion to the hand.
     """
     keypoints = np.asarray(keypoints, dtype=np.float64)
@@ -32,7 +30,7 @@ def draw_hand(
     if width is None:
         extent = np.ptp(keypoints[present], axis=0).max()
         width = float(np.clip(extent / 45, 1.0, max(image.size) / 60 + 1))
-    result = image.convert("RGB")  # a copy in any case
+    result = image.convert("RGB")  # always a copy
     margin = 2 * width + 1
     low = np.clip(np.floor(keypoints[present].min(0) - margin), 0, image.size).astype(int)
     high = np.clip(np.ceil(keypoints[present].max(0) + margin), 0, image.size).astype(int)
@@ -54,8 +52,8 @@ def draw_hand(
         x, y = points[index]
         draw.ellipse([x - dot, y - dot, x + dot, y + dot], fill=color(index), outline=(20, 20, 20, color(index)[3]))
     layer = layer.resize(tuple(high - low), Image.Resampling.BOX)
-    under = result.crop((*low, *high)).convert("RGBA")
-    result.paste(Image.alpha_composite(under, layer).convert("RGB"), tuple(low))
+    background = result.crop((*low, *high)).convert("RGBA")
+    result.paste(Image.alpha_composite(background, layer).convert("RGB"), tuple(low))
     return result
 
 

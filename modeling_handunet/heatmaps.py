@@ -8,7 +8,7 @@ centre is (0.5, 0.5) and an image of width W covers 0 <= x < W.
 import torch
 from torch import Tensor
 
-# Reach of the local decoder round a peak and the standard deviation of its weights, in pixels of the heatmap.
+# The local decoder's window reaches this far from the peak; its weights have this standard deviation.  Heatmap pixels.
 LOCAL_RADIUS = 7
 LOCAL_SIGMA = 3.0
 LOCAL_STEPS = 3
@@ -26,11 +26,11 @@ def render_heatmaps(keypoints: Tensor, size: int | tuple[int, int], sigma: float
     A Gaussian is separable, so an (H, W) map is the outer product of two vectors: H + W exponentials instead of H * W.
 
     Args:
-        keypoints: (..., 2) points (x, y) in pixels of the heatmap; on any device, which the result shares.
+        keypoints: (..., 2) points (x, y) in pixels of the heatmap, on any device; the result is on the same one.
         size: side, or (height, width), of the heatmaps.
         sigma: standard deviation of the Gaussian in pixels.
-        quantize: move each keypoint to the centre of the pixel that contains it.  This equals setting that pixel to
-            one, blurring with a Gaussian and dividing by the maximum, as the first implementations of this network do.
+        quantize: move each keypoint to the centre of its pixel.  The first implementations of this network do the same:
+            they set that pixel to one, blur with a Gaussian and divide by the maximum.
 
     Returns:
         (..., H, W) heatmaps in [0, 1].  A keypoint outside the image, or NaN, gives a map of zeros.
@@ -41,7 +41,7 @@ def render_heatmaps(keypoints: Tensor, size: int | tuple[int, int], sigma: float
     if not sigma > 0:
         raise ValueError(f"sigma={sigma}: give a number of pixels above 0.")
     if keypoints.dtype != torch.float64:
-        keypoints = keypoints.float()  # half a float holds no pixel's centre beyond 128
+        keypoints = keypoints.float()  # float16 and bfloat16 cannot hold pixel centres above 128 exactly
     limits = torch.tensor([width, height], device=keypoints.device)
     inside = ((keypoints >= 0) & (keypoints < limits)).all(-1)  # (...), False for NaN
     if quantize:
@@ -57,14 +57,14 @@ def decode_heatmaps(heatmaps: Tensor, method: str = "local") -> tuple[Tensor, Te
 
     Args:
         heatmaps: (..., H, W), values of at least 0.
-        method: `"local"`, sub-pixel round the peak: from the highest pixel, mean shift (Comaniciu and Meer, PAMI 2002)
-            with a Gaussian window, in which a pixel counts only together with its mirror image about the estimate, so
-            that the image's border does not pull the estimate inwards.  `"argmax"`, the centre of the highest pixel.
-            `"mean"`, the average position over the whole heatmap, which faint background pulls towards the centre.
+        method: `"local"`, with sub-pixel accuracy: mean shift (Comaniciu and Meer, PAMI 2002) with a Gaussian window,
+            from the highest pixel.  A pixel counts only if its mirror image about the estimate is inside the heatmap, so
+            that the border does not pull the estimate inwards.  `"argmax"`: the centre of the highest pixel.  `"mean"`:
+            the average position over the whole heatmap, which faint background pulls towards the centre.
 
     Returns:
-        keypoints (..., 2), (x, y) in pixels of the heatmap, float32; scores (...,), the heatmap's peak.  A map without
-        any value above 0, or with NaN, gives the centre of the image with score 0, never NaN.
+        keypoints (..., 2), (x, y) in pixels of the heatmap, float32; scores (...,), the heatmap's peak.  A map
+        without a value above 0, or with NaN, gives the heatmap's centre with score 0, never NaN.
     """
     if method not in DECODING_METHODS:
         raise ValueError(f"method={method!r}: choose one of {', '.join(map(repr, DECODING_METHODS))}.")
@@ -90,7 +90,8 @@ def decode_heatmaps(heatmaps: Tensor, method: str = "local") -> tuple[Tensor, Te
 def _highest_pixels(heatmaps: Tensor) -> tuple[Tensor, Tensor]:
     """The peaks (...,), float32, of `heatmaps` (..., H, W) and the pixels (..., 2), x then y, where they are.
 
-    The largest of each line and then of these is far faster than argmax over the map, if a line lies as memory does.
+    Take the maximum per row, then over rows: much faster than `argmax` over the flattened map when rows are contiguous.
+    In channels-last memory, columns take the place of rows.
     """
     height, width = heatmaps.shape[-2:]
     if heatmaps.ndim == 4 and heatmaps.is_contiguous(memory_format=torch.channels_last):
@@ -107,8 +108,8 @@ def _highest_pixels(heatmaps: Tensor) -> tuple[Tensor, Tensor]:
 def calibrate_scores(scores: Tensor, temperature: float) -> Tensor:
     """Scores (...) in [0, 1] whose log-odds are divided by `temperature`, float32; a score of 0 stays 0.
 
-    A network is often surer than it is right; one temperature, fitted on hands that it was not trained on, mends most of
-    that and changes no order (Guo et al., "On calibration of modern neural networks", ICML 2017).
+    Networks are often overconfident.  One temperature, fitted on hands that were not trained on, corrects most of that and
+    does not change the order of scores (Guo et al., "On calibration of modern neural networks", ICML 2017).
     """
     if temperature == 1:
         return scores
@@ -130,9 +131,8 @@ def _refine(heatmaps: Tensor, peaks: Tensor) -> Tensor:
     window = window.unflatten(-1, (len(offsets), len(offsets)))  # (..., D, D): rows, columns
     window = window * (within[..., 1, :, None] & within[..., 0, None, :])
 
-    # From here on in pixels from the peak's centre, for both axes at once.  A plain step halves the distance to the
-    # centre of a Gaussian as wide as the weights, so each step goes twice as far: exact for that width, and still
-    # converging for every other one.
+    # From here on in pixels from the peak's centre, for both axes at once.  For a Gaussian as wide as the weights, a plain
+    # step halves the distance to its centre.  So each step goes twice as far: exact for that width, convergent for others.
     low, high = -(peaks + 0.5)[..., None], last - peaks[..., None] + 0.5  # (..., 2, 1), the image's borders
     shift = torch.zeros_like(low)
     for _ in range(LOCAL_STEPS):

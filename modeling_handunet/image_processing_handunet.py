@@ -1,32 +1,27 @@
 """Photographs and boxes to the network's input, and its heatmaps to keypoints in the photograph."""
 
-from collections.abc import Sequence
-from numbers import Real
-from typing import Any, TypedDict
+from typing import TypedDict
 
-from .versions import MINIMUM_TRANSFORMERS  # noqa: F401, I001  first, since it refuses an older transformers
+from .versions import MINIMUM_TRANSFORMERS  # noqa: F401  comes first, because it refuses an older transformers
+
+# isort: split
 import numpy as np
 import torch
-from PIL import Image
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_utils import BatchFeature
-from transformers.image_utils import PILImageResampling, SizeDict
+from transformers.image_utils import PILImageResampling
 
-from .configuration_handunet import MAX_IMAGE_SIZE, check_settings
-from .crops import box_to_square, check_box, crop_square, from_crop, image_to_square
-from .images import load_image
-from .crops import normalize_crops, parse_box
+from .crops import Crop, check_box, normalize_crops, parse_box
 from .heatmaps import calibrate_scores, decode_heatmaps
+from .images import load_image
+from .nesting import boxes_by_image, handedness_by_image
 
-HANDEDNESS = ("right", "left")
-# Beyond these, a factor or a statistic of pixels has no finite result as float32.
-MAX_FACTOR, MIN_STD = 1e6, 1e-6
 MIN_BOX_FILL = 0.01
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 100
 
 
 class HandUNetImageProcessorKwargs(TypedDict, total=False):
-    """What `preprocessor_config.json` holds; other options of image processors are refused, not ignored."""
+    """The options in `preprocessor_config.json`."""
 
     do_convert_rgb: bool
     do_resize: bool
@@ -42,66 +37,16 @@ class HandUNetImageProcessorKwargs(TypedDict, total=False):
     temperature: float
 
 
-def as_lists(values):
-    """`values` with every array, tensor and tuple in it as a list."""
-    if hasattr(values, "tolist"):
-        values = values.tolist()
-    return [as_lists(value) for value in values] if isinstance(values, (list, tuple)) else values
-
-
-def split_by_image(values, counts: Sequence[int], what: str) -> list[list[Any]]:
-    """Bring one value for all hands, one per image or one per hand into one list per image of one value per hand."""
-    values = as_lists(values)
-    if values is None or isinstance(values, str):
-        return [[values] * count for count in counts]
-    if not isinstance(values, list):
-        raise ValueError(f"{what}={values!r}: give one for all hands, one per image in a list, or one list per image.")
-    if len(values) != len(counts) and len(counts) == 1 and len(values) == counts[0]:
-        values = [values]
-    if len(values) != len(counts):
-        raise ValueError(f"Got {what} for {len(values)} images, but {len(counts)} images.")
-    result = []
-    for index, (value, count) in enumerate(zip(values, counts)):
-        value = value if isinstance(value, list) else [value] * count
-        if len(value) != count:
-            raise ValueError(f"Image {index} has {count} hands, but {what} for {len(value)}.")
-        result.append(value)
-    return result
-
-
-def check_handedness(handedness: str | None) -> str:
-    """`handedness`, "right" where it is None; `ValueError` where it is neither "right" nor "left"."""
-    if handedness not in (None, *HANDEDNESS):
-        raise ValueError(f"handedness={handedness!r}: a hand is 'right' or 'left'.")
-    return handedness or "right"
-
-
-def nest_boxes(boxes, num_images: int | None = None) -> list[list | None]:
-    """One list of boxes (or None) per image, from such a list, or from the flat list of a single image's boxes."""
-    boxes = as_lists(boxes)
-    if not isinstance(boxes, list) or not all(box is None or isinstance(box, list) for box in boxes):
-        raise ValueError(f"boxes={boxes!r}: give one list of boxes (x, y, width, height) per image.")
-    first = next((image_boxes for image_boxes in boxes if image_boxes), None)
-    if not boxes or (first is not None and not isinstance(first[0], list)):  # the boxes of one image
-        if num_images not in (None, 1):
-            raise ValueError(f"boxes={boxes!r}: for {num_images} images give one list of boxes each.")
-        boxes = [boxes]
-    if num_images is not None and len(boxes) != num_images:
-        raise ValueError(
-            f"Got boxes for {len(boxes)} images, but {num_images} images: give one list of (x, y, width, height) each."
-        )
-    return boxes
-
-
 class HandUNetImageProcessor(PilBackend):
     """Prepares hands for [`HandUNetForPoseEstimation`] and reads its answers.
 
-    Each hand's box (x, y, width, height), in pixels of the upright image, becomes a square with its centre in which the
-    box's longer side takes `box_fill`, black outside the image.  An image without boxes is itself the crop of one
-    hand, padded centrally in black to a square.  The crop is resized (PIL bilinear), scaled from [0, 255] to [0, 1] and
-    normalised.  The network knows right hands; a left hand is mirrored on the way in and back on the way out.  The
-    processor never searches for hands.  Scores are the heatmaps' peaks, their log-odds divided by `temperature`, which
-    is fitted after training so that a score is the chance that its keypoint is right.
+    Each hand's box (x, y, width, height), in pixels of the upright image, becomes a [`Crop`]: a square with the box's
+    centre, in which the box's longer side takes the share `box_fill`.  An image without boxes is itself the crop of one
+    hand, padded in black to a square.  The crop is resized, scaled from [0, 255] to [0, 1] and normalised.  The network
+    knows right hands: a left hand is mirrored on the way in and on the way back.  The processor never searches for hands.
+
+    A score is the heatmap's peak, its log-odds divided by `temperature`.  Training fits the temperature so that a score is
+    the probability that its keypoint is correct.
     """
 
     valid_kwargs = HandUNetImageProcessorKwargs
@@ -121,43 +66,19 @@ class HandUNetImageProcessor(PilBackend):
     temperature = 1.0
 
     def __init__(self, **kwargs):
-        taken = [name for name in kwargs if hasattr(type(self), name) and name not in self.valid_kwargs.__annotations__]
-        taken = [name for name in taken if kwargs[name] is not None or getattr(type(self), name) is not None]
-        if taken:  # transformers would put them in place of the processor's own methods and settings
-            raise ValueError(f"HandUNetImageProcessor has no options {sorted(taken)}: leave them out.")
-        if not isinstance(kwargs.get("auto_map", {}), dict):
-            raise ValueError(f"auto_map={kwargs['auto_map']!r}: give a dict from auto classes to classes, or leave it out.")
         super().__init__(**kwargs)
         self._check_options({name: getattr(self, name) for name in self.valid_kwargs.__annotations__})
-
-    @classmethod
-    def get_image_processor_dict(cls, pretrained_model_name_or_path, **kwargs):
-        """As transformers' own; raises `OSError` also for a file that is no UTF-8, nested too deeply or no JSON object."""
-        try:
-            settings, kwargs = super().get_image_processor_dict(pretrained_model_name_or_path, **kwargs)
-        except RecursionError:
-            raise OSError(
-                f"The processor's settings in {pretrained_model_name_or_path} are nested too deeply: save or download "
-                "them again."
-            ) from None
-        except UnicodeDecodeError as error:
-            raise OSError(
-                f"The processor's settings in {pretrained_model_name_or_path} are no text ({error}): save or download "
-                "them again."
-            ) from None
-        check_settings(settings, pretrained_model_name_or_path)
-        return settings, kwargs
 
     def preprocess(self, images, boxes=None, handedness=None, *, return_tensors="pt", **kwargs) -> BatchFeature:
         """Cut out, resize and normalise every hand.
 
         Args:
             images: one image or a list: paths, URLs, bytes, PIL images, arrays or tensors; see `images.load_image`.
-            boxes: per image a list of (x, y, width, height); of a single image the list itself.
+            boxes: per image a list of (x, y, width, height); for a single image the list itself.
             handedness: "right" or "left" for all, per image, or per hand (nested like `boxes`); right by default.
             return_tensors: "pt" or "np".
-            kwargs: options of this processor to change for this call; not `box_fill` and `temperature`, which
-                `post_process_pose_estimation` must know.
+            kwargs: options of this processor to change for this call; not `box_fill` and `temperature`, because
+                `post_process_pose_estimation` must know them.
 
         Returns:
             `pixel_values` (hands, 3, 128, 128): the hands of the first image, then those of the second, and so on.
@@ -171,83 +92,30 @@ class HandUNetImageProcessor(PilBackend):
                 f"HandUNetImageProcessor does not take {sorted(kwargs.keys() - known)} in a call: expected "
                 f"{sorted(known)}, and box_fill and temperature when it is made or loaded."
             )
-        options = self._standardize_kwargs(**{name: kwargs.get(name, getattr(self, name)) for name in known})
-        self._check_options({**options, "box_fill": self.box_fill, "temperature": self.temperature})
-        images = list(images) if self._is_batch(images) else [images]
+        options = {name: getattr(self, name) for name in self.valid_kwargs.__annotations__} | kwargs
+        options = self._standardize_kwargs(**options)
+        self._check_options(options)
+        several = isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) == 4
+        images = [load_image(image) for image in (images if several else [images])]
         if not images:
             raise ValueError("Got an empty list of images: give at least one.")
-        images = [load_image(image) for image in images]
-        squares = self.squares([image.size for image in images], boxes)
-        sides = split_by_image(handedness, [len(hands) for hands in squares], "handedness")
+        boxes = boxes_by_image(boxes, len(images))
+        for image, image_boxes in zip(images, boxes):
+            for box in image_boxes or ():
+                check_box(box, *image.size)
         size = options["size"].height
-        crops = []
-        for image, hands, image_sides in zip(images, squares, sides):
-            for square, side in zip(hands, image_sides):
-                crop = crop_square(image, square, size)
-                if check_handedness(side) == "left":
-                    crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-                crops.append(np.asarray(crop))
+        hands = self._place_hands(boxes, [image.size for image in images], handedness, size)
+        crops = [np.asarray(crop.cut(image)) for image, placed in zip(images, hands) for crop, _ in placed]
         pixels = np.stack(crops) if crops else np.zeros((0, size, size, 3), np.uint8)
         return BatchFeature({"pixel_values": self.normalize_pixels(pixels, **options)}, tensor_type=return_tensors)
 
     def normalize_pixels(self, pixels: np.ndarray, **options) -> np.ndarray:
-        """8-bit crops (B, H, W, 3) to float32 (B, 3, H, W), as the options of this processor say."""
+        """8-bit crops (B, H, W, 3) to float32 (B, 3, H, W), as the processor's options say, or `options` instead of them."""
         names = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
-        option = {name: options.get(name, getattr(self, name)) for name in names}
-        factor = option["rescale_factor"] if option["do_rescale"] else 1.0
-        mean, std = (option["image_mean"], option["image_std"]) if option["do_normalize"] else ([0.0] * 3, [1.0] * 3)
-        return normalize_crops(pixels, factor, mean, std)
-
-    def _standardize_kwargs(self, size=None, **kwargs) -> dict[str, Any]:
-        if not isinstance(size, (int, dict, SizeDict)):
-            raise ValueError(f"size={size!r}: give one number of pixels, or a dict with height and width.")
-        return super()._standardize_kwargs(size=size, **kwargs)
-
-    @staticmethod
-    def _check_options(options: dict[str, Any]) -> None:
-        size, fill, factor = options["size"], options["box_fill"], options["rescale_factor"]
-        if not isinstance(size.height, int) or size.height < 1 or size.height != size.width:
-            raise ValueError(f"size={dict(size)}: the network reads squares, give one height and width.")
-        if size.height > MAX_IMAGE_SIZE:
-            raise ValueError(f"size={dict(size)}: give at most {MAX_IMAGE_SIZE} pixels a side.")
-        if not isinstance(fill, Real) or not MIN_BOX_FILL <= fill <= 1:
-            raise ValueError(f"box_fill={fill!r}: give the share of the square that a box takes, in [{MIN_BOX_FILL}, 1].")
-        temperature = options["temperature"]
-        if not isinstance(temperature, Real) or not MIN_TEMPERATURE <= temperature <= MAX_TEMPERATURE:
-            raise ValueError(
-                f"temperature={temperature!r}: give a number in [{MIN_TEMPERATURE}, {MAX_TEMPERATURE}]; 1 leaves scores as "
-                "they are."
-            )
-        if not options["do_convert_rgb"] or not options["do_resize"]:
-            raise ValueError("do_convert_rgb and do_resize cannot be switched off: the network reads one size, in RGB.")
-        if options["resample"] != PILImageResampling.BILINEAR:
-            raise ValueError(f"resample={options['resample']!r}: images are resized with PIL's bilinear filter, 2.")
-        if not isinstance(factor, Real) or not abs(factor) <= MAX_FACTOR:
-            raise ValueError(f"rescale_factor={factor!r}: give the number that pixels are multiplied with.")
-        for name in ("image_mean", "image_std"):
-            values = options[name]
-            if not isinstance(values, (list, tuple)) or [isinstance(value, Real) for value in values] != [True] * 3:
-                raise ValueError(f"{name}={values!r}: give three numbers, one for each of red, green and blue.")
-            if not all(abs(value) <= MAX_FACTOR for value in values):
-                raise ValueError(f"{name}={values!r}: give finite numbers, at most {MAX_FACTOR:g}.")
-        if min(options["image_std"]) < MIN_STD:
-            raise ValueError(f"image_std={options['image_std']!r}: give numbers above 0, at least {MIN_STD:g}.")
-
-    def squares(self, sizes: Sequence[tuple[int, int]], boxes=None) -> list[list[tuple[float, float, float]]]:
-        """The squares (left, top, side) that are cut out of images of `sizes` (width, height): per image, per hand.
-
-        Raises `ValueError` for boxes that are no boxes or lie outside their image, naming them.
-        """
-        boxes = [None] * len(sizes) if boxes is None else nest_boxes(boxes, len(sizes))
-        squares = []
-        for (width, height), image_boxes in zip(sizes, boxes):
-            if image_boxes is None:
-                squares.append([image_to_square(width, height)])
-                continue
-            for box in image_boxes:
-                check_box(box, width, height)
-            squares.append([box_to_square(box, self.box_fill) for box in image_boxes])
-        return squares
+        do_rescale, factor, do_normalize, mean, std = (options.get(name, getattr(self, name)) for name in names)
+        if not do_normalize:
+            mean, std = [0.0] * 3, [1.0] * 3
+        return normalize_crops(pixels, factor if do_rescale else 1.0, mean, std)
 
     def post_process_pose_estimation(
         self,
@@ -273,63 +141,74 @@ class HandUNetImageProcessor(PilBackend):
             Per image a list of hands, each a dict of tensors on the CPU: `keypoints` (21, 2), (x, y); `scores` (21,) in
             [0, 1]; `labels` (21,), the keypoints' indices in `config.id2label`; `visibility` (21,), whether the score
             reaches `threshold` (True without one); `bbox` (4,), the hand's box (or the whole image) as
-            (x_min, y_min, x_max, y_max).  Coordinates are pixels of the original image where boxes or target sizes
-            are given, and else of the network's input.
+            (x_min, y_min, x_max, y_max).  Coordinates are pixels of the original image if boxes or target sizes are
+            given, and otherwise of the network's input.
 
         Raises `ValueError` when hands, boxes, target sizes and handedness do not fit each other.
         """
         heatmaps = outputs["heatmaps"] if isinstance(outputs, dict) else outputs.heatmaps
         size = heatmaps.shape[-1]
-        squares, corners = self._placements(len(heatmaps), size, boxes, target_sizes)
-        counts = [len(hands) for hands in squares]
-        if sum(counts) != len(heatmaps):
-            raise ValueError(f"Got the heatmaps of {len(heatmaps)} hands, but boxes or target sizes for {sum(counts)}.")
-        sides = split_by_image(handedness, counts, "handedness")
-        keypoints, scores = (values.cpu() for values in decode_heatmaps(heatmaps.detach(), method))
-        scores = calibrate_scores(scores, self.temperature)
-        labels = torch.arange(heatmaps.shape[1])
-        results, hand = [], 0
-        for image_squares, image_corners, image_sides in zip(squares, corners, sides):
-            results.append([])
-            for square, corner, side in zip(image_squares, image_corners, image_sides):
-                points = keypoints[hand].double()
-                if check_handedness(side) == "left":
-                    points = torch.stack([size - points[:, 0], points[:, 1]], 1)
-                results[-1].append(
-                    {
-                        "keypoints": from_crop(points, square, size).float(),
-                        "scores": scores[hand],
-                        "labels": labels.clone(),
-                        "visibility": scores[hand] >= (0.0 if threshold is None else threshold),
-                        "bbox": torch.tensor(corner, dtype=torch.float32),
-                    }
-                )
-                hand += 1
-        return results
-
-    def _placements(self, hands: int, size: int, boxes, target_sizes) -> tuple[list[list], list[list]]:
-        """Per image, per hand: the square that was cut out, and the corners of the hand's box."""
-        if target_sizes is None:
-            sizes = None if boxes is not None else [(size, size)] * hands
-        else:
+        if target_sizes is not None:
             sizes = [(int(width), int(height)) for height, width in target_sizes]
-        boxes = [None] * len(sizes) if boxes is None else nest_boxes(boxes, None if sizes is None else len(sizes))
-        squares, corners = [], []
-        for index, image_boxes in enumerate(boxes):
-            if image_boxes is not None:
-                squares.append([box_to_square(box, self.box_fill) for box in image_boxes])
-                corners.append([(x, y, x + width, y + height) for x, y, width, height in map(parse_box, image_boxes)])
-                continue
-            if sizes is None:
-                raise ValueError(f"Image {index} has no boxes: give target_sizes, so that its own size is known.")
-            squares.append([image_to_square(*sizes[index])])
-            corners.append([(0.0, 0.0, *sizes[index])])
-        return squares, corners
+        else:
+            sizes = [(size, size)] * len(heatmaps) if boxes is None else None
+        boxes = boxes_by_image(boxes, None if sizes is None else len(sizes))
+        if sizes is None and None in boxes:
+            raise ValueError(f"Image {boxes.index(None)} has no boxes: give target_sizes, so that its own size is known.")
+        hands = self._place_hands(boxes, sizes or [None] * len(boxes), handedness, size)
+        if (count := sum(map(len, hands))) != len(heatmaps):
+            raise ValueError(f"Got the heatmaps of {len(heatmaps)} hands, but boxes or target sizes for {count}.")
+        keypoints, scores = (values.cpu() for values in decode_heatmaps(heatmaps.detach(), method))
+        scores = calibrate_scores(scores, self.temperature)  # (hands, 21)
+        decoded = zip(keypoints.double(), scores)
+        return [[_pose(crop, corners, *next(decoded), threshold) for crop, corners in placed] for placed in hands]
+
+    def _place_hands(self, boxes, sizes, handedness, size: int) -> list[list[tuple[Crop, tuple[float, ...]]]]:
+        """Per image, per hand: its crop of `size` px, and its box (or the whole image) as (x_min, y_min, x_max, y_max).
+
+        boxes: per image a list, or None if the whole image is the crop of one hand; `sizes` then has its (width, height).
+        """
+        counts = [1 if image_boxes is None else len(image_boxes) for image_boxes in boxes]
+        hands = []
+        for image_boxes, image_size, image_handedness in zip(boxes, sizes, handedness_by_image(handedness, counts)):
+            placed = []
+            for box, hand_handedness in zip([None] if image_boxes is None else image_boxes, image_handedness):
+                mirrored = hand_handedness == "left"
+                if box is None:
+                    placed.append((Crop.of_image(*image_size, size, mirrored=mirrored), (0.0, 0.0, *image_size)))
+                else:
+                    x, y, width, height = parse_box(box)
+                    crop = Crop.around_box(box, size, self.box_fill, mirrored=mirrored)
+                    placed.append((crop, (x, y, x + width, y + height)))
+            hands.append(placed)
+        return hands
 
     @staticmethod
-    def _is_batch(images) -> bool:
-        """Whether `images` are several: a list, a tuple, or an array with one dimension more than an image."""
-        return isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) == 4
+    def _check_options(options: dict) -> None:
+        size, fill, temperature = options["size"], options["box_fill"], options["temperature"]
+        if not size.height or size.height != size.width:
+            raise ValueError(f"size={dict(size)}: the network reads squares, give one height and width.")
+        if not MIN_BOX_FILL <= fill <= 1:
+            raise ValueError(f"box_fill={fill!r}: give the share of the square that a box takes, in [{MIN_BOX_FILL}, 1].")
+        if not MIN_TEMPERATURE <= temperature <= MAX_TEMPERATURE:
+            raise ValueError(
+                f"temperature={temperature!r}: give a number in [{MIN_TEMPERATURE}, {MAX_TEMPERATURE}]; 1 changes no score."
+            )
+        if not options["do_convert_rgb"] or not options["do_resize"]:
+            raise ValueError("do_convert_rgb and do_resize cannot be switched off: the network reads one size, in RGB.")
+        if options["resample"] != PILImageResampling.BILINEAR:
+            raise ValueError(f"resample={options['resample']!r}: images are resized with PIL's bilinear filter, 2.")
+
+
+def _pose(crop: Crop, corners, points: torch.Tensor, scores: torch.Tensor, threshold: float | None) -> dict[str, torch.Tensor]:
+    """One hand as `post_process_pose_estimation` answers it, from keypoints (21, 2) in pixels of the crop."""
+    return {
+        "keypoints": crop.back(points).float(),
+        "scores": scores,
+        "labels": torch.arange(len(points)),
+        "visibility": scores >= (0.0 if threshold is None else threshold),
+        "bbox": torch.tensor(corners, dtype=torch.float32),
+    }
 
 
 __all__ = ["HandUNetImageProcessor"]

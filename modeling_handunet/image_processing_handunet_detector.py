@@ -3,7 +3,9 @@
 from numbers import Real
 from typing import TypedDict
 
-from .versions import MINIMUM_TRANSFORMERS  # noqa: F401, I001  first, since it refuses an older transformers
+from .versions import MINIMUM_TRANSFORMERS  # noqa: F401  comes first, because it refuses an older transformers
+
+# isort: split
 import numpy as np
 import torch
 from transformers.image_processing_backends import PilBackend
@@ -11,7 +13,7 @@ from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import PILImageResampling
 
 from .configuration_handunet_detector import MAX_IMAGE_SIZE
-from .crops import crop_square, image_to_square, normalize_crops
+from .crops import Crop, normalize_crops
 from .detection_decoding import duplicates, peaks
 from .images import load_image
 
@@ -50,7 +52,7 @@ class HandUNetDetectorImageProcessor(PilBackend):
         self._check()
 
     def _check(self) -> None:
-        side, other = (self.size[name] if name in self.size else None for name in ("height", "width"))
+        side, other = (self.size.get(name) for name in ("height", "width"))
         if not isinstance(side, int) or side != other or not 0 < side <= MAX_IMAGE_SIZE:
             raise ValueError(f"size={dict(self.size)}: give one height and width, from 1 to {MAX_IMAGE_SIZE}.")
         if self.resample != PILImageResampling.BILINEAR:
@@ -89,7 +91,7 @@ class HandUNetDetectorImageProcessor(PilBackend):
 
     def letterbox(self, image) -> np.ndarray:
         """An RGB PIL image as the square (size, size, 3) uint8 that the network sees."""
-        return np.asarray(crop_square(image, image_to_square(*image.size), self.size["height"]))
+        return np.asarray(Crop.of_image(*image.size, self.size["height"]).cut(image))
 
     def post_process_object_detection(
         self, outputs, threshold: float = 0.5, target_sizes=None
@@ -119,13 +121,11 @@ class HandUNetDetectorImageProcessor(PilBackend):
         for index in range(len(centres)):
             maps = {"scores": scores, "labels": labels, "boxes": boxes, "directions": directions}
             hands = {name: values[index].cpu()[found[index]] for name, values in maps.items()}
-            square, limits = (0.0, 0.0, 1.0), (1.0, 1.0)
+            corners, limits = hands["boxes"].double().view(-1, 2, 2), (1.0, 1.0)
             if target_sizes is not None:
                 height, width = (int(length) for length in target_sizes[index])
-                square, limits = image_to_square(width, height), (float(width), float(height))
-            left, top, side = square
-            corners = hands["boxes"].double() * side + torch.tensor([left, top, left, top], dtype=torch.float64)
-            corners = corners.clamp_min(0).minimum(torch.tensor(limits * 2, dtype=torch.float64))
+                corners, limits = Crop.of_image(width, height, 1).back(corners), (float(width), float(height))
+            corners = corners.view(-1, 4).clamp_min(0).minimum(torch.tensor(limits * 2, dtype=torch.float64))
             inside = (corners[:, 2:] > corners[:, :2]).all(1)  # not those in the black beyond the image
             results.append({name: values[inside] for name, values in {**hands, "boxes": corners.float()}.items()})
         return results

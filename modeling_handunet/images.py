@@ -1,7 +1,6 @@
-"""Whatever can be an image becomes an upright 8-bit RGB picture here.
+"""Decodes images: a path, URL, bytes, PIL image, array or tensor becomes an upright 8-bit RGB image.
 
-A path, a URL, bytes, a PIL image, an array or a tensor all go through [`load_image`].  Training data and predictions share
-it, so that they cannot disagree.
+Everything goes through [`load_image`], for training and for prediction, so that both see the same pixels.
 """
 
 import base64
@@ -18,20 +17,20 @@ import zlib
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-# Above these, an image is refused, so that reading one takes less than 2 GB: WebP's decoder alone takes 20 bytes a pixel.
+# Larger images are refused, so that reading one takes less than 2 GB: WebP's decoder alone takes 20 bytes a pixel.
 MAX_IMAGE_PIXELS = 64_000_000
 MAX_TIFF_STRIPS = 100_000
-# Every scan of a progressive JPEG visits every pixel, however little it says: photographs have some 10 scans.
+# Each scan of a progressive JPEG visits every pixel, even if the scan is tiny.  Photographs have about 10 scans.
 MAX_SCANNED_PIXELS = 100 * MAX_IMAGE_PIXELS
 JPEG_MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])")
-# Pixels that are converted at a time, to bound memory.
+# Pixels to convert at a time, to bound memory.
 STRIP_PIXELS = 1 << 20
-# What is read; Pillow knows more, but some of those start other programs (EPS), are for documents, or hold images of
-# another size than they say (ICO).
+# Pillow reads more formats, but some start other programs (EPS), are for documents, or hold images of another size than
+# their header says (ICO).
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "JPEG2000", "AVIF")  # JPEG: MPO too
 MAX_DOWNLOAD_BYTES = 256 * 1024**2
-# What turns an image upright, by its EXIF orientation.  ImageOps.exif_transpose also writes the EXIF anew, and fails on
-# readable photographs of which another tag is damaged.
+# How to turn an image upright, by its EXIF orientation.  `ImageOps.exif_transpose` also rewrites the EXIF, and fails if any
+# other tag is damaged.
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -41,18 +40,18 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-SIDEWAYS = (UPRIGHT[5], UPRIGHT[6], UPRIGHT[7], UPRIGHT[8])  # those that swap width and height
-# What Pillow raises for files that are damaged, hostile or of a kind it does not read.
+SIDEWAYS = (UPRIGHT[5], UPRIGHT[6], UPRIGHT[7], UPRIGHT[8])  # these swap width and height
+# Pillow raises these for files that are damaged, hostile or of an unknown format.
 UNREADABLE_IMAGE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError)
 UNREADABLE_IMAGE_ERRORS += (NotImplementedError, AttributeError, ZeroDivisionError, RuntimeError, struct.error, zlib.error)
-UNREADABLE_IMAGE_ERRORS += (AssertionError,)  # of a palette that a damaged file lacks, say
+UNREADABLE_IMAGE_ERRORS += (AssertionError,)  # for example for a missing palette
 
 
 def load_image(image) -> Image.Image:
     """An 8-bit RGB image, upright, from a path, `http(s)` or `data:` URL, bytes, PIL image, array or tensor.
 
-    Raises `FileNotFoundError` for a path that is not there, `OSError` for something that is not a readable image and
-    `ValueError` for an image of 0 or too many pixels, or an array that is no image, each naming the image.
+    Raises `FileNotFoundError` for a missing file, `OSError` for a file that is not a readable image, and `ValueError` for
+    an image of 0 or too many pixels or an array that is not an image.  Each error names the image.
     """
     if not isinstance(image, (str, os.PathLike, bytes)):
         return to_rgb(image)
@@ -72,7 +71,7 @@ def load_image(image) -> Image.Image:
     else:
         source = name
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is checked here
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # this file has its own limit
         try:
             opened = Image.open(source, formats=IMAGE_FORMATS)
         except Image.DecompressionBombError as error:
@@ -87,10 +86,9 @@ def load_image(image) -> Image.Image:
 
 
 def check_work(image: Image.Image, name: str) -> None:
-    """Raise `ValueError` for an opened, not yet decoded file with more pieces than its pixels explain, which would take
-    minutes to decode."""
+    """Raise `ValueError` for an opened file that would take minutes to decode, because it has far more pieces than usual."""
     if image.format == "TIFF" and len(image.tile) > MAX_TIFF_STRIPS:
-        raise ValueError(f"{name} has {len(image.tile)} strips or tiles, expected at most {MAX_TIFF_STRIPS}: save it anew.")
+        raise ValueError(f"{name} has {len(image.tile)} strips or tiles, expected at most {MAX_TIFF_STRIPS}: save it again.")
     if image.format in ("JPEG", "MPO") and image.info.get("progressive"):
         position = image.fp.tell()
         image.fp.seek(0)
@@ -99,14 +97,14 @@ def check_work(image: Image.Image, name: str) -> None:
         if scans * image.width * image.height > MAX_SCANNED_PIXELS:
             raise ValueError(
                 f"{name} is a progressive JPEG of {scans} scans of {image.width}x{image.height} pixels, expected about "
-                "10 scans: save it anew."
+                "10 scans: save it again."
             )
 
 
 def _count_scans(data: bytes) -> int:
     """Scans (SOS markers) of a JPEG's first picture; https://www.w3.org/Graphics/JPEG/itu-t81.pdf, annex B."""
     scans, position = 0, 2
-    while (marker := JPEG_MARKER.search(data, position)) and marker[1] != b"\xd9":  # the end of the picture
+    while (marker := JPEG_MARKER.search(data, position)) and marker[1] != b"\xd9":  # end of image
         scans += marker[1] == b"\xda"
         position = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
     return scans
@@ -114,7 +112,7 @@ def _count_scans(data: bytes) -> int:
 
 def _download(url: str) -> bytes:
     try:
-        with urllib.request.urlopen(url, timeout=30) as response:  # noqa: S310, the scheme was checked
+        with urllib.request.urlopen(url, timeout=30) as response:
             data = response.read(MAX_DOWNLOAD_BYTES + 1)
     except (urllib.error.URLError, OSError, ValueError) as error:
         raise OSError(f"Could not fetch the image {url}: {error}") from error
@@ -124,11 +122,11 @@ def _download(url: str) -> bytes:
 
 
 def to_rgb(image, name: str = "") -> Image.Image:
-    """An 8-bit RGB copy, turned upright by its EXIF orientation, of a PIL image, array or tensor.
+    """An 8-bit RGB copy of a PIL image, array or tensor, turned upright by its EXIF orientation.
 
-    Transparent pixels are laid over black, 16-bit values scaled to 8 bits, grey, palette and CMYK images converted,
-    and of an animation the first frame is taken.  Arrays and tensors are (H, W), (H, W, C) or (C, H, W) with 1, 3 or
-    4 channels: 8 or 16-bit integers, or floats in [0, 1].
+    Transparent pixels are blended with black.  16-bit values are scaled to 8 bits.  Grey, palette and CMYK images are
+    converted.  An animation gives its first frame.  Arrays and tensors are (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4
+    channels: 8 or 16-bit integers, or floats in [0, 1].
     """
     name = name or getattr(image, "filename", "") or "The image"
     if not isinstance(image, Image.Image):
@@ -138,7 +136,7 @@ def to_rgb(image, name: str = "") -> Image.Image:
         image.load()
         turn = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
         result = _convert(image if turn is None else image.transpose(turn))
-        # Pillow hands the file's tags on: read again, as the processor reads what the pipeline read, it would turn again.
+        # Drop the EXIF: the processor loads the pipeline's image again, and would turn it a second time.
         result.info = {key: value for key, value in result.info.items() if key == "icc_profile"}
         return result
     except Image.DecompressionBombError as error:
@@ -149,24 +147,21 @@ def to_rgb(image, name: str = "") -> Image.Image:
 
 def _check_size(width: int, height: int, name: str) -> None:
     if not 0 < width * height <= MAX_IMAGE_PIXELS:
-        raise ValueError(
-            f"{name} has {width}x{height} pixels: expected at least 1 and at most {MAX_IMAGE_PIXELS} of them."
-        )
+        raise ValueError(f"{name} has {width}x{height} pixels: expected at least 1 and at most {MAX_IMAGE_PIXELS} of them.")
 
 
 def _convert(image: Image.Image) -> Image.Image:
-    """An 8-bit RGB copy, made in strips where that takes several steps."""
+    """An 8-bit RGB copy; an image that needs several steps is converted in strips."""
     deep = image.mode.startswith("I") or image.mode == "F"
     if not deep and not image.has_transparency_data:
         return image.convert("RGB") if image.mode != "RGB" else image.copy()
     rows = max(1, STRIP_PIXELS // image.width)
     boxes = [(0, top, image.width, min(top + rows, image.height)) for top in range(0, image.height, rows)]
-    scale = 1.0
-    if deep:
+    if image.mode.startswith("I;16"):
+        scale = 1 / 257  # from 16 bits
+    elif deep:
         highest = np.max([np.asarray(image.crop(box)).max() for box in boxes])
-        scale = 1 / 257 if image.mode.startswith("I") and highest > 255 else 255 if highest <= 1 else 1
-        if image.mode.startswith("I;16"):
-            scale = 1 / 257
+        scale = 1 / 257 if image.mode == "I" and highest > 255 else 255 if highest <= 1 else 1
     result = Image.new("RGB", image.size)
     for box in boxes:
         strip = image.crop(box)

@@ -1,6 +1,12 @@
-"""The loss between predicted and target heatmaps: one minus their intersection over union.
+"""The loss between predicted heatmaps and their targets: one minus their intersection over union.
 
-Change [`HeatmapLoss`] to train on another loss: the model calls nothing else.
+To train on another loss, write a class with the interface of [`HeatmapLoss`] and set it where the model is made:
+
+    HandUNetForPoseEstimation.loss_class = MyLoss
+
+A loss is an `nn.Module` that is made with `(sigma)`.  It has `forward(heatmaps, targets, visibility=None)`,
+`per_heatmap(heatmaps, targets)`, and, for the plot and the model card, `name` and `sentence`.  Training, validation, plot
+and card all ask `model.loss`.
 """
 
 import math
@@ -15,21 +21,24 @@ class IoULoss(nn.Module):
 
         I = sum(y * t),  U = sum(y * y) + sum(t * t) - sum(y * t),  loss = 1 - (I + eps) / (U + eps)
 
-    per heatmap, then averaged.  On a target of zeros the loss is 1 - eps / (sum(y * y) + eps), whose gradient vanishes
-    almost everywhere: it cannot teach that something is absent.
+    per heatmap, then averaged.  On a target of zeros the loss is 1 - eps / (sum(y * y) + eps).  Its gradient is almost 0
+    almost everywhere, so this loss cannot teach that a keypoint is absent.
     """
+
+    name = "IoU loss"
+    sentence = "One minus the intersection over union of each predicted heatmap and its target, averaged over the keypoints."
 
     def __init__(self, eps: float = 1e-6):
         super().__init__()
         self.eps = eps
 
     def forward(self, heatmaps: Tensor, targets: Tensor, visibility: Tensor | None = None) -> Tensor:
-        """Loss (), float32 also under autocast.
+        """The mean loss (), float32 also under autocast.
 
         Args:
             heatmaps: predictions (B, N, H, W) in [0, 1].
             targets: heatmaps of the same shape.
-            visibility: (B, N) bool, the keypoints that count; all of them by default.  0 where none counts.
+            visibility: (B, N) bool, the keypoints that count; by default all.  If none counts, the loss is 0.
         """
         loss = self.per_heatmap(heatmaps, targets)
         if visibility is None:
@@ -40,14 +49,14 @@ class IoULoss(nn.Module):
         return (loss * counts).sum() / counts.sum().clamp_min(1)
 
     def per_heatmap(self, heatmaps: Tensor, targets: Tensor) -> Tensor:
-        """The loss (B, N) of each heatmap, before it is averaged; arguments as above."""
+        """The loss (B, N) of each heatmap."""
         if heatmaps.shape != targets.shape:
             raise ValueError(
                 f"heatmaps have shape {tuple(heatmaps.shape)} but their targets {tuple(targets.shape)}: "
                 "render the targets at the model's image_size, one per keypoint."
             )
         with torch.autocast(heatmaps.device.type, enabled=False):
-            # Alike in memory, which is several times as fast: as the network gives them, so that only targets are copied.
+            # Use the prediction's memory format for both tensors: mixed formats are several times slower.
             last = heatmaps.is_contiguous(memory_format=torch.channels_last)
             layout = torch.channels_last if last else torch.contiguous_format
             y, t = (maps.float().contiguous(memory_format=layout) for maps in (heatmaps, targets))
@@ -57,11 +66,11 @@ class IoULoss(nn.Module):
 
 
 class HeatmapLoss(IoULoss):
-    """What the model trains on: [`IoULoss`], and squared error where a heatmap counts but its target is empty.
+    """The model's loss: [`IoULoss`], and squared error where the target is empty.
 
-    An empty target says that the keypoint is known not to be there.  Its loss is the energy of the heatmap over that of
-    one keypoint's Gaussian, sum(y * y) / (pi * sigma**2), about 1 for one confident false keypoint.  A keypoint of which
-    nothing is known is left out by `visibility`.
+    An empty target says that the keypoint is absent.  Its loss is the energy of the heatmap over the energy of one
+    keypoint's Gaussian, sum(y * y) / (pi * sigma**2): about 1 for one confident false keypoint.  `visibility` leaves out
+    keypoints of which nothing is known.
     """
 
     def __init__(self, sigma: float, eps: float = 1e-6):
@@ -69,7 +78,7 @@ class HeatmapLoss(IoULoss):
         self.energy = math.pi * sigma**2
 
     def per_heatmap(self, heatmaps: Tensor, targets: Tensor) -> Tensor:
-        """The loss (B, N) of each heatmap, before it is averaged."""
+        """The loss (B, N) of each heatmap."""
         loss = super().per_heatmap(heatmaps, targets)
         empty = targets.detach().flatten(2).amax(2) <= 0  # (B, N)
         if not empty.any():

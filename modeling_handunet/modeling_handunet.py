@@ -1,21 +1,22 @@
 """HandUNet: a small U-Net from a 128x128 crop of a hand to 21 heatmaps, one per keypoint.
 
-The shape is that of U-Net (Ronneberger et al., https://arxiv.org/abs/1505.04597) with padding, batch normalisation
-before each convolution, bilinear upsampling and no biases.
+It is a U-Net (Ronneberger et al., https://arxiv.org/abs/1505.04597) with padding, batch normalisation before each
+convolution, bilinear upsampling and no biases.
 """
 
-import json
 import os
-import reprlib
 from dataclasses import dataclass
+from typing import ClassVar
 
-from .versions import MINIMUM_TRANSFORMERS  # noqa: F401, I001  first, since it refuses an older transformers
+from .versions import MINIMUM_TRANSFORMERS  # noqa: F401  comes first, because it refuses an older transformers
+
+# isort: split
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, ModelOutput, logging
+from transformers.utils import ModelOutput, logging
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_handunet import HandUNetConfig
@@ -23,7 +24,7 @@ from .losses import HeatmapLoss
 
 logger = logging.get_logger(__name__)
 
-# How many tensors that do not fit an error names before it only counts the rest.
+# An error names this many tensors that do not fit, and counts the others.
 NAMED_TENSORS = 10
 
 
@@ -31,7 +32,7 @@ NAMED_TENSORS = 10
 class HandUNetPoseEstimatorOutput(ModelOutput):
     """Output of [`HandUNetForPoseEstimation`].
 
-    loss (`torch.Tensor` of shape `()`): only when `labels` are given.
+    loss (`torch.Tensor` of shape `()`): only if `labels` are given.
     heatmaps (`torch.Tensor` of shape `(batch_size, num_keypoints, image_size, image_size)`): values in [0, 1].
     hidden_states (`tuple(torch.Tensor)`): only on request; the output of each `ConvBlock` in the order of the
         computation, down and up again, `(batch_size, hidden_size, height, width)` each.
@@ -43,7 +44,7 @@ class HandUNetPoseEstimatorOutput(ModelOutput):
 
 
 class ConvBlock(nn.Sequential):
-    """Twice batch normalisation, 3x3 convolution, ReLU: (B, in, H, W) -> (B, out, H, W)."""
+    """Two times batch normalisation, 3x3 convolution and ReLU: (B, in, H, W) -> (B, out, H, W)."""
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__(
@@ -56,28 +57,8 @@ class ConvBlock(nn.Sequential):
         )
 
 
-def check_shards(folder: str) -> None:
-    """Raise `OSError` unless the index of weights in several files, if `folder` has one, names safetensors files there."""
-    path = os.path.join(folder, SAFE_WEIGHTS_INDEX_NAME)
-    if not os.path.isfile(path):
-        return
-    try:
-        with open(path, encoding="utf-8") as file:
-            index = json.load(file)
-    except (ValueError, RecursionError) as error:
-        raise OSError(f"{path} is not valid JSON, save or download it again: {error}") from error
-    files = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(files, dict) or not isinstance(index.get("metadata"), dict) or not files:
-        raise OSError(f"{path} does not say which file holds which weights: save or download it again.")
-    for name in files.values():
-        if not isinstance(name, str) or name != os.path.basename(name) or not name.endswith(".safetensors"):
-            raise OSError(f"{path} names {reprlib.repr(name)}, which is no safetensors file of this folder: save or download it again.")
-        if "\0" in name or not os.path.isfile(os.path.join(folder, name)):
-            raise OSError(f"{path} names {reprlib.repr(name)}, which is missing: save or download it again.")
-
-
 class HandUNetPreTrainedModel(PreTrainedModel):
-    """Loads, saves and initialises the network's weights, as every model of transformers does."""
+    """Loads, saves and initialises the network's weights."""
 
     config_class = HandUNetConfig
     base_model_prefix = "handunet"
@@ -96,22 +77,21 @@ class HandUNetPreTrainedModel(PreTrainedModel):
     def from_pretrained(
         cls, pretrained_model_name_or_path, *args, ignore_mismatched_sizes=False, output_loading_info=False, **kwargs
     ):
-        """As transformers' own, but strict: weights that lack a tensor, or hold another one or one of another shape,
-        raise a `ValueError` that names it.  `ignore_mismatched_sizes=True` starts from them all the same and logs what
-        it initialised anew.  A damaged file of weights raises an `OSError`, and so do pickled weights, which are not
-        read unless `use_safetensors=False` asks for them."""
+        """As in transformers, but strict.
+
+        Raises `ValueError` naming each tensor that is missing, unexpected or of another shape.  With
+        `ignore_mismatched_sizes=True` such tensors are initialised instead, and logged.  Raises `OSError` for a damaged
+        file of weights, and for pickled weights unless `use_safetensors=False` asks for them.
+        """
         if kwargs.get("use_safetensors") is None:
             kwargs["use_safetensors"] = True
-        if isinstance(pretrained_model_name_or_path, (str, os.PathLike)):
-            check_shards(os.path.join(pretrained_model_name_or_path, kwargs.get("subfolder") or ""))
         try:
             model, info = super().from_pretrained(
                 pretrained_model_name_or_path, *args, ignore_mismatched_sizes=True, output_loading_info=True, **kwargs
             )
         except SafetensorError as error:
-            raise OSError(
-                f"The weights in {pretrained_model_name_or_path} are damaged, save or download them again: {str(error)[:500]}"
-            ) from error
+            folder, reason = pretrained_model_name_or_path, str(error)[:500]
+            raise OSError(f"The weights in {folder} are damaged, save or download them again: {reason}") from error
         problems = [f"missing: {key}" for key in sorted(info["missing_keys"])]
         problems += [f"unexpected: {key}" for key in sorted(info["unexpected_keys"])]
         problems += [
@@ -123,29 +103,13 @@ class HandUNetPreTrainedModel(PreTrainedModel):
                 problems[NAMED_TENSORS:] = [f"and {len(problems) - NAMED_TENSORS} more"]
             raise ValueError(
                 f"The weights in {pretrained_model_name_or_path} do not fit this {cls.__name__}: "
-                f"{'; '.join(problems)}. Load the right checkpoint or configuration, or pass "
-                "ignore_mismatched_sizes=True to initialise anew what does not fit."
+                f"{'; '.join(problems)}. Load another checkpoint or configuration, or pass "
+                "ignore_mismatched_sizes=True to initialise what does not fit."
             )
         if problems:
-            logger.warning(f"Made anew or left out, from {pretrained_model_name_or_path}: {'; '.join(problems)}.")
-        model.to(memory_format=torch.channels_last)  # or each convolution would turn its weights round in every call
+            logger.warning(f"Initialised or left out, from {pretrained_model_name_or_path}: {'; '.join(problems)}.")
+        model.to(memory_format=torch.channels_last)  # otherwise each call would reorder the weights
         return (model, info) if output_loading_info else model
-
-    def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs):
-        """As transformers' own; `AutoModel` and `pipeline` load the saved folder too, not only
-        `AutoModelForPoseEstimation`."""
-        if self._auto_class is not None:
-            # Imported here, against the package's direction, so that the pipeline's file stands beside this one in
-            # every copy and goes along with the weights, also when they are saved again by who has no package.
-            from .pipeline_handunet import TASK, HandKeypointDetectionPipeline
-
-            model = f"{type(self).__module__.split('.')[-1]}.{type(self).__name__}"
-            auto_map = getattr(self.config, "auto_map", None) or {}
-            self.config.auto_map = {**auto_map, "AutoModel": model, "AutoModelForPoseEstimation": model}
-            implementation = f"pipeline_handunet.{HandKeypointDetectionPipeline.__name__}"
-            pipeline = {"impl": implementation, "pt": ["AutoModelForPoseEstimation"], "type": "image"}
-            self.config.custom_pipelines = {TASK: pipeline}
-        return super().save_pretrained(save_directory, *args, **kwargs)
 
 
 class HandUNetForPoseEstimation(HandUNetPreTrainedModel):
@@ -154,7 +118,11 @@ class HandUNetForPoseEstimation(HandUNetPreTrainedModel):
         >>> model = HandUNetForPoseEstimation(HandUNetConfig())
         >>> model(torch.rand(1, 3, 128, 128)).heatmaps.shape
         torch.Size([1, 21, 128, 128])
+
+    `loss_class` makes the loss from `config.sigma`; see losses.py for how to train on another one.
     """
+
+    loss_class: ClassVar[type[nn.Module]] = HeatmapLoss
 
     def __init__(self, config: HandUNetConfig):
         super().__init__(config)
@@ -162,7 +130,7 @@ class HandUNetForPoseEstimation(HandUNetPreTrainedModel):
         self.down = nn.ModuleList(ConvBlock(a, b) for a, b in zip((config.num_channels, *sizes), sizes))
         self.up = nn.ModuleList(ConvBlock(deep + size, size) for size, deep in zip(sizes[-2::-1], sizes[:0:-1]))
         self.head = nn.Conv2d(sizes[0], config.num_keypoints, 3, padding=1, bias=False)
-        self.loss = HeatmapLoss(config.sigma)
+        self.loss = self.loss_class(config.sigma)
         self.post_init()
 
     @can_return_tuple
@@ -178,19 +146,17 @@ class HandUNetForPoseEstimation(HandUNetPreTrainedModel):
         Args:
             pixel_values: (B, num_channels, image_size, image_size), as [`HandUNetImageProcessor`] makes them.
             labels: target heatmaps (B, num_keypoints, image_size, image_size) from `render_heatmaps`.
-            visibility: (B, num_keypoints) bool, the keypoints that count in the loss; all by default.
+            visibility: (B, num_keypoints) bool, the keypoints that count in the loss; by default all.
 
         Raises `ValueError` when an input's shape does not fit the configuration.
         """
         expected = (self.config.num_channels, self.config.image_size, self.config.image_size)
         if pixel_values.ndim != 4 or pixel_values.shape[1:] != expected:
-            raise ValueError(
-                f"pixel_values has shape {tuple(pixel_values.shape)}, expected (batch, {str(expected)[1:]}."
-            )
+            raise ValueError(f"pixel_values has shape {tuple(pixel_values.shape)}, expected (batch, {str(expected)[1:]}.")
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         skips, hidden_states = [], []
-        features = pixel_values.contiguous(memory_format=torch.channels_last)  # in which convolutions are faster
+        features = pixel_values.contiguous(memory_format=torch.channels_last)  # faster convolutions
         for level, block in enumerate(self.down):
             if level:
                 features = nn.functional.max_pool2d(features, 2)
@@ -208,6 +174,22 @@ class HandUNetForPoseEstimation(HandUNetPreTrainedModel):
             heatmaps=heatmaps,
             hidden_states=tuple(hidden_states) if output_hidden_states else None,
         )
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs):
+        """As in transformers; `AutoModel` and `pipeline` load the saved folder too, not only `AutoModelForPoseEstimation`."""
+        if self._auto_class is not None:
+            # Imported here, against the package's direction, because transformers copies the files that this file imports:
+            # the pipeline's file must travel with the weights.  This also works when the model is re-saved without the
+            # package installed.
+            from .pipeline_handunet import TASK, HandKeypointDetectionPipeline
+
+            model = f"{type(self).__module__.split('.')[-1]}.{type(self).__name__}"
+            auto_map = getattr(self.config, "auto_map", None) or {}
+            self.config.auto_map = {**auto_map, "AutoModel": model, "AutoModelForPoseEstimation": model}
+            implementation = f"pipeline_handunet.{HandKeypointDetectionPipeline.__name__}"
+            pipeline = {"impl": implementation, "pt": ["AutoModelForPoseEstimation"], "type": "image"}
+            self.config.custom_pipelines = {TASK: pipeline}
+        return super().save_pretrained(save_directory, *args, **kwargs)
 
 
 __all__ = ["HandUNetForPoseEstimation", "HandUNetPoseEstimatorOutput", "HandUNetPreTrainedModel"]

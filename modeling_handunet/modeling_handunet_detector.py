@@ -15,7 +15,9 @@ The first four levels are those of the pose network `handunet`, so that a traini
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .versions import MINIMUM_TRANSFORMERS  # noqa: F401, I001  first, since it refuses an older transformers
+from .versions import MINIMUM_TRANSFORMERS  # noqa: F401  comes first, because it refuses an older transformers
+
+# isort: split
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -83,10 +85,6 @@ class HandUNetForObjectDetection(HandUNetPreTrainedModel):
             chance = torch.tensor(FIRST_CHANCE).logit().item()
             side = torch.tensor(FIRST_SIDE).log().item()
             init.copy_(module.bias, torch.tensor([chance, chance, side, side, 0.0, 0.0, 0.0, 0.0]))
-
-    def save_pretrained(self, save_directory, *args, **kwargs):
-        """As transformers' own: what the pose network adds for its pipeline is not for detectors."""
-        return PreTrainedModel.save_pretrained(self, save_directory, *args, **kwargs)
 
     @can_return_tuple
     def forward(

@@ -7,8 +7,8 @@ from torch.utils.data import Dataset
 from transformers.pipelines.base import ChunkPipeline
 
 from .images import load_image
-from .image_processing_handunet import nest_boxes, split_by_image
 from .keypoints import describe_hand
+from .nesting import boxes_by_image, handedness_by_image
 
 TASK = "keypoint-detection"
 
@@ -20,7 +20,7 @@ class HandKeypointDetectionPipeline(ChunkPipeline):
         >>> pipe("photo.jpg", boxes=[[120, 80, 200, 180]], handedness="left")
         [{"label": "left hand", "score": 0.93, "box": {"xmin": 120.0, ...}, "keypoints": [{"name": "wrist", ...}, ...]}]
 
-    Every hand is one item for the model, so `batch_size` counts hands.
+    The model gets one item per hand, so `batch_size` counts hands.
     """
 
     _load_processor = False
@@ -37,20 +37,20 @@ class HandKeypointDetectionPipeline(ChunkPipeline):
         """Find the keypoints of every hand.
 
         Args:
-            inputs: an image, or a list of images: each a path, URL, bytes, PIL image, array or tensor.  A data set or
-                generator, which is read as its answers are, may yield such images.  In place of an image there may be
-                a dict with `image` and optionally `boxes` and `handedness`.
-            boxes: per image a list of (x, y, width, height) in pixels; of a single image the list itself.  Without
-                boxes the image is itself the crop of one hand; with an empty list it has none.
+            inputs: an image or a list of images: each a path, URL, bytes, PIL image, array or tensor, or a dict with
+                `image` and optionally `boxes` and `handedness`.  Also a generator or data set of such images, which is
+                read one by one while its answers are read.
+            boxes: per image a list of (x, y, width, height) in pixels; for a single image the list itself.  Without
+                boxes the image is itself the crop of one hand; with an empty list it has no hand.
             handedness: "right" or "left" for all, per image, or per hand; right by default.
-            threshold: leave out hands whose score is below; by default none is.
+            threshold: leave out hands with a lower score; by default none is left out.
             method: how to decode heatmaps, see `decode_heatmaps`.
-            batch_size: hands that go through the model at a time.
+            batch_size: how many hands go through the model at a time.
 
         Returns:
             Per image a list of hands `{"label", "score", "box": {"xmin", "ymin", "xmax", "ymax"}, "keypoints":
-            [{"name", "x", "y", "score"}, ...]}` in pixels of the upright image; for a single image that list alone.  A
-            hand's score is the mean of its keypoints'.
+            [{"name", "x", "y", "score"}, ...]}` in pixels of the upright image; for a single image only its list.  A
+            hand's score is the mean of its keypoints' scores.
 
         Raises `ValueError` or `OSError` naming what cannot be used.
         """
@@ -58,23 +58,21 @@ class HandKeypointDetectionPipeline(ChunkPipeline):
             if not inputs:
                 raise ValueError("Got an empty list of images: give at least one.")
             if not any(isinstance(item, dict) for item in inputs):
-                boxes = [None] * len(inputs) if boxes is None else nest_boxes(boxes, len(inputs))
+                boxes = boxes_by_image(boxes, len(inputs))
                 counts = [1 if image_boxes is None else len(image_boxes) for image_boxes in boxes]
-                sides = split_by_image(handedness, counts, "handedness")
-                items = [_item(image, *more) for image, *more in zip(inputs, boxes, sides)]
-                return super().__call__(items, **kwargs)
+                handedness = handedness_by_image(handedness, counts)
+                return super().__call__(list(map(_item, inputs, boxes, handedness)), **kwargs)
             inputs = list(inputs)
         elif not isinstance(inputs, dict) and not _is_stream(inputs):
             return super().__call__(_item(inputs, boxes, handedness), **kwargs)
         if boxes is not None or handedness is not None:
             raise ValueError("With dicts, a generator or a data set, put boxes and handedness in dicts with the image.")
         if not isinstance(inputs, (list, dict, Dataset, GeneratorType)):
-            inputs = (item for item in inputs)  # transformers streams from these types only
+            inputs = (item for item in inputs)  # transformers streams only from these types
         return super().__call__(inputs, **kwargs)
 
     def get_iterator(self, inputs, num_workers, batch_size, *parameters):
-        """As transformers' own; a single image does without a data loader, which takes as long to make as a sixth of
-        the network."""
+        """As in transformers, but without a data loader for a single image: making one takes a sixth of the network's time."""
         if isinstance(inputs, list) and len(inputs) == 1 and batch_size == 1 and not num_workers:
             return (self.run_single(item, *parameters) for item in inputs)
         return super().get_iterator(inputs, num_workers, batch_size, *parameters)
@@ -85,21 +83,21 @@ class HandKeypointDetectionPipeline(ChunkPipeline):
     def preprocess(self, inputs):
         item = inputs if isinstance(inputs, dict) else _item(inputs)
         if "image" not in item:
-            raise ValueError(f"Got a dict with {sorted(map(str, item))}: give image, and maybe boxes and handedness.")
-        image, boxes = load_image(item["image"]), item.get("boxes")
-        boxes = None if boxes is None else nest_boxes(boxes, 1)[0]
+            raise ValueError(f"Got a dict with {sorted(map(str, item))}: give image, and optionally boxes and handedness.")
+        image = load_image(item["image"])
+        (boxes,) = boxes_by_image(item.get("boxes"), 1)
         hands = [None] if boxes is None else boxes
-        (sides,) = split_by_image(item.get("handedness"), [len(hands)], "handedness")
-        is_empty = not hands  # every image needs an item; this one is left out again at the end
+        (handedness,) = handedness_by_image(item.get("handedness"), [len(hands)])
+        is_empty = not hands  # every image needs an item; postprocess leaves this one out
         if is_empty:
-            boxes, hands, sides = None, [None], [None]
-        pixel_values = self.image_processor(image, boxes and [boxes], [sides]).pixel_values  # (hands, 3, 128, 128)
-        for index, (box, side) in enumerate(zip(hands, sides)):
+            boxes, hands, handedness = None, [None], ["right"]
+        pixel_values = self.image_processor(image, boxes and [boxes], [handedness]).pixel_values  # (hands, 3, 128, 128)
+        for index, (box, hand_handedness) in enumerate(zip(hands, handedness)):
             yield {
                 "pixel_values": pixel_values[index : index + 1],
                 "size": image.size,
                 "box": box,
-                "handedness": side or "right",
+                "handedness": hand_handedness,
                 "is_empty": is_empty,
                 "is_last": index == len(hands) - 1,
             }
@@ -139,7 +137,7 @@ def _item(image, boxes=None, handedness=None) -> dict:
 
 
 def _is_stream(inputs) -> bool:
-    """Whether `inputs` is a generator or data set, which yields images, and not itself an image."""
+    """Whether `inputs` is a generator or data set of images, and not itself an image."""
     if isinstance(inputs, (str, bytes, dict)) or hasattr(inputs, "__array__") or hasattr(inputs, "__array_interface__"):
         return False
     return hasattr(inputs, "__iter__") or hasattr(inputs, "__getitem__")

@@ -1,4 +1,4 @@
-"""Makes transformers know HandUNet: its auto classes here, and the code that `save_pretrained` sends along."""
+"""Registers HandUNet with transformers: with its auto classes, and for `save_pretrained`, which copies the code."""
 
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForPoseEstimation
 from transformers.pipelines import PIPELINE_REGISTRY
@@ -10,7 +10,7 @@ from .pipeline_handunet import TASK, HandKeypointDetectionPipeline
 
 
 def register() -> None:
-    """Register every class, once; called on import of the package."""
+    """Register every class; called when the package is imported."""
     HandUNetConfig.register_for_auto_class("AutoConfig")
     HandUNetForPoseEstimation.register_for_auto_class("AutoModelForPoseEstimation")
     HandUNetImageProcessor.register_for_auto_class("AutoImageProcessor")

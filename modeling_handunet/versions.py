@@ -1,4 +1,4 @@
-"""Refuses, in a sentence, a transformers that is too old for this code, wherever the code was loaded from."""
+"""Refuses a transformers that is too old for this code, with a sentence that says what to do."""
 
 import re
 
@@ -8,7 +8,7 @@ MINIMUM_TRANSFORMERS = (5, 23)
 
 
 def check_transformers_version(version: str = transformers.__version__) -> None:
-    """Raise `ImportError` when `version` is older than the code needs."""
+    """Raise `ImportError` if `version` is older than the code needs."""
     numbers = tuple(int(number) for number in re.findall(r"\d+", version)[:2])
     if numbers < MINIMUM_TRANSFORMERS:
         needed = ".".join(map(str, MINIMUM_TRANSFORMERS))

@@ -1,4 +1,4 @@
-"""Converts weights of 2D-Hand-Pose-Estimation-RGB (https://github.com/OlgaChernytska/2D-Hand-Pose-Estimation-RGB).
+"""Convert weights of 2D-Hand-Pose-Estimation-RGB (https://github.com/OlgaChernytska/2D-Hand-Pose-Estimation-RGB).
 
     python scripts/convert_shallow_unet.py CHECKPOINT OUTPUT_DIR
 
@@ -7,18 +7,18 @@ CHECKPOINT is a state dict of its `ShallowUNet`, written by `torch.save`.  OUTPU
 """
 
 import argparse
-import os
 import pickle
-import shutil
 import struct
 import sys
 from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from a checkout, too
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it also runs as a file of a checkout
 
-from modeling_handunet import HandUNetConfig, HandUNetForPoseEstimation, HandUNetImageProcessor  # noqa: E402
+from modeling_handunet import HandUNetConfig, HandUNetForPoseEstimation, HandUNetImageProcessor
+from release.files import written_whole
+from release.saving import save_weights
 
 # Our modules and theirs.
 MODULES = {
@@ -32,23 +32,23 @@ MODULES = {
     "head": "conv_out.0",
 }
 NAMED_TENSORS = 5
-# What torch.load raises for files that are damaged or of another kind.
+# What torch.load raises for damaged files and for files of another kind.
 UNREADABLE_CHECKPOINT_ERRORS = (pickle.UnpicklingError, struct.error, EOFError, LookupError, RuntimeError, ValueError)
 UNREADABLE_CHECKPOINT_ERRORS += (AttributeError, TypeError)
 
 
 def their_name(name: str) -> str:
-    """Their name of our tensor `name`."""
+    """Their name for our tensor `name`."""
     module = next(module for module in MODULES if name.startswith(f"{module}."))
     return MODULES[module] + name.removeprefix(module)
 
 
 def load_checkpoint(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors in a file written by `torch.save`; `ValueError` when it holds anything else."""
+    """The tensors in a file written by `torch.save`; a `ValueError` if it holds anything else."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE_CHECKPOINT_ERRORS as error:
-        # torch's own message is left out: it advises to load the file unsafely.
+        # Without torch's own message, which recommends to load the file unsafely.
         raise ValueError(f"{path} is not a state dict written by torch.save, or it is damaged.") from error
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise ValueError(f"{path} holds {type(state).__name__}, expected a state dict: a dict of tensors by name.")
@@ -58,7 +58,7 @@ def load_checkpoint(path: Path) -> dict[str, torch.Tensor]:
 def convert(checkpoint: Path, output_dir: Path) -> None:
     """Write the converted model to `output_dir`, which appears whole or not at all.
 
-    Raises `OSError` when the checkpoint is missing or `output_dir` is not empty, `ValueError` for another model's.
+    Raises `OSError` if the checkpoint is missing or `output_dir` is not empty, `ValueError` for a checkpoint of another model.
     """
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
         raise FileExistsError(f"{output_dir} is not an empty folder: name another one, or remove it first.")
@@ -79,14 +79,8 @@ def convert(checkpoint: Path, output_dir: Path) -> None:
             "Give its `model_final`."
         )
     model.load_state_dict({name: state[theirs] for theirs, (name, _) in expected.items()})
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
-    partial = output_dir.with_name(f".{output_dir.name}.{os.getpid()}.partial")
-    try:
-        model.save_pretrained(partial)
-        HandUNetImageProcessor().save_pretrained(partial)
-        partial.replace(output_dir)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with written_whole(output_dir) as partial:
+        save_weights(partial, model, HandUNetImageProcessor())
 
 
 def main() -> None:

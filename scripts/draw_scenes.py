@@ -15,10 +15,10 @@ from PIL import Image
 from torch.utils.data import default_collate
 
 from dataset_script import CocoHands, HandCrops
+from dataset_script.augmentation import augmentation_keys
+from dataset_script.sources import make_source
 from modeling_handunet import draw_hand
 from training.arguments import parse_arguments
-from dataset_script.augmentation import augmentation_keys
-from training.data import load_splits
 
 COLUMNS = 10
 ZOOM = 2
@@ -26,15 +26,15 @@ ZOOM = 2
 
 def draw(path: Path, count: int, options: list[str], beside: Path | None = None) -> None:
     """Write a sheet of `count` training scenes, two rows for ten of them, and of as many real hands below."""
-    args = parse_arguments(["--difficulty", "scenes", "--streaming", "--validation_samples", "1", "--test_samples", "1", *options])
-    splits = load_splits(args)
-    batch = splits.train.__getitems__(list(range(count)))
-    keys = augmentation_keys(args.seed, 0, batch["index"])
-    images, keypoints = splits.scenes(batch["image"], batch["keypoints"], batch["skin"], keys)
-    rows = rows_of((images * 255 + 0.5).to(torch.uint8), keypoints)
+    args = parse_arguments(["--dataset", "scenes", "--streaming", "--validation_samples", "1", "--test_samples", "1", *options])
+    settings = {"image_size": args.model.image_size, "box_fill": args.model.box_fill, "seed": args.optimisation.seed}
+    source = make_source(args.data.dataset, args.data.shares, args.data, **settings)
+    batch = source.splits().train.__getitems__(list(range(count)))
+    inputs = source.make_inputs(batch, augmentation_keys(args.optimisation.seed, 0, batch["index"]))
+    rows = rows_of((inputs.images * 255 + 0.5).to(torch.uint8), inputs.keypoints)
     if beside is not None:
-        hands = CocoHands(beside, beside.parent / "images", cache_dir=args.cache_dir).build()["train"]
-        crops = HandCrops(hands, args.image_size, box_fill=args.box_fill)
+        hands = CocoHands(beside, beside.parent / "images", cache_dir=args.data.cache_dir).build()["train"]
+        crops = HandCrops(hands, args.model.image_size, box_fill=args.model.box_fill)
         real = default_collate(crops.__getitems__(list(range(min(count, len(crops))))))
         points = torch.where(real["visibility"][..., None], real["keypoints"], torch.nan)
         rows += [np.full_like(rows[0][: 4 * ZOOM], 255), *rows_of(real["image"], points)]

@@ -1,4 +1,4 @@
-"""What the tests of the pages use besides Python: Chromium, node and npm, and free ports."""
+"""What the tests of the web pages need besides Python: Chromium, node and npm, and free ports."""
 
 import shutil
 import socket
@@ -13,17 +13,17 @@ FLAGS = (
     "--disable-component-update --disable-sync"
 ).split()
 NETWORK_ERRORS = ("ENOTFOUND", "ECONNREFUSED", "ECONNRESET", "ETIMEDOUT", "EAI_AGAIN", "ENETUNREACH")
-OLDEST_NODE = (20, 19)  # which Vite takes
+OLDEST_NODE = (20, 19)  # that Vite supports
 
 
 def need_node() -> str:
-    """The path of node, with npm beside it; skips where there is none, or an older one."""
+    """The path of node. Skips the test if node or npm is missing or node is too old."""
     node = shutil.which("node")
     if node is None or shutil.which("npm") is None:
         pytest.skip("node or npm is not installed (Debian: apt-get install nodejs npm)")
     version = subprocess.run([node, "--version"], capture_output=True, text=True, check=True).stdout.strip()
     if tuple(map(int, version.lstrip("v").split(".")[:2])) < OLDEST_NODE:
-        pytest.skip(f"node {version} is too old for the page: it takes {OLDEST_NODE[0]}.{OLDEST_NODE[1]} or newer")
+        pytest.skip(f"node {version} is too old for the page, which needs {OLDEST_NODE[0]}.{OLDEST_NODE[1]} or newer")
     return node
 
 

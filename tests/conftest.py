@@ -1,4 +1,4 @@
-"""Keeps every test offline, away from the user's caches, and repeatable."""
+"""Every test is offline and repeatable, and leaves the user's caches alone."""
 
 import os
 import tempfile
@@ -23,7 +23,7 @@ def seed():
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real data beside the checkout, which is not part of it."""
+    """The folder of real data beside the checkout. It is not part of the repository."""
     folder = Path(__file__).resolve().parents[2] / "shared" / "data"
     if not folder.is_dir():
         pytest.skip(f"there is no {folder}, the folder of real data beside the checkout")

@@ -1,4 +1,4 @@
-"""Image and keypoints move together, and what happens to a sample depends on nothing but (seed, epoch, sample)."""
+"""Image and keypoints move together, and what happens to a sample depends only on (seed, epoch, sample)."""
 
 import dataclasses
 import math
@@ -65,7 +65,7 @@ def test_a_rotation_turns_by_at_most_its_range_about_the_centre():
     assert abs(degrees.mean()) < 3  # 30 / sqrt(3) / sqrt(500) = 0.8
 
 
-def test_a_sample_is_augmented_alike_alone_and_in_any_batch():
+def test_a_sample_is_augmented_the_same_way_alone_and_in_any_batch():
     images, keypoints, keys = hands(6)
     together = Augmentation()(images, keypoints, keys)
     shuffle = torch.tensor([4, 0, 5, 2, 1, 3])

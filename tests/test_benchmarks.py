@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import ours, reference, report
-from benchmarks.measure import quartiles
-from benchmarks.rows import groups, rows, verdict
-from modeling_handunet import HandUNetConfig, HandUNetForPoseEstimation, IoULoss, decode_heatmaps, render_heatmaps
+from benchmarks import gpu, ways
+from benchmarks.measure import MEDIAPIPE, summary
+from benchmarks.rows import rows, table, verdict
+from modeling_handunet import HandUNetConfig, HandUNetForPoseEstimation, decode_heatmaps, render_heatmaps
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -22,53 +22,83 @@ def test_the_plain_network_computes_what_ours_does(tmp_path):
     model.save_pretrained(tmp_path / "model")
     images = torch.randn(2, 3, 128, 128)
     with torch.no_grad():
-        torch.testing.assert_close(reference.load_network(tmp_path)(images), model(images).heatmaps, atol=1e-5, rtol=0)
+        torch.testing.assert_close(ways.plain_network(tmp_path)(images), model(images).heatmaps, atol=1e-5, rtol=0)
 
 
-def test_the_plain_targets_loss_and_decoding_are_ours():
+def test_the_plain_targets_and_decoding_are_ours():
     pytest.importorskip("cv2", reason="opencv is not installed: pip install -e '.[benchmarks]'")
     keypoints = 26 + 76 * torch.rand(21, 2)
     targets = render_heatmaps(keypoints, 128, 3.0, quantize=True)
-    np.testing.assert_allclose(reference.blur_targets(keypoints.numpy()), targets, atol=1e-3)
+    np.testing.assert_allclose(ways.blur_targets(keypoints.numpy()), targets, atol=1e-3)
     heatmaps = torch.rand(2, 21, 128, 128)
-    pair = targets.expand(2, -1, -1, -1)
-    torch.testing.assert_close(reference.iou_loss(heatmaps, pair), IoULoss()(heatmaps, pair))
-    torch.testing.assert_close(reference.mean_position(heatmaps), decode_heatmaps(heatmaps, "mean")[0])
+    torch.testing.assert_close(ways.mean_position(heatmaps), decode_heatmaps(heatmaps, "mean")[0])
+
+
+@pytest.mark.parametrize("how", ["float32", "reference"])
+def test_a_training_step_lowers_the_loss_of_its_batch(how):
+    train = ways.trainer(how, whole=how == "float32")
+    images, targets = torch.randn(2, 3, 128, 128), render_heatmaps(torch.full((2, 21, 2), 64.0), 128, 3.0)
+    losses = [train(images, targets) for _ in range(4)]
+    assert losses[-1] < losses[0]
 
 
 @pytest.mark.parametrize("bf16", [False, True])
-def test_every_row_names_ways_of_its_group_that_exist(bf16):
+def test_every_row_names_ways_that_exist_and_our_own_precision_first(bf16):
     for row in rows(bf16):
-        ways = groups(bf16)[row.group].ways
-        assert {row.ours, *row.beside} <= set(ways) and row.against in (None, *ways)
-        for way in ways:
-            module, _, function = way.partition(".")
-            assert way == "mediapipe" or hasattr({"ours": ours, "reference": reference}[module], function.split(":")[0])
+        for way in filter(None, (row.ours, row.against, *row.beside)):
+            assert way == MEDIAPIPE or callable(getattr(ways, way.split(":")[0]))
+    assert next(row.ours for row in rows(bf16) if row.name == "epoch") == ("epoch:bf16" if bf16 else "epoch:float32")
 
 
-def test_a_figure_is_a_median_between_its_quartiles():
-    assert quartiles([4.0, 1.0, 2.0, 3.0, 5.0]) == [2.0, 3.0, 4.0]
-    assert quartiles([7.0]) == [7.0, 7.0, 7.0]
+def test_a_figure_is_the_median_between_quartiles_over_all_turns():
+    turns = [{"times": [4.0, 1.0], "peak_mb": 5.0, "own_mb": 2.0}, {"times": [2.0, 3.0, 5.0], "peak_mb": 4.0, "own_mb": 3.0}]
+    assert summary(turns) == {"times": [2.0, 3.0, 4.0], "peak_mb": 5.0, "own_mb": 3.0}
+    assert summary([{"times": [7.0], "peak_mb": 1.0, "own_mb": 1.0}])["times"] == [7.0, 7.0, 7.0]
 
 
 def test_a_row_is_reached_missed_or_not_measured():
     row = next(row for row in rows(True) if row.name == "heatmaps")  # at least 50 x
-    figures = {
-        "ours.heatmaps": {"wall": [1.0, 2.0, 3.0], "processor": [1.0, 1.0, 1.0], "peak_mb": 9},
-        "reference.heatmaps": {"wall": [90.0, 99.0, 110.0], "processor": [50.0, 50.0, 50.0], "peak_mb": 9},
-    }
-    missed, reached = (verdict(row, figures, clock) for clock in ("wall", "processor"))
+    ours = {"times": [1.0, 2.0, 3.0], "peak_mb": 9}
+    missed, reached = (
+        verdict(row, {"heatmaps:ours": ours, "heatmaps:reference": {"times": [90.0, time, 110.0], "peak_mb": 9}}, "wall")
+        for time in (99.0, 100.0)
+    )
     assert (missed["verdict"], missed["lines"][0]["value"]) == ("missed", 49.5)
     assert (reached["verdict"], reached["lines"][0]["value"]) == ("reached", 50)
-    unmeasured = verdict(row, {**figures, "reference.heatmaps": {"failed": "no OpenCV"}}, "wall")
-    assert unmeasured["verdict"] == "not measured: no OpenCV" and not unmeasured["lines"]
-    table = report.table({"rows": {"a": missed, "b": reached, "c": unmeasured}})
-    assert "| 49.5 x | 50 x | missed |" in table and "| 50 x | 50 x | reached |" in table and "not measured" in table
+    unmeasured = verdict(row, {"heatmaps:ours": ours, "heatmaps:reference": {"failed": "no OpenCV"}}, "wall")
+    text = table({"rows": {"a": missed, "b": reached, "c": unmeasured}, "gpu": {}})
+    assert "| 49.5 x | 50 x | missed |" in text and "| 50 x | 50 x | reached |" in text
+    assert "|  |  |  | 50 x | not measured: no OpenCV |" in text
+
+
+def test_memory_is_compared_in_megabytes_and_without_its_time():
+    row = next(row for row in rows(True) if row.name == "memory_train")  # at most 3000 MB
+    for memory, expected in ((3000.0, "reached"), (3000.1, "missed")):
+        result = verdict(row, {"epoch:bf16": {"times": [1.0, 1.0, 1.0], "peak_mb": memory}}, "wall")
+        assert result["verdict"] == expected
+    assert "| `epoch:bf16` |  | 3000 MB | 3000 MB | missed |" in table({"rows": {"a": result}, "gpu": {}})
+
+
+def test_rows_of_a_gpu_that_were_not_measured_stay_in_the_table():
+    text = table({"rows": {}, "gpu": {}})
+    assert "| one GPU, inference | | |  | 80,000 images/s | not measured: `--gpu` |" in text
+    assert "one GPU" not in table({"rows": {}, "gpu": {"rows": []}})
+
+
+def test_the_bandwidth_s_limit_counts_every_layer_of_a_small_network():
+    """Levels of 2 and 4 channels on 8 x 8 and 4 x 4 pixels, 3 channels of input, 21 keypoints."""
+    config = HandUNetConfig(hidden_sizes=(2, 4), image_size=8)
+    down = 64 * (3 + 3 + 3 + 2 + 2 + 2 + 2 + 2) + 16 * (2 + 2 + 2 + 4 + 4 + 4 + 4 + 4)
+    resized = 2 * (64 + 16) + 4 * (16 + 64) + 64 * (6 + 6)  # pooled, enlarged, joined with the skip
+    up = 64 * (6 + 6 + 6 + 2 + 2 + 2 + 2 + 2)
+    head = 64 * (2 + 21 + 21 + 21)
+    assert gpu.activation_bytes(config, training=False) == 2 * (down + resized + up + head)
+    assert gpu.activation_bytes(config, training=True) == 6 * (down + resized + up + head)
 
 
 def test_the_committed_table_is_the_committed_figures():
     results = json.loads((ROOT / "docs" / "benchmarks.json").read_text())
-    assert report.table(results) in (ROOT / "docs" / "benchmarks.md").read_text()
+    assert table(results) in (ROOT / "docs" / "benchmarks.md").read_text()
     assert results["rows"].keys() == {row.name for row in rows(True)}
 
 
@@ -77,19 +107,13 @@ def test_the_command_measures_a_row_and_leaves_the_others(tmp_path):
     pytest.importorskip("cv2", reason="opencv is not installed: pip install -e '.[benchmarks]'")
     output = tmp_path / "figures.json"
     command = [sys.executable, "-m", "benchmarks", "--folder", tmp_path, "--output", output, "--threads", "1"]
-    command += ["--seconds", "0", "--turns", "2", "--rows"]
+    command += ["--seconds", "0.01", "--turns", "2", "--rows"]
     for name in ("decoding", "heatmaps"):
         result = subprocess.run([*command, name], cwd=ROOT, capture_output=True, text=True, timeout=500)
         assert result.returncode == 0, result.stderr
     figures = json.loads(output.read_text())
     assert list(figures["rows"]) == ["heatmaps", "decoding"]
+    assert figures["rows"]["heatmaps"]["lines"][0]["value"] > 1
     assert figures["rows"]["heatmaps"]["machine"]["threads"] == 1
-
-
-def test_rows_of_a_gpu_that_were_not_measured_stay_in_the_table():
-    text = report.table({"rows": {}, "gpu": {}})
-    assert "| one GPU, inference | | | | 80,000 images/s | not measured: `--gpu` |" in text
-    assert "one GPU" not in report.table({"rows": {}, "gpu": {"rows": []}})
-    rows = [{"what": "inference", "figure": "5 images/s", "target": "80,000 images/s", "verdict": "missed"}, {"what": "copying", "figure": "3 GB/s"}]
-    text = report.table({"rows": {}, "gpu": {"rows": rows}})
-    assert "| one GPU, inference | | | 5 images/s | 80,000 images/s | missed |" in text and "| one GPU, copying | | | 3 GB/s |  |  |" in text
+    unknown = subprocess.run([*command, "hands"], cwd=ROOT, capture_output=True, text=True)
+    assert unknown.returncode == 2 and "there is no row hands: choose from heatmaps, first_samples" in unknown.stderr

@@ -1,4 +1,4 @@
-"""Arrays on disk: whole or not there, and the same however many processes write them."""
+"""Arrays on disk: complete or not there, and the same for any number of processes."""
 
 import errno
 import os

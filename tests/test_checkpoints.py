@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.tiny_training import TINY, NoiseHands, fork, make_run, train_steps, wait_for_end
+from tests.tiny_training import TINY, NoiseHands, fork, make_run, noise_splits, train_steps, wait_for_end
 from training.checkpoints import BEST, MANIFEST, STATE, BrokenCheckpoint, Checkpoints, seal, verify
-from training.data import Splits
+from training.resume import best_model, keep_best, resume, save_checkpoint
 
 
 def write(checkpoints: Checkpoints, name: str, **state) -> Path:
@@ -213,7 +213,7 @@ def test_a_run_goes_on_from_the_newest_whole_checkpoint_bit_for_bit(tmp_path):
     whole, broken = run.checkpoints.folder / name_of(2), run.checkpoints.folder / name_of(3)
     (broken / "optimizer.bin").write_bytes(b"")
     again = make_run(tmp_path)
-    said = again.resume()
+    said = resume(again)
     assert said.startswith(f"Resumed from {whole}: epoch 1, step 2.")
     assert f"passed over {name_of(3)}: optimizer.bin has 0 bytes instead of" in said
     train_steps(again)
@@ -227,24 +227,24 @@ def test_a_damaged_best_is_written_anew_from_the_checkpoint(tmp_path):
     run = make_run(tmp_path)
     train_steps(run, 2)
     run.history.append({"epoch": 1, "validation": {"mean_error_percent": 5.0}})
-    run.keep_best()
+    keep_best(run)
     best = run.averaged_weights()
     train_steps(run, 1)
     flipped = run.checkpoints.folder / BEST / "average.safetensors"
     flipped.write_bytes(flipped.read_bytes()[:-1] + b"?")
     again = make_run(tmp_path)
-    again.resume()
+    resume(again)
     assert verify(run.checkpoints.folder / BEST)["best"] == run.history[0]
     assert_same(load_file(flipped), best)
-    assert_same({name: value.cpu() for name, value in again.load_best().state_dict().items()}, best)
+    assert_same({name: value.cpu() for name, value in best_model(again).state_dict().items()}, best)
 
 
 def test_a_run_stopped_after_the_last_step_of_an_epoch_goes_on_with_its_validation(tmp_path):
     run = make_run(tmp_path, checkpoint_every=100)
     train_steps(run)
-    run.save()
+    save_checkpoint(run)
     again = make_run(tmp_path, checkpoint_every=100)
-    assert "epoch 1, step 4" in again.resume()
+    assert "epoch 1, step 4" in resume(again)
     train_steps(again)  # has nothing left to do
     assert (again.epoch, again.batch, again.step) == (0, 4, 4)
     assert torch.equal(again.loss_sum, run.loss_sum)
@@ -259,29 +259,29 @@ def test_a_checkpoint_of_another_model_is_passed_over(tmp_path):
     train_steps(run, 1)
     other = r"passed over .*: holds another model, with hidden_sizes \[4, 8\] instead of \[4, 16\]"
     with pytest.raises(ValueError, match=other):
-        make_run(tmp_path, hidden_sizes=(4, 16)).resume()
+        resume(make_run(tmp_path, hidden_sizes=[4, 16]))
 
 
 def test_settings_that_differ_are_named(tmp_path):
     run = make_run(tmp_path)
     train_steps(run, 1)
     with pytest.raises(ValueError, match=r"--epochs was \d+ and is 5; --learning_rate was [\d.]+ and is 0.1") as error:
-        make_run(tmp_path, epochs=5, learning_rate=0.1, workers=2).resume()
+        resume(make_run(tmp_path, epochs=5, learning_rate=0.1, workers=2))
     assert "workers" not in str(error.value)
     other = make_run(tmp_path)
     other.accelerator = types.SimpleNamespace(num_processes=3, is_main_process=True)
     with pytest.raises(ValueError, match="the run had 1 processes and has 3"):
-        other.resume()
+        resume(other)
 
 
 def test_data_that_changed_is_named(tmp_path):
     run = make_run(tmp_path)
     train_steps(run, 1)
-    other = NoiseHands(8)
-    other.poison = {5: 7.0}  # one image
-    splits = Splits(other, NoiseHands(3, seed=1), NoiseHands(3, seed=3), "noise", research_only=False)
+    splits = noise_splits(test_seed=3)
+    splits.train = NoiseHands(8)
+    splits.train.poison = {5: 7.0}  # one image
     with pytest.raises(ValueError, match="made with: the training data is not the same; the test data is not the same"):
-        make_run(tmp_path, splits=splits).resume()
+        resume(make_run(tmp_path, splits=splits))
 
 
 def test_a_moment_is_written_once(tmp_path):
@@ -289,10 +289,10 @@ def test_a_moment_is_written_once(tmp_path):
     train_steps(run, 1)
     (folder,) = run.checkpoints.steps()
     written = folder.stat().st_ino
-    run.save()
+    save_checkpoint(run)
     again = make_run(tmp_path)
-    again.resume()
-    again.save()
+    resume(again)
+    save_checkpoint(again)
     assert folder.stat().st_ino == written
 
 
@@ -311,7 +311,7 @@ def test_weights_are_safetensors_and_everything_else_is_unpickled_as_weights_onl
 
     monkeypatch.setattr(torch, "load", record)
     monkeypatch.setattr(pickle, "load", None)
-    make_run(tmp_path).resume()
+    resume(make_run(tmp_path))
     assert loads == {"optimizer.bin": True, "random_states_0.pkl": True}
 
 
@@ -336,9 +336,9 @@ def test_code_in_a_pickle_is_not_run_even_under_a_manifest_that_vouches_for_it(t
     again = make_run(tmp_path / "run")
     if name == "optimizer.bin":
         with pytest.raises(pickle.UnpicklingError, match="weights_only|Weights only"):
-            again.resume()
+            resume(again)
     else:  # no number of a run comes from the global generators, so that Accelerate goes on without their states
-        again.resume()
+        resume(again)
     assert not (tmp_path / "harmed").exists()
 
 
@@ -361,10 +361,10 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch, error):
 
     monkeypatch.setattr(run.accelerator, "save_state", fail)
     with pytest.raises(OSError, match="could not be written: .*(No space left|unexpected pos)"):
-        run.save()
+        save_checkpoint(run)
     assert list(run.checkpoints.folder.iterdir()) == []
     monkeypatch.undo()
-    run.save()
+    save_checkpoint(run)
     assert len(run.checkpoints.steps()) == 1
 
 

@@ -73,7 +73,7 @@ def test_a_box_that_is_not_given_is_that_of_the_visible_keypoints(coco, build):
     assert build(coco)["train"][1]["box"] == [13, 23, 57, 57]
 
 
-def test_photographs_are_split_whole_and_always_alike(coco, build, tmp_path):
+def test_photographs_are_split_whole_and_always_the_same_way(coco, build, tmp_path):
     for number in range(18):
         Image.new("RGB", (200, 150)).save(tmp_path / "images" / f"{number}.png")
         coco["images"].append({"id": 100 + number, "file_name": f"{number}.png"})
@@ -91,7 +91,7 @@ def test_photographs_are_split_whole_and_always_alike(coco, build, tmp_path):
     assert set(again["validation"]["image_id"]) == images["validation"]
 
 
-def test_photographs_of_one_name_in_several_folders_are_split_always_alike(coco, build, tmp_path):
+def test_photographs_of_one_name_in_several_folders_are_always_split_the_same_way(coco, build, tmp_path):
     held_out = []
     for order in (1, -1):
         coco["images"], coco["annotations"] = [], []
@@ -109,7 +109,7 @@ def test_photographs_of_one_name_in_several_folders_are_split_always_alike(coco,
     assert held_out[0] == {Path(name).parent.name for name in _hold_out(moved, Path("/elsewhere"), 0.5)}
 
 
-def test_the_rows_of_many_hands_come_from_several_processes_alike(coco, build, tmp_path, monkeypatch):
+def test_several_processes_make_the_rows_that_one_makes(coco, build, tmp_path, monkeypatch):
     monkeypatch.setattr("dataset_script.coco.HANDS_PER_SHARD", 2)
     one = build(coco)["train"]
     builder = CocoHands(tmp_path / "hands.json", tmp_path / "images", cache_dir=tmp_path / "two")
@@ -147,24 +147,24 @@ def one_keypoint(value):
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda coco: coco.pop("images"), "`images` must be a list"),
-        (lambda coco: coco.update(annotations=[3]), "`annotations` must be a list of objects"),
+        (lambda coco: coco.pop("images"), "must have a list of objects `images`"),
+        (lambda coco: coco.update(annotations=[3]), "must have a list of objects `annotations`"),
         (lambda coco: coco.update(annotations=[]), "no annotations"),
         (remove(1, "id"), "annotation number 1 has no `id`"),
         (change(1, id=[1]), "annotation number 1 has no `id`"),
         (change(1, id="\ud800"), "annotation number 1 has no `id`"),
         (change(1, id="1" * 5000), "annotation number 1 has no `id`"),
-        (change(1, id=1), "annotation id 1 is there twice"),
-        (lambda coco: coco["images"][1].update(id=7), "image id 7 is there twice"),
+        (change(1, id=1), "annotation id 1 appears twice"),
+        (lambda coco: coco["images"][1].update(id=7), "image id 7 appears twice"),
         (lambda coco: coco["images"][0].pop("file_name"), "image 7 has no `file_name`"),
         (lambda coco: coco["images"][0].update(file_name="../a.jpg"), "image 7 has the file name '../a.jpg'"),
         (lambda coco: coco["images"][0].update(file_name="/etc/passwd"), "not inside"),
         (lambda coco: coco["images"][0].update(file_name="\ud800.jpg"), "image 7 has no `file_name`"),
-        (lambda coco: coco["images"][0].update(source="\ud800"), r"image 7 has the source '\\ud800', which is no short"),
+        (lambda coco: coco["images"][0].update(source="\ud800"), r"image 7 has the source '\\ud800', expected a short"),
         (lambda coco: coco["images"][0].update(source=["mine"]), r"image 7 has the source \['mine'\]"),
         (lambda coco: coco["images"][0].update(width="200"), r"image 7 has the width and height \('200', 150\)"),
         (lambda coco: coco["images"][0].update(width=400), r"annotation 1: .*a.jpg is 200 x 150 .*says 400 x 150"),
-        (change(2, image_id=99), "annotation 3 has image_id 99, which is no image's id"),
+        (change(2, image_id=99), "annotation 3 has image_id 99, which is not the id of an image"),
         (remove(2, "image_id"), "annotation 3 has image_id None"),
         (remove(2, "keypoints"), "annotation 3 has no list of numbers as keypoints, expected 63"),
         (change(2, keypoints=keypoints()[:-3]), "annotation 3 has 60 numbers as keypoints, expected 63"),

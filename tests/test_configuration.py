@@ -2,9 +2,9 @@ import json
 
 import pytest
 from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig
 
 from modeling_handunet import KEYPOINT_NAMES, SKELETON, HandUNetConfig
-from transformers import AutoConfig
 
 
 def test_the_defaults_are_those_of_the_published_model():
@@ -50,24 +50,12 @@ def test_a_saved_configuration_comes_back_the_same(tmp_path):
         ({"sigma": 0.0}, "sigma=0.0"),
         ({"sigma": float("nan")}, "sigma=nan"),
         ({"sigma": 129.0}, "at most the image_size"),
-        ({"dtype": "float31"}, "dtype='float31'"),
-        ({"dtype": []}, "name of a torch type"),
         ({"skeleton": ((0, 21),)}, r"bone \(0, 21\).*between 0 and 20"),
         ({"skeleton": ((0,),)}, "skeleton"),
         ({"id2label": {0: "a", 2: "b"}, "skeleton": ()}, "number the keypoints from 0 on"),
         ({"id2label": {0: "a", 1: "a"}, "skeleton": ()}, "repeats"),
         ({"id2label": {}, "skeleton": ()}, "number the keypoints from 0 on"),
         ({"id2label": {0: "a", 1: "b"}}, "or give an empty skeleton"),
-        ({"id2label": ["a", "b"]}, "give a dict from keypoint indices to names"),
-        ({"id2label": {"first": "a"}}, "give a dict from keypoint indices to names"),
-        ({"id2label": {0: "a", 1: "b"}, "skeleton": (), "num_labels": 3}, "another number than that of the 2 names"),
-        ({"id2label": {0: "a", 1: "b"}, "skeleton": (), "num_labels": "x"}, "another number than that of the 2 names"),
-        ({"torch_dtype": "float33"}, "dtype='float33': give the name of a torch type"),
-        ({"base_model_tp_plan": 1.5}, "a HandUNet has no such setting"),
-        ({"validate_architecture": True}, "a HandUNet has no such setting"),
-        ({"__class__": "dict"}, "a HandUNet has no such setting"),
-        ({"attn_implementation": 0.5}, "give it as transformers saves it"),
-        ({"quantization_config": 0.5}, "give it as transformers saves it"),
     ],
 )
 def test_fields_that_do_not_fit_are_refused_with_what_to_change(fields, message):
@@ -80,14 +68,6 @@ def test_a_folder_without_a_configuration_is_refused_where_the_defaults_might_no
     if text is not None:
         (tmp_path / "config.json").write_text(text)
     with pytest.raises(OSError, match=f"no config.json, or an empty one, in {tmp_path}"):
-        HandUNetConfig.from_pretrained(tmp_path)
-
-
-def test_a_configuration_file_that_names_another_is_refused(tmp_path):
-    HandUNetConfig().save_pretrained(tmp_path)
-    settings = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**settings, "configuration_files": [3]}))
-    with pytest.raises(OSError, match=f"{tmp_path}.*names configuration_files"):
         HandUNetConfig.from_pretrained(tmp_path)
 
 

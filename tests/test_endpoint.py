@@ -122,8 +122,8 @@ def test_boxes_handedness_and_threshold_reach_the_pipeline(handler, pipe):
     assert_same(handler({"inputs": TEXT, "parameters": parameters}), expected)
     low, high = sorted(hand["score"] for hand in expected)
     assert high - low > 1e-3
-    kept = handler({"inputs": TEXT, "parameters": {**parameters, "threshold": (low + high) / 2}})
-    assert_same(kept, [hand for hand in expected if hand["score"] > low])
+    answer = handler({"inputs": TEXT, "parameters": {**parameters, "threshold": (low + high) / 2}})
+    assert_same(answer, [hand for hand in expected if hand["score"] > low])
     assert handler({"inputs": TEXT, "parameters": {"boxes": []}}) == []
 
 
@@ -170,7 +170,7 @@ def malformed(module) -> dict[str, tuple[int, object, str]]:
         "boxes in words": (400, boxes("all"), "boxes='all'"),
         "boxes of two images": (400, {"inputs": [TEXT], "parameters": {"boxes": [None, None]}}, "2 images with 1"),
         "a third hand": (400, {"inputs": TEXT, "parameters": {"handedness": "middle"}}, "'right' or 'left'"),
-        "too many sides": (400, {"inputs": TEXT, "parameters": {"handedness": ["left"] * 3}}, "handedness"),
+        "too many entries of handedness": (400, {"inputs": TEXT, "parameters": {"handedness": ["left"] * 3}}, "handedness"),
         "a threshold of 2": (400, {"inputs": TEXT, "parameters": {"threshold": 2}}, "score in [0, 1]"),
         "an unknown parameter": (400, {"inputs": TEXT, "parameters": {"thresh": 0.5}}, "thresh"),
         "parameters in a list": (400, {"inputs": TEXT, "parameters": [0.5]}, "list"),
@@ -308,7 +308,7 @@ def test_the_hubs_client_gets_its_answers_from_8_threads_malformed_requests_amon
 
 
 @pytest.mark.slow
-def test_a_body_over_the_limit_is_refused_before_it_is_kept(folder, tmp_path):
+def test_a_body_over_the_limit_is_refused_before_it_is_stored(folder, tmp_path):
     with served(folder, tmp_path) as url:
         for size, status in ((65 * 2**20, 413), (33 * 2**20, 413)):
             request = urllib.request.Request(url, bytes(size), {"Content-Type": "image/png"})

@@ -13,11 +13,16 @@ from torch.utils.data import DataLoader
 
 from modeling_handunet import HandUNetImageProcessor, IoULoss, render_heatmaps
 from tests.tiny_training import NoiseHands, fork_call, free_port, wait_for_end
-from training.evaluation import load_metric, mean_pose_arrays, normalize, predict, score
+from training.evaluation import load_metric, mean_pose_arrays, predict, score, score_by_group
+from training.inputs import gaussian_targets, normalize
 
 
 class Pointwise(nn.Module):
     """A stand-in for the network whose answer for one image is the same bits in every batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.loss = IoULoss()
 
     def forward(self, pixel_values):  # (B, 3, S, S)
         gains = torch.arange(1, 22).reshape(21, 1, 1) / 32
@@ -27,7 +32,7 @@ class Pointwise(nn.Module):
 def predict_with(samples: int, batch_size: int) -> dict[str, np.ndarray]:
     accelerator = Accelerator(cpu=True)
     loader = accelerator.prepare(DataLoader(NoiseHands(samples), batch_size))
-    return predict(accelerator, Pointwise(), loader, sigma=3.0, quantize=False, decoding="local")
+    return predict(accelerator, Pointwise(), loader, lambda inputs: gaussian_targets(inputs, sigma=3.0))
 
 
 @pytest.fixture(autouse=True)
@@ -120,3 +125,23 @@ def test_two_processes_give_the_figures_of_one_to_the_last_bit(tmp_path, samples
         for name in one:
             np.testing.assert_array_equal(two[name], one[name], err_msg=name)
         assert json.dumps(score(metric, two)) == json.dumps(score(metric, one))
+
+
+def test_groups_are_scored_apart():
+    keypoints = np.tile(np.linspace(20, 100, 42).reshape(21, 2), (4, 1, 1))
+    offsets = np.array([1.28, 2.56, 3.84, 1.28])  # px of 128: 1, 2, 3 and 1 %
+    arrays = {
+        "predictions": keypoints + np.stack([offsets, np.zeros(4)], -1)[:, None],
+        "keypoints": keypoints,
+        "scores": np.full((4, 21), 0.5),
+        "visibility": np.ones((4, 21), bool),
+        "box_size": np.full(4, 64.0),
+        "loss": np.array([0.1, 0.2, 0.3, 0.4]),
+        "index": np.array([0, 2, 3, 5]),
+    }
+    arrays["visibility"][3] = False
+    results = score_by_group(load_metric(), arrays, ["a", "?", "b", "a", "?", "c"])
+    assert results.keys() == {"a", "b"}  # no sample of ? was scored, and c has no keypoint
+    assert results["a"]["mean_error_percent"] == pytest.approx(2.0) and results["a"]["num_hands"] == 2
+    assert results["b"]["mean_error_percent"] == pytest.approx(2.0) and results["b"]["num_hands"] == 1
+    assert (results["a"]["loss"], results["b"]["loss"]) == pytest.approx((0.2, 0.2))

@@ -47,7 +47,7 @@ def test_components_are_those_of_the_covariance_matrix():
 def test_components_of_samples_that_do_not_differ_are_refused():
     with pytest.raises(ValueError, match=r"at least 2 samples.*\(1, 2\)"):
         principal_components([[1, 2]])
-    with pytest.raises(ValueError, match="the 3 samples are all alike"):
+    with pytest.raises(ValueError, match="the 3 samples are all the same"):
         principal_components([[1, 2]] * 3)
 
 
@@ -63,7 +63,7 @@ def test_channel_statistics_are_those_of_all_pixels():
 
 
 def test_keypoints_without_annotation_have_no_place():
-    """In COCO files they stand at (0, 0), from where they would pull every figure into the corner."""
+    """COCO files give them the place (0, 0), which would distort every figure."""
     hands = rows(3)
     hands[1]["visibility"] = [False] + [True] * 20
     images, keypoints = read_hands(hands, 300)

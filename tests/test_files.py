@@ -1,4 +1,4 @@
-"""What `dataset_script` reads of files that others wrote: JSON, zips and images that claim, or are, too much."""
+"""Files from strangers: JSON, zips and images that are too large, claim to be, or are damaged."""
 
 import contextlib
 import io
@@ -13,10 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import dataset_script.files
 import modeling_handunet.images
-from dataset_script.files import MAX_JSON_NESTING, FileTree, image_size, parse_json
-from modeling_handunet.images import MAX_IMAGE_PIXELS, load_image
+from dataset_script.files import MAX_JSON_BYTES, MAX_JSON_NESTING, MAX_JSON_VALUES, FileTree, image_size, parse_json
+from modeling_handunet.images import load_image
 
 
 def encode(image: Image.Image, kind: str, **options) -> bytes:
@@ -61,16 +60,15 @@ def test_json_of_any_other_depth_is_read():
 @pytest.mark.parametrize("item", [b"[]", b"{}", b'{"":0}', b'"ab"'])
 def test_json_of_which_python_would_keep_a_gigabyte_is_refused_unread(item):
     text = b"[" + (item + b",") * 16_000_000 + item + b"]"
-    with memory_below(1 << 20), pytest.raises(ValueError, match=r"hands.json has too many values.* [\d,]+ bytes"):
+    with memory_below(1 << 20), pytest.raises(ValueError, match=r"hands.json has about [\d,]+ values.* 12,000,000"):
         parse_json(text, "hands.json")
 
 
 def test_the_bounds_let_freihands_own_lists_through():
     frame = json.dumps([[-0.123456789012345678] * 3] * 21).encode()
     text = b"[" + b",".join([frame] * 32560) + b"]"
-    memory = sum(text.count(mark) * cost for mark, cost in dataset_script.files.JSON_COSTS.items())
-    assert len(text) < dataset_script.files.MAX_JSON_BYTES
-    assert memory < dataset_script.files.MAX_JSON_MEMORY / 2
+    assert len(text) < MAX_JSON_BYTES
+    assert sum(text.count(mark) for mark in (b",", b"[")) == 32560 * (63 + 22) < MAX_JSON_VALUES / 4
 
 
 # Zips
@@ -127,15 +125,6 @@ def test_members_that_zipfile_unpacks_without_bounds_are_refused(path, method):
     write(path, method=method, a=bytes(1000))
     with pytest.raises(ValueError, match=rf"hands.zip/a cannot be unpacked \(compression type {method}\)"):
         FileTree(path).read("a", 1 << 24)
-
-
-def test_a_zip_whose_list_of_members_is_too_long_is_refused_unread(path, monkeypatch):
-    write(path, **{f"{number:09d}": b"" for number in range(100)})  # 55 bytes each
-    monkeypatch.setattr(dataset_script.files, "MAX_DIRECTORY_BYTES", 5499)
-    with pytest.raises(ValueError, match=r"hands.zip is not a whole zip file \(it claims a list of members .*5500 bytes, more than 5499"):
-        FileTree(path).find("a")
-    monkeypatch.setattr(dataset_script.files, "MAX_DIRECTORY_BYTES", 5500)
-    assert FileTree(path).find("a") is None
 
 
 def test_a_gigabyte_of_members_that_a_small_zip_claims_is_refused(path):
@@ -261,7 +250,8 @@ def test_a_png_bomb_is_refused_before_it_is_unpacked(width, height):
 def test_text_of_a_png_that_unpacks_to_much_is_refused(chunk):
     start = b"a\0\0" if chunk == b"zTXt" else b"a\0\1\0\0\0"
     header = struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0)
-    bomb = png((b"IHDR", header), (chunk, start + zlib.compress(bytes(50_000_000))), (b"IDAT", zlib.compress(b"\0\0")), (b"IEND", b""))
+    text = chunk, start + zlib.compress(bytes(50_000_000))
+    bomb = png((b"IHDR", header), text, (b"IDAT", zlib.compress(b"\0\0")), (b"IEND", b""))
     with memory_below(4 << 20):
         refused_by_both(bomb, "too large|too much")
 

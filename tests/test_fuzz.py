@@ -1,4 +1,4 @@
-"""A short run of the fuzzer from a fixed seed, and cases that it once found."""
+"""A short run of the fuzzer from a fixed seed, and cases that it found in the past."""
 
 import os
 import subprocess
@@ -7,12 +7,10 @@ import pytest
 
 from tools import fuzz
 
-# Each failed before the library was mended; what was wrong has a test of its own beside the code's other tests.
+# Each failed once. The cause of each has a test beside the other tests of that code.
 FOUND = (
-    *("images:1:26", "images:1:68", "images:1:163"),  # turned by an orientation that comes after the pixels
-    *("processor:1:83", "processor:1:93", "processor:1:157", "processor:1:196"),  # settings in place of methods
-    "processor:2:42",  # an auto_map that is a list
-    # messages as long as the file
+    *("images:1:26", "images:1:68", "images:1:163"),  # an EXIF orientation that comes after the pixels
+    # an error message as long as the file
     *("weights:11:8755", "weights:11:10707", "weights:11:13195", "meshes:346939:1511"),
     "freihand:1:11",  # a palette that is missing
     *("freihand:1:23", "freihand:1:236"),  # JSON that took over 2 GB
@@ -20,16 +18,16 @@ FOUND = (
 )
 
 
-def test_what_the_fuzzer_once_found_is_refused_in_words():
+def test_what_the_fuzzer_found_is_refused_with_documented_errors():
     fuzz.main(["--replay", *FOUND])
 
 
 @pytest.mark.slow
-def test_mutated_and_hostile_files_end_in_documented_errors_alone():
+def test_mutated_and_hostile_files_end_in_documented_errors_only():
     fuzzer = fuzz.main(["--cases", "1600", "--seed", "1"])
     for name, outcomes in fuzzer.outcomes.items():
         refused = outcomes.total() - outcomes["accepted"]
-        assert outcomes["accepted"] and refused > outcomes.total() / 10, name  # neither all whole nor all rubbish
+        assert outcomes["accepted"] and refused > outcomes.total() / 10, name  # neither all is accepted nor all refused
 
 
 def refuse(folder):
@@ -83,7 +81,7 @@ DEEDS = {
     write_inside: None,
     refuse_without_a_name: "the error does not name the file",
     fail: "KeyError",
-    hang: "over 1 s of processor time",
+    hang: "over 0.5 s of processor time",
     take_memory: "MemoryError",
     write_beside: "open '",
     remove_beside: "os.remove '",
@@ -96,7 +94,7 @@ DEEDS = {
 @pytest.mark.parametrize("deed", DEEDS, ids=lambda deed: deed.__name__)
 def test_a_case_that_misbehaves_is_noticed(monkeypatch, deed):
     kind = fuzz.Kind(lambda draw, folder: None, lambda made, folder: deed(folder), (ValueError,), names_folder=True)
-    monkeypatch.setattr(fuzz, "MOST_SECONDS", 1)
+    monkeypatch.setattr(fuzz, "MOST_SECONDS", 0.5)
     monkeypatch.setattr(fuzz, "kinds", lambda: {"deeds": kind})
     fuzzer = fuzz.Fuzzer()
     fuzzer.run([("deeds", 0, 0), ("deeds", 0, 1)])

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from dataset_script import HandCrops, SyntheticHands, add_heatmaps
 from dataset_script.freihand import FreiHAND
-from dataset_script.hand_crops import crop_hand, resize_with_keypoints
+from dataset_script.hand_crops import crop_hand
 from modeling_handunet import HandUNetImageProcessor, render_heatmaps
 from tests.test_freihand import REAL, real_freihand, write_tree
 
@@ -44,22 +44,14 @@ def a_dataset(count: int = 6) -> datasets.Dataset:
     return datasets.Dataset.from_dict(rows, features=features)
 
 
-def test_resizing_moves_image_and_keypoints_together():
-    image, keypoints = resize_with_keypoints(gradient(200, 100), points((20, 10)), (50, 400))
-    assert image.size == (400, 50)
-    np.testing.assert_allclose(keypoints[:2], [(40, 5), (100, 30)])
-    _, keypoints = resize_with_keypoints(gradient(200, 100), points((20, 10)), 128)
-    np.testing.assert_allclose(keypoints[0], (20 * 128 / 200, 10 * 128 / 100))
-
-
 def test_a_marked_pixel_stays_under_its_keypoint_when_resized():
     picture = np.zeros((224, 224, 3), np.uint8)
     picture[60:68, 100:108] = 255  # centre (104, 64)
-    image, keypoints = resize_with_keypoints(Image.fromarray(picture), points((104.0, 64.0)), 128)
-    weights = np.asarray(image)[..., 0].astype(float)
+    crop = crop_hand({"image": Image.fromarray(picture), "uv": points((104.0, 64.0))}, size=128)
+    weights = np.asarray(crop["image"])[..., 0].astype(float)
     y, x = np.indices(weights.shape) + 0.5
     center = (x * weights).sum() / weights.sum(), (y * weights).sum() / weights.sum()
-    np.testing.assert_allclose(keypoints[0], center, atol=0.02)
+    np.testing.assert_allclose(crop["keypoints"][0], center, atol=0.02)
 
 
 def test_an_image_without_a_box_is_the_crop_padded_centrally_to_a_square():

@@ -2,10 +2,8 @@
 
 from pathlib import Path
 
+import evaluate
 import pytest
-
-pytest.importorskip("pycocotools", reason="the metric needs pycocotools")
-import evaluate  # noqa: E402
 
 SIZE = (100, 100)
 HAND = [10, 10, 30, 30]

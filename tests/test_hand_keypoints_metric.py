@@ -83,11 +83,11 @@ def test_three_keypoints_worked_out_by_hand(metric):
 
 
 def test_a_perfect_prediction_has_an_auc_of_exactly_one(metric):
-    figures = compute(metric, sample({i: (0, 0) for i in range(21)}))
+    figures = compute(metric, sample(dict.fromkeys(range(21), (0, 0))))
     assert figures["auc"] == 1.0 and figures["mean_error_percent"] == 0.0 and figures["pck@0.05"] == 1.0
     assert figures["success_rate"][0] == 0.0  # nothing is below 0 %
     assert figures["success_rate"][1:] == [1.0] * 40
-    far = compute(metric, sample({i: (30, 0) for i in range(21)}))
+    far = compute(metric, sample(dict.fromkeys(range(21), (30, 0))))
     assert far["auc"] == 0.0 and far["pck@0.2"] == 0.0
 
 

@@ -16,9 +16,11 @@ CODE = {
     "crops.py",
     "heatmaps.py",
     "image_processing_handunet.py",
+    "images.py",
     "keypoints.py",
     "losses.py",
     "modeling_handunet.py",
+    "nesting.py",
     "pipeline_handunet.py",
     "versions.py",
 }
@@ -58,7 +60,7 @@ pipe.push_to_hub("tester/whole")
 other, _ = network(2)
 shas.append(other.push_to_hub("tester/parts", commit_message="Better weights").oid)
 
-# A later commit whose code does not even load: who pinned a revision does not see it.
+# A later commit whose code does not even load: a pinned revision does not see it.
 api = HfApi()
 broken = dict(path_or_fileobj=b"raise RuntimeError('from main')", path_in_repo="modeling_handunet.py")
 shas.append(api.upload_file(repo_id="tester/parts", **broken).oid)

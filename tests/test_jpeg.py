@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from dataset_script.synthetic.backgrounds import fractal_noise
 from dataset_script.augmentation import augmentation_keys
 from dataset_script.jpeg import compress
+from dataset_script.synthetic.backgrounds import fractal_noise
 
 
 def picture(size: int) -> torch.Tensor:

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from dataset_script import SyntheticHands
+from dataset_script import SyntheticHands, affine
 from dataset_script.layers import HandLayers
-from dataset_script.synthetic.compositing import Layer, move_layer, rotation
+from dataset_script.synthetic.compositing import Layer, move_layer
 
 
 def drawn(count: int = 3, **options) -> SyntheticHands:
@@ -36,7 +36,7 @@ def test_a_moved_layer_carries_its_keypoints():
     keypoints = torch.tensor([[[20.5, 11.5]] * 21])
     rgba = torch.zeros(1, 4, 40, 40)
     rgba[:, :, 10:13, 19:22] = 1.0  # centred on (20.5, 11.5)
-    matrix = rotation(torch.tensor([0.5])) * 1.5
+    matrix = affine.rotation(torch.tensor([0.5])) * 1.5
     moved = move_layer(Layer(rgba, keypoints, torch.zeros(1, 3)), matrix, torch.tensor([[3.0, -2.0]]), 64)
     alpha = moved.rgba[0, 3]
     centers = torch.arange(64) + 0.5

@@ -1,4 +1,4 @@
-"""A short form of `python -m tools.long_run`: memory stays flat, and logs stay small."""
+"""A short `python -m tools.long_run`: memory does not grow, and logs stay small."""
 
 import re
 import subprocess
@@ -17,5 +17,5 @@ def test_memory_and_logs_stay_small(tmp_path):
     grown = re.findall(r"(training|prediction): memory grew by ([\d.-]+) MB", done.stdout)
     assert [name for name, _ in grown] == ["training", "prediction"]
     assert all(float(value) < 50 for _, value in grown)
-    logs, printed = re.search(r"logs/ has ([\d.]+) kB, what was printed ([\d.]+) kB", done.stdout).groups()
+    logs, printed = re.search(r"logs/ has ([\d.]+) kB, the output ([\d.]+) kB", done.stdout).groups()
     assert float(logs) < 20 and float(printed) < 20

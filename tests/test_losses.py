@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from modeling_handunet import HandUNetConfig, HandUNetForPoseEstimation
 from modeling_handunet.losses import HeatmapLoss, IoULoss
 
 
@@ -78,3 +79,31 @@ def test_what_is_unknown_stays_without_penalty():
     y = torch.rand(1, 2, 4, 4, requires_grad=True)
     HeatmapLoss(sigma=3.0)(y, torch.zeros(1, 2, 4, 4), torch.tensor([[True, False]])).backward()
     assert y.grad[0, 0].abs().min() > 0 and y.grad[0, 1].abs().max() == 0
+
+
+class MeanError(torch.nn.Module):
+    """The mean absolute difference, times sigma."""
+
+    name = "mean error"
+    sentence = "The mean absolute difference of each predicted heatmap and its target."
+
+    def __init__(self, sigma: float):
+        super().__init__()
+        self.sigma = sigma
+
+    def forward(self, heatmaps, targets, visibility=None):
+        return self.per_heatmap(heatmaps, targets).mean()
+
+    def per_heatmap(self, heatmaps, targets):
+        return self.sigma * (heatmaps - targets).abs().mean((2, 3))
+
+
+def test_the_model_trains_on_the_loss_that_is_set_in_one_place(monkeypatch):
+    config = HandUNetConfig(image_size=16, hidden_sizes=(4, 8), sigma=2.0)
+    plain = HandUNetForPoseEstimation(config)
+    assert isinstance(plain.loss, HeatmapLoss) and plain.loss.name == "IoU loss" and plain.loss.sentence.endswith(".")
+    monkeypatch.setattr(HandUNetForPoseEstimation, "loss_class", MeanError)
+    model = HandUNetForPoseEstimation(config)
+    outputs = model(torch.rand(2, 3, 16, 16), labels=torch.full((2, 21, 16, 16), 0.25))
+    assert outputs.loss.item() == pytest.approx(2.0 * (outputs.heatmaps - 0.25).abs().mean().item())
+    assert model.loss.name == "mean error" and model.state_dict().keys() == plain.state_dict().keys()

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModel, AutoModelForPoseEstimation, Trainer, TrainingArguments
 
 from modeling_handunet import (
     HandUNetConfig,
@@ -12,7 +13,6 @@ from modeling_handunet import (
     HandUNetPoseEstimatorOutput,
     render_heatmaps,
 )
-from transformers import AutoConfig, AutoModel, AutoModelForPoseEstimation, Trainer, TrainingArguments
 
 SIZE = 32
 
@@ -268,7 +268,7 @@ class TestSaving:
         with pytest.raises(ValueError, match=r"missing: down\.0\.0\.bias; .*and \d+ more\."):
             HandUNetForPoseEstimation.from_pretrained(folder)
 
-    def test_misfitting_weights_are_initialised_anew_on_request_and_named(self, model, folder, caplog):
+    def test_misfitting_weights_are_initialised_on_request_and_named(self, model, folder, caplog):
         config = tiny_config(id2label={0: "a", 1: "b"}, skeleton=())
         with caplog.at_level("WARNING", logger="modeling_handunet"):
             torch.manual_seed(0)

@@ -18,7 +18,7 @@ from modeling_handunet import (
     HandUNetImageProcessor,
     decode_heatmaps,
 )
-from scripts import export_onnx
+from release.onnx import HandUNetWithDecoder, check, settings_of
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -43,7 +43,8 @@ def exported(tmp_path_factory) -> Path:
     torch.manual_seed(0)
     model = HandUNetForPoseEstimation(HandUNetConfig(image_size=64, hidden_sizes=(4, 8), skeleton=((0, 1),)))
     model.save_pretrained(folder / "model")
-    processor = HandUNetImageProcessor(size={"height": 64, "width": 64}, image_mean=[0.25, 0.5, 0.75], box_fill=0.6, temperature=2)
+    options = {"image_mean": [0.25, 0.5, 0.75], "box_fill": 0.6, "temperature": 2}
+    processor = HandUNetImageProcessor(size={"height": 64, "width": 64}, **options)
     processor.save_pretrained(folder / "model")
     result = run(ROOT / "scripts" / "export_onnx.py", folder / "model", folder / "nested" / "model.onnx", cwd=folder)
     assert result.returncode == 0, result.stderr
@@ -114,12 +115,12 @@ def test_the_file_appears_whole_or_not_at_all(exported):
 @pytest.mark.slow
 def test_a_graph_that_differs_from_torch_is_not_let_through(exported):
     model = HandUNetForPoseEstimation.from_pretrained(exported / "model").eval()
-    graph = export_onnx.HandUNetWithDecoder(model, temperature=2)
-    export_onnx.check(graph, exported / "nested" / "model.onnx")
+    graph = HandUNetWithDecoder(model, temperature=2)
+    check(graph, exported / "nested" / "model.onnx")
     with torch.no_grad():
         model.head.weight += 0.01
-    with pytest.raises(RuntimeError, match=r"heatmaps of a batch of 1, \(1, 21, 64, 64\), are .* from torch's"):
-        export_onnx.check(graph, exported / "nested" / "model.onnx")
+    with pytest.raises(RuntimeError, match=r"heatmaps for a batch of 1, \(1, 21, 64, 64\), differ by .* from torch's"):
+        check(graph, exported / "nested" / "model.onnx")
 
 
 @pytest.mark.slow
@@ -221,4 +222,4 @@ def test_what_cannot_be_exported_is_refused_in_words(tmp_path):
 def test_a_processor_of_another_size_is_refused():
     model = HandUNetForPoseEstimation(HandUNetConfig(image_size=64, hidden_sizes=(4, 8)))
     with pytest.raises(ValueError, match="crops of 128 pixels, but the model reads 64"):
-        export_onnx.settings_of(model, HandUNetImageProcessor())
+        settings_of(model, HandUNetImageProcessor())

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForPoseEstimation, pipeline
 
 import modeling_handunet
 from modeling_handunet import HandUNetConfig, HandUNetForPoseEstimation, HandUNetImageProcessor
 from modeling_handunet.versions import check_transformers_version
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForPoseEstimation, pipeline
 
 PACKAGE = Path(modeling_handunet.__file__).parent
 FILES = sorted(PACKAGE.glob("*.py"))
@@ -23,7 +23,7 @@ ORDER = [
     {"versions", "keypoints"},
     {"configuration_handunet"},
     {"configuration_handunet_detector"},
-    {"heatmaps", "losses", "images", "crops", "drawing", "detection_losses", "detection_decoding"},
+    {"heatmaps", "losses", "images", "crops", "nesting", "drawing", "detection_losses", "detection_decoding"},
     {"modeling_handunet", "image_processing_handunet"},
     {"modeling_handunet_detector", "image_processing_handunet_detector"},
     {"pipeline_handunet"},

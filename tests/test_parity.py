@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import pipeline
 
 from modeling_handunet import HandUNetForPoseEstimation, HandUNetImageProcessor, IoULoss, render_heatmaps
 from scripts.convert_shallow_unet import convert
-from transformers import pipeline
 
 ROOT = Path(__file__).resolve().parents[1]
 

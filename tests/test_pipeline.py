@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
+from transformers import pipeline
+from transformers.pipelines.pt_utils import KeyDataset
 
 from modeling_handunet import (
     KEYPOINT_NAMES,
@@ -15,8 +17,6 @@ from modeling_handunet import (
     HandUNetForPoseEstimation,
     HandUNetImageProcessor,
 )
-from transformers import pipeline
-from transformers.pipelines.pt_utils import KeyDataset
 
 BOXES = [[30.0, 20.0, 60.0, 45.0], [100.5, 40.2, 33.3, 50.1]]
 
@@ -108,18 +108,18 @@ def test_the_answer_does_not_depend_on_how_the_image_is_given(pipe, image, path,
 def test_the_answer_does_not_depend_on_the_batch(pipe, image, path, batch_size):
     inputs = [image, str(path), np.asarray(image), ImageOps.mirror(image), image]
     boxes = [BOXES, BOXES[:1], [], None, [BOXES[1], BOXES[0], BOXES[1]]]
-    sides = ["left", None, "right", "left", ["left", "right", "left"]]
-    expected = [pipe(one, boxes=some, handedness=side) for one, some, side in zip(inputs, boxes, sides)]
+    handedness = ["left", None, "right", "left", ["left", "right", "left"]]
+    expected = [pipe(one, boxes=some, handedness=hands) for one, some, hands in zip(inputs, boxes, handedness)]
     assert [len(hands) for hands in expected] == [2, 1, 0, 1, 3]
-    results = pipe(inputs, boxes=boxes, handedness=sides, batch_size=batch_size)
-    dicts = [{"image": i, "boxes": b, "handedness": s} for i, b, s in zip(inputs, boxes, sides)]
-    for results in (
+    results = pipe(inputs, boxes=boxes, handedness=handedness, batch_size=batch_size)
+    dicts = [{"image": i, "boxes": b, "handedness": s} for i, b, s in zip(inputs, boxes, handedness)]
+    for answers in (
         results,
         pipe(dicts, batch_size=batch_size),
         pipe((one for one in dicts), batch_size=batch_size),
         pipe(iter(dicts), batch_size=batch_size),
     ):
-        for hands, other in zip(results, expected, strict=True):
+        for hands, other in zip(answers, expected, strict=True):
             assert_same(hands, other)
 
 
@@ -172,8 +172,8 @@ def test_data_sets_are_streamed(pipe, image, path):
 
 def test_a_threshold_leaves_out_whole_hands_only(pipe, image):
     scores = sorted(hand["score"] for hand in pipe(image, boxes=BOXES))
-    (kept,) = pipe(image, boxes=BOXES, threshold=sum(scores) / 2)
-    assert kept["score"] == pytest.approx(scores[1]) and len(kept["keypoints"]) == 21
+    (hand,) = pipe(image, boxes=BOXES, threshold=sum(scores) / 2)
+    assert hand["score"] == pytest.approx(scores[1]) and len(hand["keypoints"]) == 21
 
 
 def test_the_decoding_method_is_passed_on(pipe, image):

@@ -9,30 +9,22 @@ from pathlib import Path
 import pytest
 import yaml
 
+import release.hub
+from release.files import ROOT
+from release.hub import assemble, assemble_space, push_model
+from release.terms import read_card
 from tests.hub_server import HubServer, run_program
 from tests.small_model import save_small_model
-from training import publishing
-from training.publishing import assemble, assemble_space, push_model, read_card_data
+from tests.test_hub_round_trip import CODE
 
-CODE = {
-    "configuration_handunet.py",
-    "crops.py",
-    "heatmaps.py",
-    "image_processing_handunet.py",
-    "keypoints.py",
-    "losses.py",
-    "modeling_handunet.py",
-    "pipeline_handunet.py",
-    "versions.py",
-}
 DATA = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json", "metrics.json"}
-DATA |= {"training_arguments.json", "handler.py", "requirements.txt", "examples/examples.json"}
+DATA |= {"training_arguments.json", "report.json", "handler.py", "requirements.txt", "examples/examples.json"}
 EXAMPLES = {f"examples/{name}.jpg" for name in ("left", "open", "pointing", "three")}
 FIGURES = {"losses", "joint_errors", "success_rate", "predictions", "failures", "group_errors", "reliability"}
 FIGURES = {f"figures/{name}.png" for name in FIGURES}
 SPACE = {"app.py", "crop.html", "crop.css", "crop.js", "requirements.txt", "README.md", "examples/examples.json"}
 ONNX = {"onnx/model.onnx"}
-SCREENSHOT = {"figures/space.jpg"} if publishing.SCREENSHOT.is_file() else set()
+SCREENSHOT = {"figures/space.jpg"} if release.hub.SCREENSHOT.is_file() else set()
 
 PUBLISH = """
 import json, sys
@@ -53,11 +45,11 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def without_onnx(monkeypatch):
-    monkeypatch.setattr(publishing, "export_onnx", lambda target: "onnx is not installed")
+    monkeypatch.setattr(release.hub, "add_onnx", lambda folder: "onnx is not installed")
 
 
 def publish(hub: HubServer, folder: Path, *arguments: str, cwd: Path, onnx: bool = True) -> str:
-    """Run `scripts.publish`; "done", or the words with which it ended.  Without `onnx` as if that were not installed."""
+    """Run `scripts.publish`; "done", or its last words.  Without `onnx`, as if that were not installed."""
     program = PUBLISH if onnx else "import sys\nsys.modules['onnx'] = None\n" + PUBLISH
     return run_program(hub, program, folder, *arguments, cwd=cwd, with_package=True, timeout=600)
 
@@ -86,7 +78,7 @@ def test_a_dry_run_lists_every_file_with_its_size_and_sends_nothing(folder, with
     assert said[1].startswith("Would go to the model someone/hands") and "space someone/page" in said[2]
 
 
-def test_weights_that_were_kept_without_code_are_published_with_it(folder, tmp_path, without_onnx):
+def test_weights_that_were_stored_without_code_are_published_with_it(folder, tmp_path, without_onnx):
     bare = tmp_path / "bare"
     shutil.copytree(folder, bare, ignore=shutil.ignore_patterns("*.py"))
     assemble(bare, "someone/my-hands", tmp_path / "model")
@@ -98,14 +90,14 @@ def test_weights_that_were_kept_without_code_are_published_with_it(folder, tmp_p
 def test_the_page_is_put_together_with_its_own_name_and_the_spaces(folder, tmp_path, without_onnx, monkeypatch):
     screenshot = tmp_path / "space.jpg"
     screenshot.write_bytes((folder / "figures" / "losses.png").read_bytes())
-    monkeypatch.setattr(publishing, "SCREENSHOT", screenshot)
+    monkeypatch.setattr(release.hub, "SCREENSHOT", screenshot)
     target = tmp_path / "model"
     assert assemble(folder, "someone/my-hands", target, "someone/page") == "onnx is not installed"
     assert names(target) == CODE | DATA | EXAMPLES | FIGURES | {"figures/space.jpg"}
     card = (target / "README.md").read_text()
     assert 'model="someone/my-hands"' in card and "USER" not in card and "onnx/model.onnx" not in card
     assert "](figures/space.jpg)](https://huggingface.co/spaces/someone/page)" in card
-    assert read_card_data(str(target)).model_name == "my-hands"
+    assert read_card(str(target)).data.model_name == "my-hands"
     again = tmp_path / "again"  # what was pulled is published elsewhere, without a Space
     assemble(target, "other/hands", again)
     card = (again / "README.md").read_text()
@@ -114,12 +106,15 @@ def test_the_page_is_put_together_with_its_own_name_and_the_spaces(folder, tmp_p
 
 def test_the_space_names_its_model_and_carries_the_package(folder, tmp_path):
     target = tmp_path / "space"
-    assemble_space(target, "someone/hands", read_card_data(str(folder)))
-    package = {f"modeling_handunet/{path.name}" for path in publishing.ROOT.glob("modeling_handunet/*.py")}
+    assemble_space(target, "someone/hands", None)
+    package = {f"modeling_handunet/{path.name}" for path in ROOT.glob("modeling_handunet/*.py")}
     assert names(target) == SPACE | EXAMPLES | package
     metadata = yaml.safe_load((target / "README.md").read_text().split("---\n")[1])
     assert (metadata["models"], metadata["sdk"], metadata["app_file"]) == (["someone/hands"], "gradio", "app.py")
     assert "gradio==" + metadata["sdk_version"] in (target / "requirements.txt").read_text()
+    assert "research only" not in metadata["short_description"]
+    assemble_space(tmp_path / "other", "someone/hands", "research-only")
+    assert "short_description: 21 keypoints of a hand; research only\n" in (tmp_path / "other" / "README.md").read_text()
 
 
 def test_what_is_not_a_finished_model_or_not_a_name_is_refused(folder, tmp_path, without_onnx):
@@ -208,7 +203,7 @@ def test_a_push_that_breaks_leaves_the_repositories_as_they_were(tmp_path):
         for method, pattern in (("PUT", f"^/lfs/{weights}"), ("POST", "/models/tester/hands/commit/")):
             with hub.breaking(method, pattern, after_bytes=500, times=100) as broken:
                 said = publish(hub, second, "tester/hands", "--space", "tester/page", cwd=tmp_path, onnx=False)
-            assert broken.hits > 0 and said.startswith("publish.py: The push to the model tester/hands did not come to its")
+            assert broken.hits > 0 and said.startswith("publish.py: The push to the model tester/hands failed:")
             assert (hub.files("tester/hands"), hub.commits("tester/hands"), hub.commits("tester/page", "space")) == before
         assert publish(hub, second, "tester/hands", cwd=tmp_path, onnx=False) == "done"
         files = hub.files("tester/hands")

@@ -1,7 +1,8 @@
-"""The README's code is run as it is printed."""
+"""The README's code runs as it is printed."""
 
 import configparser
 import contextlib
+import importlib.util
 import os
 import re
 import runpy
@@ -19,6 +20,7 @@ from PIL import Image
 from modeling_handunet import HandUNetConfig, HandUNetForPoseEstimation, HandUNetImageProcessor
 from tests.chromium import NETWORK_ERRORS, free_port, need_node
 from tests.small_model import save_small_model
+from training.arguments import parse_arguments
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -27,7 +29,7 @@ SNIPPETS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 @pytest.fixture
 def workplace(tmp_path, monkeypatch):
-    """A folder with a model where the README has its own, and a photograph."""
+    """A folder with a model at the README's path, and a photograph."""
     folder = tmp_path / "weights/handunet-base"
     HandUNetForPoseEstimation(HandUNetConfig(hidden_sizes=(4, 8))).save_pretrained(folder)
     HandUNetImageProcessor().save_pretrained(folder)
@@ -55,19 +57,31 @@ def test_the_freihand_snippet_runs_as_printed(workplace, shared_data):
     assert len(splits["train"]) == 5
 
 
-def test_every_file_and_option_that_the_readme_names_exists():
-    for path in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (ROOT / path).exists(), path
-    options = subprocess.run([sys.executable, "train.py", "--help"], cwd=ROOT, capture_output=True, text=True).stdout
+def test_every_option_that_the_readme_names_exists(capsys):
+    with pytest.raises(SystemExit):
+        parse_arguments(["--help"])
+    options = capsys.readouterr().out
     for line in re.findall(r"train\.py (.*)", README):
         for option in re.findall(r"--\w+", line.split("#")[0].split("`")[0]):
             assert option in options, option
 
 
+def test_every_link_and_module_in_the_documents_exists():
+    documents = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "tools/README.md")]
+    documents += sorted((ROOT / "docs").glob("*.md"))
+    for document in documents:
+        text = document.read_text()
+        for link in re.findall(r"\]\(([^)#:]+)\)", text):
+            assert (document.parent / link).exists(), f"{document}: {link}"
+        for module in re.findall(r"python -m ([\w.]+)", text):
+            assert importlib.util.find_spec(module), f"{document}: {module}"
+
+
 def test_the_ci_script_finds_the_readmes_test_command():
     pattern = re.search(r"grep -m 1 -E '([^']+)'", (ROOT / ".ci/run").read_text()).group(1)
     commands = [line for line in README.splitlines() if re.search(pattern, line)]
-    assert commands == ["pip install -c constraints.txt -e '.[test,onnx,browser,space,benchmarks]' && python -m pytest"]
+    install = "pip install -c constraints.txt -e '.[test,onnx,browser,space,benchmarks]'"
+    assert commands == [f"{install} && ruff check . && python -m pytest"]
 
 
 def test_the_test_command_installs_what_the_pages_tests_import():
@@ -85,7 +99,7 @@ TRY = README.split("## Try it")[1].split("## ")[0]
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory) -> Path:
-    """The files of the checkout that git would clone, with untrained weights, kept without their code, in weights/."""
+    """The files that git would clone, with untrained weights in weights/, without code beside them as in the repository."""
     folder = tmp_path_factory.mktemp("clone") / "handunet"
     ignored = shutil.ignore_patterns(".git", "node_modules", "dist", "build", "outputs", "__pycache__", "model.onnx", "weights")
     shutil.copytree(ROOT, folder, ignore=ignored)
@@ -99,7 +113,7 @@ def clone(tmp_path_factory) -> Path:
 
 @contextlib.contextmanager
 def started(command: str, folder: Path):
-    """A line of the README run in `folder`, as it is printed, by this Python; it is over when the test is."""
+    """Run a line of the README in `folder` by this Python, as it is printed, until the block ends."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     environment["PYTHONUNBUFFERED"] = "1"
@@ -114,7 +128,7 @@ def started(command: str, folder: Path):
 
 
 def read_until(process: subprocess.Popen, pattern: str) -> re.Match:
-    """What matches `pattern` in what a program says, as soon as it says it."""
+    """Wait until the output of a program matches `pattern`. Returns the match."""
     said = ""
     for line in process.stdout:
         said += re.sub(r"\x1b\[[\d;]*m", "", line)
@@ -136,13 +150,14 @@ def test_the_line_that_predicts_runs_as_printed_in_a_fresh_clone(clone):
 @pytest.mark.slow
 @pytest.mark.parametrize("what, paths", [("space", [""]), ("web", ["", "model.onnx"]), ("endpoint", [""])])
 def test_the_lines_that_serve_run_as_printed_in_a_fresh_clone(what, paths, clone):
-    (line,) = [line for line in TRY.splitlines() if line.startswith("python ") and f"demo/{what}" in line and ".jpg" not in line]
+    lines = [line for line in TRY.splitlines() if line.startswith("python ") and ".jpg" not in line]
+    (line,) = [line for line in lines if f"demo/{what}" in line]
     if what == "space":
         pytest.importorskip("gradio", reason="Gradio is not installed: pip install -e '.[space]'")
     if what == "web":
         need_node()
         pytest.importorskip("onnxscript", reason="onnxscript is not installed: pip install -e '.[onnx]'")
-    # On a port of its own: the printed one may be taken on this machine.
+    # On a free port: the printed one may be in use on this machine.
     with started(f"{line}{' --' * (what == 'web')} --port {free_port()}", clone) as process:
         address = read_until(process, r"http://127\.0\.0\.1:\d+")[0]
         for path in paths:

@@ -9,7 +9,7 @@ from dataset_script import SyntheticHands
 from dataset_script.augmentation import Augmentation, augmentation_keys
 from dataset_script.scenes import NEGATIVES, Scenes, load_photos
 
-# Nothing that is not about where the hand is.
+# Only the hand's place changes.
 PLAIN = {
     **{"framed": 0, "coarse": 0, "motion": 0, "grey": 0, "other_hand": 0, "lamp": 0, "cast": 0, "jpeg": 0, "stretch": 0},
     "recolor": Augmentation(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0),
@@ -86,7 +86,8 @@ def test_a_left_hand_is_the_mirrored_right_one(hands):
 
 def test_the_other_hand_lies_behind_this_one_and_off_the_centre(hands):
     layers, keypoints, skin, keys = hands
-    plain = dataclasses.replace(scenes(**PLAIN), ranges=dataclasses.replace(scenes().ranges, occluder=0.0, soften=0.0, shadow=0.0))
+    ranges = dataclasses.replace(scenes().ranges, occluder=0.0, soften=0.0, shadow=0.0)
+    plain = dataclasses.replace(scenes(**PLAIN), ranges=ranges)
     alone, points = plain(layers, keypoints, skin, keys)
     both, same_points = dataclasses.replace(plain, other_hand=1.0)(layers, keypoints, skin, keys)
     assert torch.equal(points, same_points)

@@ -306,7 +306,7 @@ def test_an_example_of_a_left_hand_says_so_and_brings_its_box(page):
     example = json.loads((SPACE / "examples" / "examples.json").read_text())[2]
     page.click(".examples button >> nth=2")
     says(page, "Draw a box")
-    page.wait_for_function("document.querySelector('#side input:checked').value === 'Left hand'")
+    page.wait_for_function("document.querySelector('#handedness input:checked').value === 'Left hand'")
     assert box_of(page) == example["box"]
     page.click("#find")
     says(page, "Read: left hand")

@@ -1,8 +1,7 @@
-"""Synthetic hands: the same sample whatever the batch, and keypoints that lie where they are said to lie."""
+"""Synthetic hands: a sample does not depend on its batch, and keypoints lie where the hand is."""
 
 import dataclasses
 import json
-import math
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +13,11 @@ from dataset_script import counter_rng
 from dataset_script.synthetic import SyntheticHands
 from dataset_script.synthetic.backgrounds import KINDS
 from dataset_script.synthetic.body import procedural_hand
+from dataset_script.synthetic.compositing import composite
+from dataset_script.synthetic.hands import draw_hands
 from dataset_script.synthetic.poses import FINGER_LIMITS, TEMPLATES, THUMB_LIMITS, sample_poses
 from dataset_script.synthetic.ranges import EASY, FULL
 from dataset_script.synthetic.rasterizer import rasterize
-from dataset_script.synthetic.compositing import composite
-from dataset_script.synthetic.hands import draw_hands, move_hands
 from modeling_handunet.keypoints import SKELETON
 
 DATA = Path(__file__).parents[2] / "shared/data"
@@ -38,8 +37,8 @@ def drawn():
     return keys, draw_hands(keys, procedural_hand(), dataclasses.replace(FULL, held=0.0), 128)
 
 
-def sides(xyz: np.ndarray) -> np.ndarray:
-    """How far (N,) the finger tips are bent, times which way: positive if towards wrist-index x wrist-little."""
+def handedness(xyz: np.ndarray) -> np.ndarray:
+    """How far (N,) the finger tips are bent, positive if towards wrist-index x wrist-little."""
     index, little = xyz[:, 5] - xyz[:, 0], xyz[:, 17] - xyz[:, 0]
     return ((xyz[:, TIPS] - xyz[:, KNUCKLES]).mean(1) * np.cross(index, little)).sum(1) * 1e6
 
@@ -94,23 +93,23 @@ def test_easy_hands_stand_within_45_degrees_of_upright():
     keypoints = SyntheticHands(10, seed=9, image_size=32).render(torch.arange(64))["keypoints"]
     up = keypoints[:, 0] - keypoints[:, 9]  # y points down
     lean = torch.atan2(up[:, 0].abs(), up[:, 1]).rad2deg()
-    assert lean.max() < 55 and lean.mean() > 10  # the wrist's own slant is beside the image's rotation
+    assert lean.max() < 55 and lean.mean() > 10  # the wrist's own slant adds to the image's rotation
 
 
 def test_hands_are_right_hands():
     # Palm to the viewer, fingers up, a right hand's thumb is on the viewer's right: wrist-index x wrist-little comes
-    # out of the palm, which is where fingers bend to.  Bent fingers tell the hand; a left hand's sign is minus.
+    # out of the palm, and fingers bend to there. So a left hand's sign is minus.
     keys = counter_rng.sample_keys(0, torch.arange(24))
     bent = dataclasses.replace(FULL, templates=("fist", "grasp bar"), noise=3.0)
     fists = draw_hands(keys, procedural_hand(), bent, 32)
-    assert (sides(fists.xyz.numpy()) > 0).all()
+    assert (handedness(fists.xyz.numpy()) > 0).all()
 
 
 @needs_freihand
-def test_real_freihand_samples_are_hands_of_the_same_side():
+def test_real_freihand_samples_are_right_hands_too():
     xyz = np.array(json.loads((DATA / "freihand_real/training_xyz.json").read_text()))
-    bent = np.abs(sides(xyz)) > 100  # flat hands have no sign to speak of
-    assert bent.sum() == 3 and (sides(xyz)[bent] > 0).all()
+    bent = np.abs(handedness(xyz)) > 100  # the sign of flat hands means nothing
+    assert bent.sum() == 3 and (handedness(xyz)[bent] > 0).all()
 
 
 @needs_freihand
@@ -156,19 +155,6 @@ def test_the_hand_is_seen_in_the_picture(drawn):
     assert (changed[:, 0, 0] <= 3).float().mean() > 0.6  # most corners show no arm
 
 
-def test_moving_hands_moves_picture_keypoints_and_camera_together(drawn):
-    _, hands = drawn
-    quarter = move_hands(hands, torch.full((48,), math.pi / 2), torch.full((48,), 1.0), torch.zeros(48, 2))
-    # Clockwise: what was at (x, y) comes to (128 - y, x).
-    x, y = hands.keypoints.unbind(-1)
-    assert torch.allclose(quarter.keypoints, torch.stack([128 - y, x], -1), atol=1e-3)
-    assert torch.allclose(quarter.rgba[:, 3], hands.rgba[:, 3].rot90(-1, (1, 2)), atol=1e-3)
-    moved = move_hands(hands, torch.full((48,), 0.4), torch.full((48,), 0.7), torch.tensor([[9.0, -5.0]]).repeat(48, 1))
-    assert np.abs(reprojected(moved.xyz, moved.K) - moved.keypoints.numpy()).max() < 1e-3
-    x, y = moved.keypoints[:, [0, 2, 5, 9, 13]].long().unbind(-1)
-    assert (moved.rgba[torch.arange(48)[:, None], 3, y, x] > 0.5).all()
-
-
 def test_poses_stay_within_anatomical_limits():
     keys = counter_rng.sample_keys(0, torch.arange(500))
     pose = sample_poses(keys, tuple(TEMPLATES), blend=0.7, mixed=0.3, noise=30.0, wrist=20.0)
@@ -210,7 +196,7 @@ def test_written_folders_have_freihands_layout(tmp_path):
         green = versions[0].reshape(-1, 3)
         assert ((green[:, 1] > green[:, 0]) & (green[:, 1] > green[:, 2])).mean() > 0.3
         assert all(np.abs(versions[0] - other).mean() > 8 for other in versions[1:])
-    with pytest.raises(FileExistsError, match="training_K.json"):
+    with pytest.raises(FileExistsError, match="training_xyz.json exists"):
         SyntheticHands(3).write_freihand(tmp_path)
     with pytest.raises(ValueError, match="versions is 2"):
         SyntheticHands(3).write_freihand(tmp_path / "other", versions=2)
@@ -252,7 +238,7 @@ def repeat_a_vertex(scene: dict) -> dict:
     (lambda data: data[:60000], "a whole file"),
     (lambda data: data.replace(b"pinky-finger-tip", b"pinky-finger-tap"), "pinky-finger-tip"),
     (lambda data: data.replace(b'"skins"', b'"skims"'), "skins"),
-    (lambda data: with_scene(data, lambda scene: [scene]), "its JSON is no object"),
+    (lambda data: with_scene(data, lambda scene: [scene]), "must be a JSON object"),
     (lambda data: with_scene(data, lambda scene: "[" * 100_000), "nested too deeply"),
     (lambda data: with_scene(data, repeat_a_vertex), "bytes apart"),
     (lambda data: with_scene(data, lambda scene: {**scene, "nodes": 3}), "lacks what a skinned mesh needs"),

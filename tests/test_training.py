@@ -17,14 +17,26 @@ from tqdm import tqdm
 from transformers import AutoImageProcessor, AutoModelForPoseEstimation
 
 from dataset_script import SyntheticHands
-from tools import full_size_freihand, kill_and_resume
 from tests.test_cutouts import write_cutouts
 from tests.tiny_training import (
-    ROOT, TINY, NoiseHands, command, environment, fork, fork_call, forked, make_run, run, start, train_steps, wait_for,
+    ROOT,
+    TINY,
+    command,
+    environment,
+    fork,
+    fork_call,
+    forked,
+    make_run,
+    noise_splits,
+    run,
+    start,
+    train_steps,
+    wait_for,
     wait_for_end,
 )  # fmt: skip
+from tools import full_size_freihand, kill_and_resume
 from training.arguments import parse_arguments
-from training.data import Splits
+from training.resume import resume, save_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +181,7 @@ def test_killed_runs_come_out_as_if_they_had_never_been(tmp_path, processes):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
-    ["--gradient_accumulation_steps 4 --checkpoint_every 1", "--recipe seed --batch_size 4 --epochs 3 --patience 1"],
+    ["--gradient_accumulation_steps 4 --checkpoint_every 1", "@recipes/seed.args --batch_size 4 --epochs 3 --patience 1"],
     ids=["accumulation", "seed recipe"],
 )
 def test_a_run_resumed_after_every_checkpoint_is_the_same(tmp_path, settings):
@@ -248,7 +260,7 @@ def test_two_processes_train_stop_and_go_on_together(tmp_path):
 
 @pytest.mark.slow
 def test_a_model_for_small_crops_is_trained_and_scored_on_them(tmp_path):
-    scenes = [*TINY, "--difficulty", "scenes", "--cache_dir", tmp_path / "cache"]
+    scenes = [*TINY, "--dataset", "scenes", "--cache_dir", tmp_path / "cache"]
     small = ["--layers", "24", "--image_size", "32", "--box_fill", "0.6", "--epochs", "1", "--output_dir", tmp_path / "run"]
     status, log = forked(tmp_path, *scenes, *small)
     assert status == 0, log
@@ -287,12 +299,6 @@ def test_a_process_that_is_killed_ends_the_others_within_a_minute(tmp_path):
 # Numbers that are not
 
 
-def splits(poison: dict[int, float], count: int = 8) -> Splits:
-    return Splits(
-        NoiseHands(count, poison=poison), NoiseHands(3, seed=1), NoiseHands(3, seed=2), "noise", research_only=False
-    )
-
-
 def everything(run) -> dict[str, torch.Tensor]:
     """Copies of the weights, the batch statistics, their averages and the optimizer's state."""
     values = {name: value.clone() for name, value in run.model.state_dict().items()}
@@ -304,7 +310,7 @@ def everything(run) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_sample_that_is_not_a_number_is_skipped_counted_and_named(tmp_path, capsys, value):
-    run = make_run(tmp_path, splits=splits({3: value}), augmentation=0.0)
+    run = make_run(tmp_path, splits=noise_splits({3: value}), augmentation=0.0)
     train_steps(run)
     assert (run.step, run.skipped_steps, run.bad_steps, run.batch) in {(3, 1, 0, 4), (3, 1, 1, 4)}
     assert all(torch.isfinite(tensor).all() for tensor in everything(run).values())
@@ -313,7 +319,7 @@ def test_a_sample_that_is_not_a_number_is_skipped_counted_and_named(tmp_path, ca
 
 
 def test_a_skipped_step_changes_nothing(tmp_path):
-    run = make_run(tmp_path, splits=splits(dict.fromkeys(range(8), float("nan"))), max_bad_steps=5)
+    run = make_run(tmp_path, splits=noise_splits(dict.fromkeys(range(8), float("nan"))), max_bad_steps=5)
     train_steps(make_run(tmp_path / "good"))
     before, schedule = everything(run), run.schedule.state_dict()
     train_steps(run)
@@ -325,19 +331,19 @@ def test_a_skipped_step_changes_nothing(tmp_path):
 
 
 def test_too_many_in_a_row_stop_the_run_naming_the_samples_and_the_last_checkpoint_is_good(tmp_path):
-    good = make_run(tmp_path, splits=splits({}), checkpoint_every=4)
+    good = make_run(tmp_path, splits=noise_splits({}), checkpoint_every=4)
     train_steps(good)
     good.epoch, good.batch = 1, 0
-    good.save()
+    save_checkpoint(good)
     final = everything(good)
-    run = make_run(tmp_path, splits=splits({}), max_bad_steps=3)
-    run.resume()
+    run = make_run(tmp_path, splits=noise_splits({}), max_bad_steps=3)
+    resume(run)
     run.splits.train.poison = dict.fromkeys(range(8), float("nan"))
     told = r"3 steps in a row had a NaN or infinite .* samples \d, \d\. They changed no weights"
     with pytest.raises(ValueError, match=told):
         train_steps(run)
-    again = make_run(tmp_path, splits=splits({}))
-    assert "epoch 2, step 4" in again.resume()
+    again = make_run(tmp_path, splits=noise_splits({}))
+    assert "epoch 2, step 4" in resume(again)
     restored = everything(again)
     assert all(torch.equal(final[name], restored[name]) for name in final)
 
@@ -357,7 +363,7 @@ def test_an_infinite_loss_is_skipped_even_where_its_gradient_is_finite(tmp_path,
 
 
 def test_a_bad_batch_spoils_the_whole_accumulated_step_and_all_its_samples_are_named(tmp_path, capsys):
-    run = make_run(tmp_path, splits=splits({3: float("nan")}), gradient_accumulation_steps=2, augmentation=0.0)
+    run = make_run(tmp_path, splits=noise_splits({3: float("nan")}), gradient_accumulation_steps=2, augmentation=0.0)
     train_steps(run)
     assert (run.step, run.skipped_steps) == (1, 1)
     named = re.search(r"samples ([\d, ]+)\.", capsys.readouterr().out)[1].split(", ")
@@ -483,10 +489,10 @@ def test_a_run_on_scenes_of_two_bodies_cut_outs_and_photographs_says_all_of_them
     given = ["--hand_mesh", shared_data / "hand_mesh" / "right.glb", "--cutouts", tmp_path / "cutouts"]
     given += ["--photos", tmp_path / "photos", "--layers", "5", "--negatives", "0.2", "--cache_dir", tmp_path / "cache"]
     size = ["--image_size", "64", "--epochs", "1", "--output_dir", tmp_path / "run"]
-    status, log = forked(tmp_path, *TINY, "--difficulty", "scenes", *given, *size)
+    status, log = forked(tmp_path, *TINY, "--dataset", "scenes", *given, *size)
     assert status == 0, log
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    assert metrics["told_from_negatives"].keys() == {"no hand", "left hand", "far off centre"}
+    assert metrics["auroc_of_negatives"].keys() == {"no hand", "left hand", "far off centre"}
     assert metrics["grouped_by"] == "source" and metrics["test_by_group"].keys() == {"drawn", "cut-outs"}
     assert metrics["test"]["num_hands"] == 2 * 6 + 40
     card = (tmp_path / "run" / "model" / "README.md").read_text()

@@ -1,4 +1,4 @@
-"""The page in demo/web: the same answers as Python, live and on pictures, and a sentence for whatever goes wrong."""
+"""The page in demo/web answers as Python does, live and on pictures, and explains every failure in a sentence."""
 
 import base64
 import contextlib
@@ -110,8 +110,7 @@ def photographs(tmp_path_factory) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory) -> Path:
-    """Trained weights that are sure of the photographs' hands: those of another implementation where they are at hand,
-    else the project's own."""
+    """Trained weights with high scores on the photographs' hands: another implementation's if they are there, else our own."""
     peer = ROOT.parent / "shared" / "data" / "peer" / "model_final"
     if peer.exists():
         folder = tmp_path_factory.mktemp("converted") / "model"
@@ -122,26 +121,24 @@ def model_folder(tmp_path_factory) -> Path:
     return pytest.skip(f"there are no trained weights: neither {peer} nor weights/handunet-base")
 
 
-@pytest.fixture(scope="module")
-def dist(playwright, model_folder, tmp_path_factory) -> Path:
-    """The page built from a clean copy, the exported model in it."""
+def build(model: Path, folder: Path) -> Path:
+    """Build the page in the new `folder` from a clean copy, with `model` exported into it. Returns its `dist/`."""
     need_node()
     pytest.importorskip("onnxscript", reason="onnxscript is not installed: pip install -e '.[onnx]'")
-    folder = tmp_path_factory.mktemp("web") / "web"
     shutil.copytree(WEB, folder, ignore=shutil.ignore_patterns("node_modules", "dist", "model.onnx"))
     install = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
     result = subprocess.run(install, cwd=folder, capture_output=True, text=True, timeout=600)
     if result.returncode and any(error in result.stderr for error in NETWORK_ERRORS):
         pytest.skip(f"npm cannot reach its registry: {result.stderr[-300:]}")
     assert result.returncode == 0, result.stderr
-    run([sys.executable, "-m", "scripts.export_onnx", model_folder, folder / "public" / "model.onnx"])
+    run([sys.executable, "-m", "scripts.export_onnx", model, folder / "public" / "model.onnx"])
     run(["npm", "run", "build"], cwd=folder)
     return folder / "dist"
 
 
-@pytest.fixture(scope="module")
-def url(dist):
-    """The page under its own local server, on 127.0.0.1."""
+@contextlib.contextmanager
+def previewed(dist: Path):
+    """The page's address while its local server runs, on 127.0.0.1."""
     port = free_port()
     command = [need_node(), "node_modules/vite/bin/vite.js", "preview", "--port", str(port), "--strictPort"]
     server = subprocess.Popen(command, cwd=dist.parent, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -159,14 +156,25 @@ def url(dist):
 
 
 @pytest.fixture(scope="module")
+def dist(playwright, model_folder, tmp_path_factory) -> Path:
+    return build(model_folder, tmp_path_factory.mktemp("web") / "web")
+
+
+@pytest.fixture(scope="module")
+def url(dist):
+    with previewed(dist) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
 def browser(playwright):
-    """Chromium without any camera, whose page is allowed to use one."""
+    """Chromium without a camera. Its page has the permission to use one."""
     with playwright.chromium.launch(executable_path=CHROMIUM, args=[*FLAGS, "--use-fake-ui-for-media-stream"]) as browser:
         yield browser
 
 
 class Page:
-    """The page as a person meets it: what it says, and what can be clicked."""
+    """The page as a person sees it: what it says, and what can be clicked."""
 
     def __init__(self, browser, url: str, ready: str | None = "Ready", **options):
         self.context = browser.new_context(permissions=["clipboard-read", "clipboard-write"], **options)
@@ -191,7 +199,7 @@ class Page:
         return self.page.inner_text("#status")
 
     def says(self, *parts: str) -> str:
-        """Wait until the page says all of `parts` in one sentence; returns all that it says then."""
+        """Wait until the page says all of `parts` in one sentence. Returns that sentence."""
         check = "parts => parts.every(part => document.getElementById('status').textContent.includes(part))"
         try:
             self.page.wait_for_function(check, arg=list(parts), timeout=PATIENCE * 1000)
@@ -204,7 +212,7 @@ class Page:
         return self.says(path.name, "sure", *parts)
 
     def hand(self) -> dict:
-        """What 'Copy as JSON' copies."""
+        """The hand that 'Copy as JSON' copies."""
         if not self.page.is_visible("#copy"):
             self.page.click("summary")
         self.page.click("#copy")
@@ -213,7 +221,7 @@ class Page:
 
 
 def hand_with_box(page: Page, box, tolerance: float) -> dict:
-    """The page's answer as soon as it is one about `box`."""
+    """The page's answer, as soon as it is about `box`."""
     for _ in range(PATIENCE):
         hand = page.hand()
         if box_of(hand) == pytest.approx(box, abs=tolerance):
@@ -379,7 +387,7 @@ def test_what_is_built_is_a_static_space(dist, url, tmp_path):
     assert {name: files[name] for name in built} == built and {"index.html", "model.onnx"} <= built.keys()
     metadata = yaml.safe_load(files["README.md"].decode().split("---\n")[1])
     assert metadata["sdk"] == "static" and len(metadata["short_description"]) <= 60
-    with urllib.request.urlopen(url) as answer:  # the local server sends what the Hub is told to send
+    with urllib.request.urlopen(url) as answer:  # the local server sends the headers that the Hub is asked for
         assert {name: answer.headers[name] for name in metadata["custom_headers"]} == metadata["custom_headers"]
 
 
@@ -387,7 +395,7 @@ def test_what_is_built_is_a_static_space(dist, url, tmp_path):
 
 
 def camera_frame(photograph: Path, shift: int = 0) -> Image.Image:
-    """A photograph of a hand where the guide expects one, moved by `shift` pixels to the right."""
+    """A photograph of a hand where the page expects one, `shift` pixels further to the right."""
     frame = Image.new("RGB", CAMERA, (96, 120, 96))
     frame.paste(Image.open(photograph).resize((448, 448), Image.Resampling.BICUBIC), (96 + shift, 16))
     return frame
@@ -454,7 +462,8 @@ def test_the_crop_follows_a_hand_and_returns_to_the_guide_when_it_is_gone(playwr
         while time.monotonic() < deadline:
             said = page.page.evaluate("window.said")
             lost = [i for i, text in enumerate(said) if i and text.startswith("Hold") and said[i - 1].startswith("Following")]
-            if lost and any(text.startswith("Following") for text in said[lost[0] :]) and max(wrists, default=0) - min(wrists, default=0) > 80:
+            found_again = lost and any(text.startswith("Following") for text in said[lost[0] :])
+            if found_again and max(wrists, default=0) - min(wrists, default=0) > 80:
                 break
             if page.page.is_visible("#keypoints"):
                 wrists.append(float(page.page.inner_text("#keypoints tr:first-child td:nth-child(2)") or "nan"))
@@ -465,7 +474,7 @@ def test_the_crop_follows_a_hand_and_returns_to_the_guide_when_it_is_gone(playwr
 
 
 def hide_and_show(port: int) -> None:
-    """Put another tab before the page for three seconds, then the page again, through Chromium's own addresses."""
+    """Show another tab for three seconds and then the page again, by Chromium's own HTTP interface."""
     tabs = json.load(urllib.request.urlopen(f"http://127.0.0.1:{port}/json"))
     page = next(tab["id"] for tab in tabs if tab["type"] == "page")
     new = urllib.request.Request(f"http://127.0.0.1:{port}/json/new?about:blank", method="PUT")
@@ -476,9 +485,9 @@ def hide_and_show(port: int) -> None:
 
 
 def attach(playwright, address: str, url: str):
-    """Playwright's connection to a running Chromium, and its page of `url`.
+    """Playwright's connection to a running Chromium, and the page at `url`.
 
-    A connection made while the page is only being opened may wait for ever, so each is given a part of the patience.
+    A connection that is made while the page opens may wait for ever, so that each attempt has a time limit.
     """
     from playwright.sync_api import Error
 
@@ -518,7 +527,7 @@ def test_a_hidden_page_pauses_and_goes_on_when_shown(playwright, url, photograph
         )
         page.click("#camera")
         page.wait_for_function(f"() => {status}.includes('Following')", timeout=PATIENCE * 1000)
-        attached.close()  # while Playwright looks on, every tab counts as visible
+        attached.close()  # every tab counts as visible while Playwright is connected
         hide_and_show(port)
         attached, page = attach(playwright, address, url)
         page.wait_for_function(f"() => {status}.includes('Following')", timeout=PATIENCE * 1000)
@@ -533,7 +542,7 @@ def test_a_hidden_page_pauses_and_goes_on_when_shown(playwright, url, photograph
     assert any(text == "visible: Following a right hand." for text in said[hidden:]), said
 
 
-# --- Whatever goes wrong ---
+# --- Failures ---
 
 
 @pytest.mark.slow

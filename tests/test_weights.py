@@ -13,7 +13,7 @@ from transformers import AutoImageProcessor, AutoModelForPoseEstimation, pipelin
 
 from modeling_handunet import HandUNetConfig, decode_heatmaps
 from modeling_handunet.heatmaps import calibrate_scores
-from scripts.export_onnx import export
+from release.onnx import export
 from tests.tiny_training import forked
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -61,7 +61,8 @@ def test_the_exported_file_gives_what_torch_gives_on_photographs(name, tmp_path,
     pytest.importorskip("onnxscript", reason="onnxscript is not installed: pip install -e '.[onnx]'")
     model, processor = load(name), AutoImageProcessor.from_pretrained(ROOT / "weights" / name)
     export(model, processor, tmp_path / "model.onnx")
-    photos = [Image.open(path).convert("RGB") for path in sorted((shared_data / "freihand_real" / "training" / "rgb").iterdir())]
+    folder = shared_data / "freihand_real" / "training" / "rgb"
+    photos = [Image.open(path).convert("RGB") for path in sorted(folder.iterdir())]
     pixel_values = processor(photos).pixel_values
     with torch.no_grad():
         outputs = model(pixel_values)

@@ -21,8 +21,8 @@ from accelerate.state import AcceleratorState, GradientState
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from training.arguments import Arguments
-from training.data import Splits
+from dataset_script.sources import Description, Source, Splits
+from training.arguments import make_arguments
 from training.run import Run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -179,15 +179,31 @@ class NoiseHands(Dataset):
         return [self[index] for index in indices]
 
 
+def noise_splits(poison: dict[int, float] | None = None, count: int = 8, test_seed: int = 2) -> Splits:
+    """Splits of noise; `poison` as in [`NoiseHands`]."""
+    return Splits(NoiseHands(count, poison=poison), NoiseHands(3, seed=1), NoiseHands(3, seed=test_seed))
+
+
+class NoiseSource(Source):
+    """A source of noise, or of the splits that it is given."""
+
+    def __init__(self, options, splits: Splits | None = None, **settings):
+        super().__init__(options, **settings)
+        self._splits = splits or noise_splits()
+
+    def describe(self) -> Description:
+        return Description("noise", "Noise.", "It has seen noise.", "There are no hands.")
+
+
 def make_run(output: Path, *, splits: Splits | None = None, **settings) -> Run:
     """A `Run` of a tiny model in this process, on noise unless `splits` are given."""
-    settings = {"hidden_sizes": (4, 8), "batch_size": 2, "checkpoint_every": 1, "keep_checkpoints": 10} | settings
-    args = Arguments(output_dir=str(output), **settings)
+    settings = {"hidden_sizes": [4, 8], "batch_size": 2, "checkpoint_every": 1, "keep_checkpoints": 10} | settings
+    args = make_arguments(output_dir=str(output), **settings)
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
-    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=args.gradient_accumulation_steps)
-    splits = splits or Splits(NoiseHands(8), NoiseHands(3, seed=1), NoiseHands(3, seed=2), "noise", research_only=False)
-    return Run(args, accelerator, splits)
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=args.optimisation.gradient_accumulation_steps)
+    source = NoiseSource(args.data, splits, image_size=args.model.image_size, box_fill=args.model.box_fill)
+    return Run(args, accelerator, source)
 
 
 def train_steps(run: Run, steps: int | None = None) -> None:
@@ -199,11 +215,9 @@ def train_steps(run: Run, steps: int | None = None) -> None:
     class Enough(Exception):
         pass
 
-    class Interrupts:
-        def on_any_process(self) -> int:
-            if run.step >= last:
-                raise Enough
-            return 0
+    def stop_if_asked() -> None:
+        if run.step >= last:
+            raise Enough
 
     with contextlib.suppress(Enough):
-        train.train_one_epoch(run, Interrupts())
+        train.train_one_epoch(run, stop_if_asked)

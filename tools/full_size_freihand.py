@@ -1,16 +1,15 @@
-"""Build FreiHAND at its full size, from a folder and from a zip, and print what that takes.
+"""Build FreiHAND at its full size, from a folder and from a zip, and print the time and memory that it takes.
 
     python -m tools.full_size_freihand                          # 32,560 frames on 4 backgrounds: about 3 GB of disk
     python -m tools.full_size_freihand --frames 3000 --num_proc 2
 
-Writes a tree in the official layout (the pictures and annotations of a few hundred synthetic hands, over and over) and
-a zip of it into a temporary folder, builds each configuration from each in a process of its own, and prints one JSON
-line per build: seconds, seconds of processor time (which other work on the machine hardly changes), peak resident
-memory in MB (imports included; of the largest process, with several), rows of each split.
+It writes a folder in the official layout (the pictures and annotations of a few hundred synthetic hands, repeated) and a
+zip of it to a temporary folder. It builds each configuration from each of them, in a new process, and prints one JSON line
+per build: seconds, seconds of processor time (which other work on the machine hardly changes), peak resident memory in MB
+(of the largest process, with imports) and the rows of each split.
 """
 
 import argparse
-import io
 import json
 import resource
 import subprocess
@@ -25,29 +24,21 @@ NUM_FRAMES, VERSIONS = 32560, 4
 
 def write_tree(folder: Path, frames: int, versions: int, distinct: int) -> Path:
     """The official layout with `distinct` different hands; returns the folder."""
-    import numpy as np
-
     from dataset_script import SyntheticHands
+    from dataset_script.freihand import write_freihand
 
-    hands = SyntheticHands(distinct, image_size=224)
-    rows = [hands[index] for index in range(distinct)]
-    pictures = []
-    for row in rows:
-        file = io.BytesIO()
-        row["image"].save(file, "JPEG", quality=95)
-        pictures.append(file.getvalue())
-    rgb = folder / "training" / "rgb"
-    rgb.mkdir(parents=True)
-    for image in range(frames * versions):
-        (rgb / f"{image:08d}.jpg").write_bytes(pictures[image % frames % distinct])
-    for name in ("xyz", "K"):
-        values = [np.asarray(row[name], np.float64).tolist() for row in rows]
-        (folder / f"training_{name}.json").write_text(json.dumps([values[frame % distinct] for frame in range(frames)]))
+    with tempfile.TemporaryDirectory() as drawn:
+        SyntheticHands(distinct).write_freihand(drawn)
+        pictures = [path.read_bytes() for path in sorted(Path(drawn).glob("training/rgb/*.jpg"))]
+        xyz, K = (json.loads((Path(drawn) / f"training_{name}.json").read_text()) for name in ("xyz", "K"))
+    images = ((number, pictures[number % frames % distinct]) for number in range(frames * versions))
+    repeated = ([values[frame % distinct] for frame in range(frames)] for values in (xyz, K))
+    write_freihand(folder, images, *repeated)
     return folder
 
 
 def write_zip(folder: Path) -> Path:
-    """The folder as a zip beside it, stored as jpgs are in the official one."""
+    """A zip of the folder, beside it; jpgs are stored uncompressed as in the official zip."""
     path = folder.with_suffix(".zip")
     with zipfile.ZipFile(path, "w") as archive:
         for file in sorted(folder.rglob("*.json")) + sorted(folder.rglob("*.jpg")):
@@ -57,7 +48,7 @@ def write_zip(folder: Path) -> Path:
 
 
 def processor_seconds() -> float:
-    """Of this process and of those that it waited for."""
+    """Processor time of this process and of finished child processes."""
     return sum(
         resource.getrusage(who).ru_utime + resource.getrusage(who).ru_stime
         for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
@@ -65,7 +56,7 @@ def processor_seconds() -> float:
 
 
 def build(data_dir: str, name: str, num_proc: int) -> dict:
-    """Build and report; meant for a fresh process."""
+    """Build and report; meant for a new process."""
     import datasets
 
     from dataset_script import FreiHAND

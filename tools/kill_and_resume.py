@@ -1,15 +1,16 @@
-"""Kill trainings at bad moments, resume them, and compare what comes out with a run that was never touched.
+"""Kill trainings at bad moments, resume them, and compare the results with an undisturbed run.
 
     python -m tools.kill_and_resume --kills 20                  # some minutes on 2 cores
-    python -m tools.kill_and_resume --kills 10 --processes 2    # the processes of a distributed run die together
+    python -m tools.kill_and_resume --kills 10 --processes 2    # a distributed run: all processes die together
     python -m tools.kill_and_resume --kills 20 --seed 4         # other moments
 
-Each kill is a SIGKILL.  The moments are of four kinds: before the first checkpoint, inside the write of a checkpoint
-(or of the best weights), in a validation, and any time.  They come from the printed seed, and are hit by construction:
-the process is stopped, looked at from outside (its files, its dataloader's workers), and then killed or let go on.  A
-training that has been killed a few times is then left to end, and its weights, averaged weights, optimizer, state, best
-weights, metrics and finished model are compared with the untouched run's, byte by byte.  The trainings read prepared
-samples, an endless stream and new scenes of kept layers in turn; dataloader workers and augmentation are on in all.
+Each kill is a SIGKILL.  There are four kinds of moment: before the first checkpoint, while a checkpoint (or the best
+weights) is written, during validation, and any time.  The seed decides the moments.  To hit one for certain, the process is
+stopped, its files and its dataloader's workers are looked at from outside, and then it is killed or it continues.
+
+After a few kills a training may finish.  Its weights, averaged weights, optimizer, state, best weights, metrics and
+finished model are then compared with those of the undisturbed run, byte by byte.  The trainings take turns: prepared samples,
+an endless stream, and new scenes of stored layers.  All use dataloader workers and augmentation.
 """
 
 import argparse
@@ -33,14 +34,14 @@ SETTINGS = (
 DATA = {
     "prepared": ["--augmentation", "1"],
     "endless": ["--streaming", "--augmentation", "1"],
-    "scene": ["--difficulty", "scenes", "--layers", "16"],  # turned and coloured without being asked
+    "scene": ["--dataset", "scenes", "--layers", "16"],  # always turned and coloured
 }
 FIRST, WRITE, VALIDATION, ANY = "before the first checkpoint", "in a checkpoint write", "in validation", "any time"
 KILLS_PER_TRAINING = 5
 
 
 def plan(kills: int, draw: random.Random) -> list[str]:
-    """The kinds of moment: at 20, 1 or more before the first checkpoint, 6 in writes, 4 in validation."""
+    """The kinds of moment; of 20, 1 is before the first checkpoint, 6 in writes, 4 in validation and 9 any time."""
     kinds = [FIRST] * max(1, kills // 20) + [WRITE] * max(1, kills * 3 // 10) + [VALIDATION] * max(1, kills // 5)
     kinds = (kinds + [ANY] * kills)[:kills]
     draw.shuffle(kinds)
@@ -48,18 +49,18 @@ def plan(kills: int, draw: random.Random) -> list[str]:
 
 
 class Training:
-    """One training, started again and again in one folder."""
+    """One training, started repeatedly in one folder."""
 
     def __init__(self, output: Path, data: str, processes: int):
         self.output, self.data, self.processes = output, data, processes
         self.checkpoints = output / "checkpoints"
         self.log = output.with_suffix(".log")
-        self.pids: list[int] = []  # of its processes, the first is looked at
-        self.statuses: dict[int, int] = {}  # exit codes of those that are over
+        self.pids: list[int] = []  # of its processes; only the first is observed
+        self.statuses: dict[int, int] = {}  # exit codes of those that ended
         self.phases, self.workers = 0, set()
 
     def start(self) -> None:
-        """Start, or go on: the same command, with --resume whenever there is something to go on with."""
+        """Start or resume: the same command for both."""
         self.log.write_text("")
         arguments = [*SETTINGS, *DATA[self.data], "--output_dir", self.output, "--resume"]
         port = free_port()
@@ -71,13 +72,13 @@ class Training:
         return [pid for pid in self.pids if pid not in self.statuses]
 
     def wait(self, pid: int, options: int = 0) -> None:
-        """Wait for a process as `os.waitpid` does, and keep its exit code if it is over."""
+        """Wait for a process as `os.waitpid` does, and store its exit code if it ended."""
         waited, status = os.waitpid(pid, options)
         if waited and not os.WIFSTOPPED(status):
             self.statuses[pid] = os.waitstatus_to_exitcode(status)
 
     def ended(self) -> bool:
-        """Whether the first process is over; sees a new set of dataloader workers in passing."""
+        """Whether the first process ended. Also counts the sets of dataloader workers."""
         first = self.pids[0]
         if first not in self.statuses:
             self.wait(first, os.WNOHANG)
@@ -93,7 +94,7 @@ class Training:
         return False
 
     def stop(self) -> bool:
-        """Halt all processes where they are, the first one first; returns False where that one came to its end before."""
+        """Stop all processes where they are, the first one first. Returns False if that one had ended."""
         for pid in self.running():
             os.kill(pid, signal.SIGSTOP)
             self.wait(pid, os.WUNTRACED)
@@ -101,20 +102,21 @@ class Training:
                 return False
         return True
 
-    def go_on(self) -> None:
+    def proceed(self) -> None:
         for pid in self.running():
             os.kill(pid, signal.SIGCONT)
 
     def kill(self) -> None:
-        """SIGKILL the halted processes and their dataloader workers, as a failing machine does."""
+        """SIGKILL the stopped processes and their dataloader workers, as when a machine fails."""
         running = self.running()
-        for pid in [*running, *(child for pid in running for child in children(pid))]:
+        workers = [worker for pid in running for worker in children(pid)]
+        for pid in [*running, *workers]:
             os.kill(pid, signal.SIGKILL)
         for pid in running:
             self.wait(pid)
 
     def unfinished(self) -> list[str]:
-        """What a write in progress has in the folder of checkpoints."""
+        """Names that a write in progress has in the folder of checkpoints."""
         if not self.checkpoints.is_dir():
             return []
         return [name for name in os.listdir(self.checkpoints) if name.endswith((".incomplete", ".old"))]
@@ -123,13 +125,13 @@ class Training:
         return self.checkpoints.is_dir() and any(self.checkpoints.glob("step-*[0-9]"))
 
     def validates(self) -> bool:
-        """Whether the workers that are there are a validation's: they come after those of the epoch's training."""
-        epochs_told = self.log.read_text().count("\nepoch ")
-        return self.phases == 2 * epochs_told + 2 and bool(children(self.pids[0]) & self.workers)
+        """Whether the present workers are a validation's: they come after those of the epoch's training."""
+        epochs = self.log.read_text().count("\nepoch ")
+        return self.phases == 2 * epochs + 2 and bool(children(self.pids[0]) & self.workers)
 
 
 def children(pid: int) -> set[int]:
-    """The processes that `pid` started and that are there."""
+    """The processes that `pid` started and that still run."""
     try:
         return {int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
     except FileNotFoundError:
@@ -139,14 +141,14 @@ def children(pid: int) -> set[int]:
 def interrupt(
     training: Training, kind: str, draw: random.Random, first: float, duration: float, limit: float = 900
 ) -> str | None:
-    """Start `training` and kill it at a moment of `kind`; returns where it was, or None if it ended before.
+    """Start `training` and kill it at a moment of `kind`. Returns the kind that was hit, or None if the training ended before.
 
-    An untouched training takes `first` seconds to its first checkpoint and `duration` in all.
+    An undisturbed training takes `first` seconds until its first checkpoint and `duration` in all.
     """
     training.start()
     started = time.monotonic()
     delay = draw.uniform(0, 0.8 * first if kind == FIRST else duration)
-    skip = draw.randrange(4)  # writes that are let pass
+    skip = draw.randrange(4)  # writes before the one that is hit
     waited_for = False
     while not training.ended():
         if time.monotonic() > started + limit:
@@ -157,7 +159,7 @@ def interrupt(
             waited_for, patience = time.monotonic() - started > delay, 0.0
         elif kind == WRITE:
             before, waited_for = waited_for, bool(training.unfinished())
-            if before or not waited_for:  # a write that was let pass, or none
+            if before or not waited_for:  # the same write as before, or none
                 time.sleep(0.0002)
                 continue
             if skip:
@@ -176,14 +178,14 @@ def interrupt(
         if kind in (ANY, found):
             training.kill()
             return found
-        training.go_on()
+        training.proceed()
         if kind == FIRST:
             kind, delay = ANY, time.monotonic() - started + draw.uniform(0, duration)  # too late: it has a checkpoint
     return None
 
 
 def where(training: Training) -> str:
-    """What a halted training is doing, as far as it shows from outside."""
+    """What a stopped training is doing, as seen from outside."""
     if training.unfinished():
         return WRITE
     if not training.has_checkpoint():
@@ -192,7 +194,7 @@ def where(training: Training) -> str:
 
 
 def result(output: Path) -> dict[str, bytes | dict | list]:
-    """Everything that must come out the same: contents of files, by what they are."""
+    """Everything that must be identical: the contents of files, by their meaning."""
     last = max((output / "checkpoints").glob("step-*[0-9]"))
     state = json.loads((last / "state.json").read_text())
     for name in ("output_dir", "resume"):
@@ -212,12 +214,13 @@ def result(output: Path) -> dict[str, bytes | dict | list]:
 
 
 def main(argv: list[str] | None = None) -> collections.Counter:
-    """Run the whole; returns how many kills there were of each kind, or ends with what differed."""
-    parser = argparse.ArgumentParser(prog="python -m tools.kill_and_resume", description=__doc__.split("\n")[0])
+    """Run all. Returns the number of kills of each kind; ends with an error that lists the differences."""
+    as_written = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="python -m tools.kill_and_resume", description=__doc__, formatter_class=as_written)
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=None, help="of the moments (default: a new one, printed)")
+    parser.add_argument("--seed", type=int, default=None, help="decides the moments (default: a new one, printed)")
     parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--folder", type=Path, help="where the temporary folder is made")
+    parser.add_argument("--folder", type=Path, help="put the temporary folder here")
     options = parser.parse_args(argv)
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(10**6)
     draw = random.Random(seed)
@@ -226,8 +229,8 @@ def main(argv: list[str] | None = None) -> collections.Counter:
     started = time.monotonic()
     references, times = {}, {}
 
-    def untouched(data: str) -> None:
-        reference = Training(folder / f"{data}-untouched", data, options.processes)
+    def undisturbed(data: str) -> None:
+        reference = Training(folder / f"{data}-undisturbed", data, options.processes)
         begin = first = time.monotonic()
         reference.start()
         while not reference.ended():
@@ -235,13 +238,13 @@ def main(argv: list[str] | None = None) -> collections.Counter:
                 first = time.monotonic()
             time.sleep(0.01)
         times[data], references[data] = (first - begin, time.monotonic() - begin), result(reference.output)
-        print(f"{data} samples, never touched: {times[data][1]:.0f} s", flush=True)
+        print(f"{data} samples, undisturbed: {times[data][1]:.0f} s", flush=True)
 
     kinds, counts, differences, trainings = plan(options.kills, draw), collections.Counter(), [], 0
     while kinds:
         data = list(DATA)[trainings % len(DATA)]
         if data not in references:
-            untouched(data)
+            undisturbed(data)
         training = Training(folder / f"{data}-{trainings}", data, options.processes)
         kills = 0
         if FIRST in kinds:  # only a training that has just begun can have one
@@ -250,13 +253,13 @@ def main(argv: list[str] | None = None) -> collections.Counter:
         while kinds and kills < KILLS_PER_TRAINING:
             kind = kinds.pop()
             found = interrupt(training, kind, draw, *times[data])
-            if found is None:  # it ended before that moment came: another training gets it
+            if found is None:  # it ended before that moment, so the next training gets the moment
                 kinds.insert(0, kind)
                 break
             kills += 1
             counts[found] += 1
             print(f"kill {counts.total()}, {data} samples: {found}", flush=True)
-        if found is not None:  # it was killed, and has not come to its end
+        if found is not None:  # it was killed last, so let it finish
             training.start()
             while not training.ended():
                 time.sleep(0.01)

@@ -1,12 +1,11 @@
-"""Train for long and predict for long, and print how the memory of each process went.
+"""Train and predict for a long time, and print the memory of each process.
 
     python -m tools.long_run                                  # 1,000 steps and 200,000 predictions
-    python -m tools.long_run --steps 200 --predictions 0      # a short training alone
+    python -m tools.long_run --steps 200 --predictions 0      # only a short training
 
-The training is train.py as a user starts it, seen from outside: its memory is read when a checkpoint appears, and the
-size of its logs and of what it printed at the end.  The predictions go through one pipeline object, in calls of images
-of many sizes, of two kinds and with different numbers of hands.  Ends with an error when memory grew by 50 MB or more
-after the first tenth.
+The training is train.py as a user starts it.  Its memory is read from outside whenever a checkpoint appears, and the size of
+its logs and its output at the end.  The predictions go through one pipeline object: images of many sizes and two types,
+with different numbers of hands.  If memory grows by 50 MB or more after the first tenth, the command ends with an error.
 """
 
 import argparse
@@ -21,18 +20,18 @@ from tests.tiny_training import ROOT, environment, start
 MOST_GROWTH = 50.0  # MB
 STEPS_PER_EPOCH, BATCH_SIZE = 50, 8
 CALL = 100  # predictions a call, at least
-PREDICTION_SIZE = 32  # px, of the model's input: what is kept from call to call does not depend on it
+PREDICTION_SIZE = 32  # px of the model's input; a leak from call to call does not depend on it
 READINGS = 20
 
 
 def memory(pid: int | str = "self") -> float:
-    """Resident memory of a process in MB, less the files that it maps."""
+    """Resident memory of a process in MB, without the files that it maps."""
     fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     return (int(fields["RssAnon"].split()[0]) + int(fields["RssShmem"].split()[0])) / 1024
 
 
 def growth(readings: dict[int, float]) -> float:
-    """Print the readings, by steps or predictions; returns by how much the largest after the first tenth exceeds it."""
+    """Print the readings, by steps or predictions. Returns the growth in MB after the first tenth, at its largest."""
     last = max(readings)
     base = next(count for count in sorted(readings) if count >= last / 10)
     for count, value in sorted(readings.items()):
@@ -41,7 +40,7 @@ def growth(readings: dict[int, float]) -> float:
 
 
 def train(steps: int, folder: Path, hidden_sizes: list[str]) -> float:
-    """Train for `steps`; returns the growth in MB."""
+    """Train for `steps`. Returns the growth in MB."""
     output, log = folder / "run", folder / "train.log"
     arguments = ["--epochs", -(-steps // STEPS_PER_EPOCH), "--train_samples", STEPS_PER_EPOCH * BATCH_SIZE]
     arguments += ["--batch_size", BATCH_SIZE, "--validation_samples", 40, "--test_samples", 40, "--augmentation", 1]
@@ -63,12 +62,12 @@ def train(steps: int, folder: Path, hidden_sizes: list[str]) -> float:
     print(f"{max(readings)} training steps, {time.monotonic() - started:.0f} s; memory by step:")
     grown = growth(readings)
     logs = sum(path.stat().st_size for path in (output / "logs").rglob("*") if path.is_file())
-    print(f"logs/ has {logs / 1000:.1f} kB, what was printed {log.stat().st_size / 1000:.1f} kB")
+    print(f"logs/ has {logs / 1000:.1f} kB, the output {log.stat().st_size / 1000:.1f} kB")
     return grown
 
 
 def predict(count: int, hidden_sizes: list[str]) -> float:
-    """Predict `count` hands through one pipeline object; returns the growth in MB."""
+    """Predict `count` hands through one pipeline object. Returns the growth in MB."""
     import numpy as np
     import torch
     from PIL import Image
@@ -104,11 +103,12 @@ def predict(count: int, hidden_sizes: list[str]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tools.long_run", description=__doc__.split("\n")[0])
+    as_written = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="python -m tools.long_run", description=__doc__, formatter_class=as_written)
     parser.add_argument("--steps", type=int, default=1000, help="training steps; 0: none")
     parser.add_argument("--predictions", type=int, default=200_000, help="0: none")
     parser.add_argument("--hidden_sizes", nargs="+", default=["4", "8"], help="of the model")
-    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # in the process of its own
+    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # in this process
     options = parser.parse_args()
     grown = {}
     if options.steps:
@@ -119,7 +119,7 @@ def main() -> None:
     for name, value in grown.items():
         print(f"{name}: memory grew by {value:.1f} MB after the first tenth, {MOST_GROWTH:g} MB are allowed")
     if any(value >= MOST_GROWTH for value in grown.values()):
-        sys.exit("memory grew by too much")
+        sys.exit("memory grew too much")
     if options.predictions and not options.here:
         command = [sys.executable, "-m", "tools.long_run", "--steps", "0", "--predictions", str(options.predictions)]
         command += ["--hidden_sizes", *options.hidden_sizes, "--here"]

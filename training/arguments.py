@@ -1,74 +1,333 @@
-"""The command line of `train.py`: one dataclass, the only place where a run's settings live.
+"""The command line of `train.py`: four frozen dataclasses, the only place where a run's settings live.
 
-What the weights mean (image size, keypoints, sigma) is `HandUNetConfig`'s; how this run goes is here, and is saved whole
-beside the weights.  A field's comment in `help` is its manual; its group is the heading it stands under in `--help`.
+What the weights mean (image size, keypoints, sigma) is `HandUNetConfig`'s.  How this run goes is here, and is saved whole
+beside the weights.  A field's help is its manual.  `@FILE` on the command line reads options from a file, as those in
+`recipes/`.
 """
 
-import argparse
 import dataclasses
 import json
 import shlex
-import typing
-from dataclasses import dataclass, field
+import types
+from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from huggingface_hub.utils import validate_repo_id
+from transformers import HfArgumentParser
 
-from dataset_script.synthetic.ranges import EASY, FULL
+from dataset_script.sources import SOURCES, Source
+from dataset_script.sources.base import option
 from modeling_handunet import HandUNetConfig, HandUNetImageProcessor
-from modeling_handunet.heatmaps import DECODING_METHODS
 from modeling_handunet.image_processing_handunet import MIN_BOX_FILL
+from training.initial_weights import load_processor
 
 # Settings that may differ between a run and its continuation: they do not change what is computed.  The places of the
-# data are among them, because a checkpoint knows the data itself again.
-PLACES = ("data_dir", "annotations", "images", "cache_dir", "hand_mesh", "cutouts", "photos")
-FREE_ON_RESUME = frozenset(
-    {"output_dir", "resume", "workers", "checkpoint_every", "keep_checkpoints", "max_bad_steps", "push_to_hub", "space"}
-    | {"credits", "contact_sheet", *PLACES}
-)
-
-# What a run on each dataset takes where the command line does not say; "scenes" are synthetic hands of that difficulty.
-# The synthetic default is sized for minutes on two CPU cores, and its hands are drawn varied enough to be learnt from as
-# they are; photographs are augmented.
-DATASET_DEFAULTS = {
-    "synthetic": {
-        "train_samples": 2200,
-        "validation_samples": 150,
-        "test_samples": 300,
-        "epochs": 2,
-        "batch_size": 8,
-        "augmentation": 0.0,
-    },
-    "scenes": {
-        "train_samples": 10_000,
-        "validation_samples": 300,
-        "test_samples": 300,
-        "epochs": 15,
-        "batch_size": 16,
-        "augmentation": 0.0,
-    },
-    "freihand": {"epochs": 100, "batch_size": 32, "augmentation": 1.0},
-    "coco": {"epochs": 50, "batch_size": 16, "augmentation": 1.0},
+# data are among them, because a checkpoint recognises the data itself.
+PLACES = frozenset(name for source in SOURCES.values() for name in source.places)
+FREE_ON_RESUME = PLACES | {
+    *("output_dir", "resume", "workers", "checkpoint_every", "keep_checkpoints", "max_bad_steps", "push_to_hub", "space"),
+    *("credits", "contact_sheet"),
 }
-# Longer side of a hand's box, of the crop's side, where hands are drawn as crops; elsewhere it is cut out with its box.
-DRAWN_FILL = {"easy": sum(EASY.fill) / 2, "full": sum(FULL.fill) / 2}
+# Not part of the command that makes the same weights again.
+NOT_IN_COMMAND = {"output_dir", "resume", "push_to_hub", "space", "credits", "cache_dir"}
 
-# The training of the student project that this design comes from, for comparison; only fields that differ.
-SEED_RECIPE = {
-    "optimizer": "sgd",
-    "learning_rate": 0.1,
-    "weight_decay": 0.0,
-    "schedule": "plateau",
-    "epochs": 1000,
-    "batch_size": 48,
-    "patience": 30,
-    "ema_decay": 0.0,
-    "max_grad_norm": 0.0,
-    "augmentation": 0.0,
-    "targets": "quantized",
-    "decoding": "mean",
-}
+
+def defaults_of(name: str) -> str:
+    """What the option `name` is by default for each source, for its help."""
+    return ", ".join(f"{source.name}: {source.defaults.get(name, 'all')}" for source in SOURCES.values())
+
+
+@dataclass(frozen=True)
+class DataArguments(*dict.fromkeys(source.Options for source in SOURCES.values())):
+    """Which hands are trained on."""
+
+    dataset: list[str] | None = option(
+        None, f"one or more of {', '.join(SOURCES)} (default: the one whose options are given, else {next(iter(SOURCES))})"
+    )
+    shares: list[float] | None = option(None, "with several: the share of the samples that each gets (default: equal shares)")
+    validate_on: list[str] | None = option(None, "with several: those that choose the weights and are tested (default: all)")
+    _argument_group_name = "data"
+
+
+@dataclass(frozen=True)
+class ModelArguments:
+    """What is trained."""
+
+    init: str | None = option(None, "start from these weights, a folder or an id on the Hub")
+    init_levels: int | None = option(None, "with --init: leave out the deeper levels of a deeper U-Net")
+    init_hidden_sizes: list[int] | None = option(None, "with --init: widen that U-Net to these channels of each level")
+    image_size: int | None = option(None, "side of the crops in pixels (default: 128; of --init and --eval_only: the model's)")
+    box_fill: float | None = option(
+        None, "share of the crop's side that the longer side of a hand's box takes (default: 0.45, or the model's)"
+    )
+    hidden_sizes: list[int] | None = option(None, "channels of each level of the U-Net (default: 16 32 64 128)")
+    sigma: float | None = option(None, "standard deviation of the target heatmaps, pixels (default: 3.0, or the model's)")
+    _argument_group_name = "model"
+
+
+@dataclass(frozen=True)
+class OptimisationArguments:
+    """How it is trained."""
+
+    epochs: int | None = option(None, f"passes over the training samples ({defaults_of('epochs')})")
+    batch_size: int | None = option(None, f"samples a step and process ({defaults_of('batch_size')})")
+    gradient_accumulation_steps: int = option(1, "batches whose gradients are averaged for one step")
+    optimizer: Literal["adamw", "sgd"] = option("adamw", "AdamW, or plain SGD")
+    learning_rate: float = option(2.5e-3, "peak learning rate")
+    weight_decay: float = option(0.01, "the optimizer's weight decay")
+    schedule: Literal["cosine", "plateau"] = option(
+        "cosine", "cosine after a warm-up, or halved when the training loss stalls for two thirds of --patience"
+    )
+    warmup_share: float = option(0.05, "share of the steps in which the learning rate rises")
+    max_grad_norm: float = option(1.0, "clip the gradient to this norm; 0: never")
+    ema_decay: float = option(0.998, "decay of the averaged weights that are validated; 0: none")
+    targets: Literal["continuous", "quantized"] = option("continuous", "Gaussians centred on the keypoint or on its pixel")
+    patience: int = option(10, "stop after this many validations without improvement")
+    decoding: Literal["local", "argmax", "mean"] = option("local", "how validation reads heatmaps")
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = option(
+        "no", "auto: bf16 where the machine is fast at it, which trains 1.6 times as fast there"
+    )
+    seed: int = option(0, "seed of the weights, the order, the augmentation and the synthetic hands")
+    max_bad_steps: int = option(10, "stop after this many steps in a row with a NaN or infinite gradient")
+    _argument_group_name = "optimisation"
+
+
+@dataclass(frozen=True)
+class OutputArguments:
+    """Where it goes, and what else is done."""
+
+    output_dir: str = option("outputs/handunet", "holds model/, checkpoints/, logs/, figures/, metrics.json")
+    resume: bool = option(False, "go on from the newest whole checkpoint in --output_dir")
+    checkpoint_every: int = option(500, "steps between checkpoints; there is one after each epoch, too")
+    keep_checkpoints: int = option(2, "newest checkpoints that stay, beside the best")
+    eval_only: bool = option(False, "no training: score --model on the test split (own data: on all of it)")
+    model: str | None = option(None, "with --eval_only: what to score, a folder or an id on the Hub")
+    contact_sheet: str | None = option(None, "with --eval_only: draw up to 100 hands into this file, the worst first")
+    push_to_hub: str | None = option(None, "send the finished model to this repository, as user/name")
+    space: str | None = option(None, "with --push_to_hub: and the page to try it on to this one")
+    _argument_group_name = "output"
+
+
+PARTS = {"data": DataArguments, "model": ModelArguments, "optimisation": OptimisationArguments, "output": OutputArguments}
+
+
+# Option names, the test that their values must pass, and what to do otherwise.
+BOUNDS = (
+    (
+        ("epochs", "batch_size", "gradient_accumulation_steps", "patience", "checkpoint_every", "keep_checkpoints",
+         "max_bad_steps", "layers", "train_samples", "validation_samples", "test_samples", "image_size", "init_levels",
+         "most_per_source"),
+        lambda value: value >= 1, "give 1 or more",
+    ),
+    (("learning_rate", "sigma"), lambda value: value > 0, "give a number above 0"),
+    (("box_fill",), lambda value: MIN_BOX_FILL <= value <= 1, f"give a share of the crop's side in [{MIN_BOX_FILL}, 1]"),
+    (("weight_decay", "max_grad_norm", "augmentation", "max_rotation", "workers"), lambda value: value >= 0, "give 0 or more"),
+    (
+        ("ema_decay", "warmup_share", "validation_share", "max_unreadable_share", "cutouts_share", "negatives",
+         "photographs_share"),
+        lambda value: 0 <= value < 1, "give a share in [0, 1)",
+    ),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """All settings of a run, with nothing left to decide; see [`parse_arguments`]."""
+
+    data: DataArguments
+    model: ModelArguments
+    optimisation: OptimisationArguments
+    output: OutputArguments
+
+    def to_dict(self) -> dict:
+        """Every setting by its option's name, as JSON holds it."""
+        return json.loads(json.dumps({k: v for part in PARTS for k, v in dataclasses.asdict(getattr(self, part)).items()}))
+
+    def public(self) -> dict:
+        """The settings as they are published: of places on this machine only the last part of the path."""
+        settings = self.to_dict()
+        places = [name for name in (*PLACES, "init", "model", "output_dir") if settings[name]]
+        return settings | {name: public_name(settings[name]) for name in places}
+
+    def command(self) -> str:
+        """The command line that gives these settings, without what the defaults give and where the results went."""
+        mine, published = self.to_dict(), self.public()
+        decide = ["dataset", "difficulty", "init", "eval_only", "model", "photographs_share", *(PLACES - {"cache_dir"})]
+        usual = make_arguments(**{name: mine[name] for name in decide}).to_dict()
+        first = option_defaults()
+        words = ["accelerate launch train.py"]
+        for name, value in published.items():
+            as_usual = mine[name] == (first if name in decide else usual)[name]
+            if as_usual or name in NOT_IN_COMMAND or (name == "hidden_sizes" and self.model.init):
+                continue
+            if name == "dataset" and name_sources(dataclasses.replace(self.data, dataset=None)) == value:
+                continue  # follows from the others
+            values = value if isinstance(value, list) else [value]
+            words.append(f"--{name}" if value is True else f"--{name} {shlex.join(map(str, values))}")
+        return " ".join(words)
+
+    def differences(self, saved: dict) -> list[str]:
+        """The settings that differ from those of a saved run and change what is computed, each as a sentence's part.
+
+        An option that is newer than the saved run had its default there.
+        """
+        mine, saved = self.to_dict(), {**option_defaults(), **saved}
+        return [
+            f"--{name} was {saved[name]!r} and is {mine[name]!r}"
+            for name in mine
+            if name not in FREE_ON_RESUME and saved[name] != mine[name]
+        ]
+
+
+def option_defaults() -> dict:
+    """What each option is if the command line does not say."""
+    return {field.name: field.default for part in PARTS.values() for field in dataclasses.fields(part)}
+
+
+def public_name(place: str) -> str:
+    """A path without this machine's folders: a relative path as it is; of another the last name, of `RUN/model` both."""
+    path = Path(place)
+    if not path.is_absolute() and ".." not in path.parts:
+        return place
+    path = path.resolve()
+    return f"{path.parent.name}/{path.name}" if path.name == "model" else path.name
+
+
+def name_sources(data: DataArguments) -> list[str]:
+    """The sources that the options mean.  Raises `ValueError` where that is not clear."""
+    if data.dataset:
+        for name in data.dataset:
+            if name not in SOURCES:
+                raise ValueError(f"--dataset {name}: choose from {', '.join(SOURCES)}.")
+        return list(data.dataset)
+    if data.photographs and data.photographs_share is not None:
+        return ["scenes", "photographs"]
+    named = [name for name, source in SOURCES.items() if source.is_named_by(data)]
+    if len(named) > 1:
+        raise ValueError(f"The options name several sources: write --dataset {' '.join(named)} to mix them.")
+    return named or [next(iter(SOURCES))]
+
+
+def make_arguments(**settings) -> Arguments:
+    """Settings by option name, completed with the defaults; raises `ValueError` as [`parse_arguments`] does."""
+    return resolve(*HfArgumentParser(list(PARTS.values())).parse_dict(settings))
+
+
+def resolve(
+    data: DataArguments, model: ModelArguments, optimisation: OptimisationArguments, output: OutputArguments
+) -> Arguments:
+    """Decide everything that the command line left open, once.
+
+    Raises `ValueError` for settings that make no sense, and `OSError` where `--init` or `--model` cannot be read.
+    """
+    names = name_sources(data)
+    sources = [SOURCES[name] for name in names]
+    data = dataclasses.replace(data, dataset=names)
+    refuse_without_effect(types.SimpleNamespace(**flat(data, model, optimisation, output)), sources)
+    check(data, model, optimisation, output, sources)
+    if names == ["scenes", "photographs"] and data.photographs_share is not None and data.shares is None:
+        data = dataclasses.replace(data, shares=[1 - data.photographs_share, data.photographs_share])
+    defaults = {name: value for source in reversed(sources) for name, value in source.defaults_for(data, model.init).items()}
+    data, optimisation = filled(data, defaults), filled(optimisation, defaults)
+    if optimisation.mixed_precision == "auto":  # a checkpoint stores what it came to
+        optimisation = dataclasses.replace(optimisation, mixed_precision="bf16" if bf16_is_fast() else "no")
+    start = output.model or model.init
+    try:
+        config = HandUNetConfig.from_pretrained(start) if start else HandUNetConfig()
+    except (OSError, ValueError) as error:
+        raise OSError(f"--{'model' if output.model else 'init'} {start} cannot be read: {error}") from error
+    drawn_fill = None if output.eval_only else sources[0].drawn_fill(data)
+    settings = {
+        "image_size": config.image_size,
+        "sigma": config.sigma,
+        "box_fill": drawn_fill or (load_processor(start) if start else HandUNetImageProcessor()).box_fill,
+        "hidden_sizes": hidden_sizes(model, config),
+    }
+    return Arguments(data, filled(model, settings), optimisation, output)
+
+
+def hidden_sizes(model: ModelArguments, config: HandUNetConfig) -> list[int]:
+    """The channels of the network to train: as asked, or those of the weights to start from."""
+    sizes = list(config.hidden_sizes)[: model.init_levels] if model.init_levels else list(config.hidden_sizes)
+    sizes = model.init_hidden_sizes or sizes
+    if model.init and model.hidden_sizes not in (None, sizes):
+        asked, found = (" ".join(map(str, channels)) for channels in (model.hidden_sizes, sizes))
+        raise ValueError(f"--hidden_sizes {asked}: --init {model.init} brings its own, {found}. Leave one of them out.")
+    return sizes
+
+
+def flat(*parts) -> dict:
+    """All fields of several dataclasses."""
+    return {field.name: getattr(part, field.name) for part in parts for field in dataclasses.fields(part)}
+
+
+def filled(part, values: dict):
+    """A copy of a dataclass in which `values` stand where a field is None."""
+    return dataclasses.replace(part, **{k: v for k, v in values.items() if getattr(part, k, "") is None})
+
+
+def refuse_without_effect(args: types.SimpleNamespace, sources: list[type[Source]]) -> None:
+    """Refuse options that this run would read and not use: the user meant something else by them."""
+    defaults = option_defaults()
+    given = {name for name, value in vars(args).items() if value != defaults[name]}
+    here = {field.name for source in sources for field in dataclasses.fields(source.Options)}
+    owners = {}
+    for source in SOURCES.values():
+        for option_ in dataclasses.fields(source.Options):
+            owners.setdefault(option_.name, []).append(source.name)
+    for name in sorted(given & owners.keys() - here):
+        raise ValueError(f"--{name} has no effect here: --dataset {' or '.join(owners[name])} has it.")
+    by_default = any(source.defaults.get("augmentation") for source in sources)
+    augmented = by_default if args.augmentation is None else args.augmentation
+    rules = [rule for source in sources for rule in source.rules(args)] + [
+        (("shares", "validate_on"), len(sources) > 1, "--dataset names one source"),
+        (("max_rotation",), bool(augmented), "--augmentation has it"),
+        (("init_levels",), bool(args.init), "name the deeper model to start from by --init"),
+        (("init_hidden_sizes",), bool(args.init), "name the narrower model to start from by --init"),
+        (("credits",), args.dataset != ["freihand"], "for FreiHAND the card says it itself"),
+        (("warmup_share",), args.schedule == "cosine", "--schedule cosine has it"),
+        (("contact_sheet",), args.eval_only, "--eval_only has it"),
+        (("model",), args.eval_only, "--eval_only has it; a training starts from weights by --init"),
+        (("init", "resume", "push_to_hub", "space"), not args.eval_only, "nothing is trained with --eval_only"),
+        (("space",), bool(args.push_to_hub), "name the repository of the model, too, by --push_to_hub"),
+    ]
+    for names, has_effect, where in rules:
+        for name in names:
+            if name in given and not has_effect:
+                raise ValueError(f"--{name} has no effect here: {where}.")
+
+
+def check(data, model, optimisation, output, sources: list[type[Source]]) -> None:
+    """Refuse values that are out of range, and what is missing."""
+    values = flat(data, model, optimisation, output)
+
+    def refuse(name: str, remedy: str):
+        shown = " ".join(map(str, values[name])) if isinstance(values[name], list) else values[name]
+        raise ValueError(f"--{name} {shown}: {remedy}.")
+
+    for source in sources:
+        source.check(data)
+    if data.dataset == ["coco"] and not output.eval_only and not data.validation_share:
+        refuse("validation_share", "a training chooses its weights by the photographs held out, hold some out")
+    if data.shares and (len(data.shares) != len(sources) or not all(share > 0 for share in data.shares)):
+        refuse("shares", f"give one number above 0 for each of {' '.join(data.dataset)}")
+    if data.validate_on and not set(data.validate_on) <= set(data.dataset):
+        refuse("validate_on", f"choose from {' '.join(data.dataset)}")
+    if output.eval_only and not output.model:
+        raise ValueError("--eval_only has no --model: name the folder or Hub id to score.")
+    for name in ("push_to_hub", "space"):
+        if values[name]:
+            try:
+                check_repo_id(values[name])
+            except ValueError as error:
+                raise ValueError(f"--{name}: {error}") from error
+    for names, fits, remedy in BOUNDS:
+        for name in names:
+            if values[name] is not None and not fits(values[name]):
+                refuse(name, remedy)
 
 
 def check_repo_id(name: str) -> None:
@@ -78,15 +337,6 @@ def check_repo_id(name: str) -> None:
         raise ValueError(f"The repository {name!r} names no owner: give USER/NAME.")
 
 
-def name_for_others(place: str) -> str:
-    """A path as it is published: a relative one as it is, of another its last part, or two where that is a run's `model`."""
-    path = Path(place)
-    if not path.is_absolute() and ".." not in path.parts:
-        return place
-    path = path.resolve()
-    return f"{path.parent.name}/{path.name}" if path.name == "model" else path.name
-
-
 def bf16_is_fast() -> bool:
     """Whether the GPU, or without one the processor, computes in bf16 rather than imitating it."""
     if torch.cuda.is_available():
@@ -94,292 +344,31 @@ def bf16_is_fast() -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-def _option(group: str, default, text: str, **more):
-    return field(default=default, metadata={"group": group, "help": text, **more})
+class HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
+    """The module's docstring as it is, and defaults that say something."""
+
+    def _get_help_string(self, action):
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
 
 
-def _by_dataset(name: str) -> str:
-    """What `name` is for each dataset, for its help."""
-    values = (f"{dataset}: {defaults.get(name, 'all')}" for dataset, defaults in DATASET_DEFAULTS.items())
-    return ", ".join(values)
+class ArgumentParser(HfArgumentParser):
+    """Reads `@FILE` as options, several a line; what follows `#` is a comment."""
 
+    def __init__(self, **more):
+        super().__init__(list(PARTS.values()), fromfile_prefix_chars="@", formatter_class=HelpFormatter, **more)
 
-@dataclass
-class Arguments:
-    """Every setting of a run; see the module's docstring."""
-
-    dataset: str | None = _option(
-        "data", None, "freihand with --data_dir, coco with --annotations, else synthetic",
-        choices=("synthetic", "freihand", "coco"),
-    )  # fmt: skip
-    data_dir: str | None = _option("data", None, "FreiHAND: the extracted folder or the official zip")
-    backgrounds: str = _option(
-        "data", "raw", "FreiHAND: the raw photographs, or all four background versions", choices=("raw", "all")
-    )
-    annotations: str | None = _option("data", None, "own data: a COCO keypoint file")
-    images: str | None = _option("data", None, "own data: the folder of its images (default: images/ beside the file)")
-    validation_share: float = _option("data", 0.2, "own data: share of the photographs held out for validation and test")
-    difficulty: str = _option(
-        "data", "easy", "synthetic hands: the stated easy set, everything, or every hand in ever new scenes",
-        choices=("easy", "full", "scenes"),
-    )  # fmt: skip
-    streaming: bool = _option("data", False, "synthetic hands: new ones in every epoch, rendered as they are needed")
-    hand_mesh: str | None = _option(
-        "data", None, "synthetic hands: a rigged glTF hand with WebXR joint names, instead or (scenes) as a second body"
-    )
-    layers: int = _option("data", 20000, "scenes: drawn hands that are kept for new scenes; with --streaming none is")
-    cutouts: str | None = _option("data", None, "scenes: a folder of cut-out photographs of hands with keypoints")
-    cutouts_share: float = _option("data", 0.35, "scenes: share of the samples that are cut-outs")
-    photos: str | None = _option("data", None, "scenes: a folder of photographs without hands, as backgrounds")
-    negatives: float | None = _option(
-        "data", None, "scenes: share with no hand, a left hand or a hand far off centre (default: 0.1 with --init; without, "
-        "0, since from random weights on they end a training)"
-    )  # fmt: skip
-    max_unreadable_share: float = _option("data", 0.001, "photographs: share that may be unreadable and is left out")
-    train_samples: int | None = _option("data", None, f"training samples an epoch: of photographs the first ones ({_by_dataset('train_samples')})")
-    validation_samples: int | None = _option("data", None, f"validation samples, the first ones ({_by_dataset('validation_samples')})")
-    test_samples: int | None = _option("data", None, f"test samples, the first ones ({_by_dataset('test_samples')})")
-    cache_dir: str | None = _option("data", None, "where decoded images are kept (default: the datasets library's cache)")
-    workers: int = _option("data", 0, "processes that prepare batches beside the training process, on the CPU")
-
-    init: str | None = _option("model", None, "start from these weights, a folder or an id on the Hub")
-    init_levels: int | None = _option("model", None, "with --init: leave out the deeper levels of a deeper U-Net")
-    init_hidden_sizes: tuple[int, ...] | None = _option(
-        "model", None, "with --init: widen that U-Net to these channels of each level", nargs="+"
-    )
-    image_size: int | None = _option("model", None, "side of the crops in pixels (default: 128; with --eval_only the model's)")
-    box_fill: float | None = _option(
-        "model", None, "longer side of a hand's box, of the crop's side, where hands are cut out (default: 0.45; with "
-        "--eval_only the model's)"
-    )  # fmt: skip
-    hidden_sizes: tuple[int, ...] = _option(
-        "model", (16, 32, 64, 128), "channels of each level of a new U-Net", nargs="+"
-    )
-    sigma: float | None = _option(
-        "model", None, "standard deviation of the target heatmaps in px of the crop (default: 3; with --eval_only the model's)"
-    )
-
-    recipe: str = _option(
-        "optimisation", "default", "seed: batch 48, SGD 0.1 halved on plateaus, quantized targets, mean decoding",
-        choices=("default", "seed"),
-    )  # fmt: skip
-    epochs: int | None = _option("optimisation", None, f"passes over the training samples ({_by_dataset('epochs')})")
-    batch_size: int | None = _option("optimisation", None, f"samples a step and process ({_by_dataset('batch_size')})")
-    gradient_accumulation_steps: int = _option("optimisation", 1, "batches whose gradients are averaged for one step")
-    optimizer: str = _option("optimisation", "adamw", "", choices=("adamw", "sgd"))
-    learning_rate: float = _option("optimisation", 2.5e-3, "peak learning rate")
-    weight_decay: float = _option("optimisation", 0.01, "the optimizer's weight decay")
-    schedule: str = _option(
-        "optimisation", "cosine", "cosine after a warm-up, or halved when the training loss stalls for two thirds of --patience",
-        choices=("cosine", "plateau"),
-    )  # fmt: skip
-    warmup_share: float = _option("optimisation", 0.05, "share of the steps in which the learning rate rises")
-    max_grad_norm: float = _option("optimisation", 1.0, "clip the gradient to this norm; 0: never")
-    ema_decay: float = _option("optimisation", 0.998, "decay of the averaged weights that are validated; 0: none")
-    targets: str = _option(
-        "optimisation", "continuous", "Gaussians centred on the keypoint or on its pixel", choices=("continuous", "quantized")
-    )
-    augmentation: float | None = _option(
-        "optimisation", None, f"strength of the augmentation, 0 for none ({_by_dataset('augmentation')})"
-    )
-    max_rotation: float = _option("optimisation", 45.0, "largest rotation of the augmentation, degrees")
-    patience: int = _option("optimisation", 10, "stop after this many validations without improvement")
-    decoding: str = _option("optimisation", "local", "how validation reads heatmaps", choices=DECODING_METHODS)
-    mixed_precision: str = _option(
-        "optimisation", "no", "auto: bf16 where the machine is fast at it, which trains 1.6 times as fast there",
-        choices=("auto", "no", "bf16", "fp16"),
-    )  # fmt: skip
-    seed: int = _option("optimisation", 0, "seed of the weights, the order, the augmentation and the synthetic hands")
-    max_bad_steps: int = _option("optimisation", 10, "stop after this many steps in a row with a NaN or infinite gradient")
-
-    output_dir: str = _option("output", "outputs/handunet", "holds model/, checkpoints/, logs/, figures/, metrics.json")
-    resume: bool = _option("output", False, "go on from the newest whole checkpoint in --output_dir")
-    checkpoint_every: int = _option("output", 500, "steps between checkpoints; there is one after each epoch, too")
-    keep_checkpoints: int = _option("output", 2, "newest checkpoints that are kept, beside the best")
-    eval_only: bool = _option("output", False, "no training: score --model on --split (own data: on all of it)")
-    model: str | None = _option("output", None, "with --eval_only: what to score, a folder or an id on the Hub")
-    contact_sheet: str | None = _option("output", None, "with --eval_only: draw up to 100 hands into this file, the worst first")
-    split: str = _option(
-        "output", "test", "with --eval_only: FreiHAND's split", choices=("train", "validation", "test", "evaluation")
-    )
-    credits: str | None = _option(
-        "output", None, "for the card: whose the photographs, or --hand_mesh, --cutouts and --photos, are, and their terms"
-    )
-    push_to_hub: str | None = _option("output", None, "send the finished model to this repository, as user/name")
-    space: str | None = _option("output", None, "with --push_to_hub: and the page to try it on to this one")
-
-    def __post_init__(self):
-        if self.mixed_precision == "auto":  # a checkpoint keeps what it came to
-            self.mixed_precision = "bf16" if bf16_is_fast() else "no"
-        if self.dataset is None:
-            self.dataset = "coco" if self.annotations else "freihand" if self.data_dir else "synthetic"
-        self.hidden_sizes = tuple(self.hidden_sizes)
-        self.init_hidden_sizes = self.init_hidden_sizes and tuple(self.init_hidden_sizes)
-        self._refuse_what_has_no_effect()
-        scenes = self.dataset == "synthetic" and self.difficulty == "scenes"
-        if not self.eval_only:
-            drawn = self.dataset == "synthetic" and not scenes
-            fill = DRAWN_FILL[self.difficulty] if drawn else HandUNetImageProcessor.box_fill
-            self.take_from_model(HandUNetConfig().image_size, fill, HandUNetConfig().sigma)
-        for name, value in DATASET_DEFAULTS["scenes" if scenes else self.dataset].items():
-            if getattr(self, name) is None:
-                setattr(self, name, value)
-        if scenes and self.negatives is None:
-            self.negatives = 0.1 if self.init else 0.0
-        self._check()
-
-    def take_from_model(self, image_size: int, box_fill: float, sigma: float) -> None:
-        """Cut hands out and draw their heatmaps as a model wants them, unless the command line says how."""
-        self.image_size = image_size if self.image_size is None else self.image_size
-        self.box_fill = box_fill if self.box_fill is None else self.box_fill
-        self.sigma = sigma if self.sigma is None else self.sigma
-
-    def _refuse_what_has_no_effect(self):
-        """Options that this run would read and not use; the user meant something else by them."""
-        scenes = self.dataset == "synthetic" and self.difficulty == "scenes"
-        photographs = self.dataset in ("freihand", "coco")
-        cut_out = photographs or scenes or self.box_fill == DRAWN_FILL.get(self.difficulty)  # or it is what they are drawn with
-        only_with = [  # options, whether they have an effect here, and where they have one
-            (("data_dir", "backgrounds"), self.dataset == "freihand", "--dataset freihand has it"),
-            (("split",), self.dataset == "freihand" and self.eval_only, "--eval_only with --data_dir has it"),
-            (("annotations", "images"), self.dataset == "coco", "--dataset coco has it"),
-            (("validation_share",), self.dataset == "coco" and not self.eval_only, "a training on --annotations has it"),
-            (("difficulty", "hand_mesh", "streaming"), self.dataset == "synthetic", "--dataset synthetic has it"),
-            (("layers", "cutouts", "cutouts_share", "photos", "negatives"), scenes, "--difficulty scenes has it"),
-            (("layers",), not self.streaming, "with --streaming no hand is kept"),
-            (("cutouts_share",), bool(self.cutouts), "--cutouts has it"),
-            (("augmentation",), not (scenes and self.augmentation), "scenes turn and colour every hand themselves"),
-            (("max_rotation",), not scenes, "scenes turn every hand themselves"),
-            (("max_rotation",), bool(self.augmentation) or (photographs and self.augmentation is None), "--augmentation has it"),
-            (("box_fill",), cut_out, "these hands are drawn as crops, none is cut out"),
-            (("init_levels",), bool(self.init), "name the deeper model to start from by --init"),
-            (("init_hidden_sizes",), bool(self.init), "name the narrower model to start from by --init"),
-            (("max_unreadable_share",), photographs, "hands are drawn, no photograph is read"),
-            (("warmup_share",), self.schedule == "cosine", "--schedule cosine has it"),
-            (("contact_sheet",), self.eval_only, "--eval_only has it"),
-            (("model",), self.eval_only, "--eval_only has it; a training starts from weights by --init"),
-            (("init", "resume", "push_to_hub", "space"), not self.eval_only, "nothing is trained with --eval_only"),
-            (("credits",), self.dataset == "coco" or bool(self.foreign_data()), "for drawn hands and FreiHAND the card says it itself"),
-            (("space",), bool(self.push_to_hub), "name the repository of the model, too, by --push_to_hub"),
-        ]
-        defaults = {option.name: option.default for option in dataclasses.fields(self)}
-        recipe = self.of_recipe()
-        for names, has_effect, where in only_with:
-            for name in names:
-                if not has_effect and getattr(self, name) not in (defaults[name], recipe.get(name, defaults[name])):
-                    raise ValueError(f"--{name} has no effect here: {where}.")
-
-    def _check(self):
-        def refuse(problem: str, remedy: str):
-            raise ValueError(f"{problem}: {remedy}.")
-
-        if self.dataset == "freihand" and not self.data_dir:
-            refuse("--dataset freihand has no --data_dir", "name the folder or zip of FreiHAND")
-        if self.dataset == "coco" and not self.annotations:
-            refuse("--dataset coco has no --annotations", "name the COCO keypoint file, and --images")
-        if self.eval_only and not self.model:
-            refuse("--eval_only has no --model", "name the folder or Hub id to score")
-        for name in ("push_to_hub", "space"):
-            if getattr(self, name):
-                try:
-                    check_repo_id(getattr(self, name))
-                except ValueError as error:
-                    raise ValueError(f"--{name}: {error}") from error
-        for name in (
-            *("epochs", "batch_size", "gradient_accumulation_steps", "patience", "checkpoint_every", "keep_checkpoints"),
-            *("max_bad_steps", "layers", "train_samples", "validation_samples", "test_samples", "image_size"),
-        ):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                refuse(f"--{name} {getattr(self, name)}", "give 1 or more")
-        for name in ("learning_rate", "sigma"):
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
-                refuse(f"--{name} {getattr(self, name)}", "give a number above 0")
-        if self.box_fill is not None and not MIN_BOX_FILL <= self.box_fill <= 1:
-            refuse(f"--box_fill {self.box_fill}", f"give a share of the crop's side in [{MIN_BOX_FILL}, 1]")
-        for name in ("weight_decay", "max_grad_norm", "augmentation", "max_rotation", "workers"):
-            if not getattr(self, name) >= 0:
-                refuse(f"--{name} {getattr(self, name)}", "give 0 or more")
-        for name in ("ema_decay", "warmup_share", "validation_share", "max_unreadable_share", "cutouts_share", "negatives"):
-            if getattr(self, name) is not None and not 0 <= getattr(self, name) < 1:
-                refuse(f"--{name} {getattr(self, name)}", "give a share in [0, 1)")
-        if self.dataset == "coco" and not self.eval_only and not self.validation_share:
-            refuse("--validation_share 0", "a training chooses its weights by the photographs held out, hold some out")
-
-    def of_recipe(self) -> dict:
-        """The fields that the recipe sets."""
-        return SEED_RECIPE if self.recipe == "seed" else {}
-
-    def foreign_data(self) -> list[str]:
-        """The options that brought another's data into the synthetic hands of the run."""
-        return [f"--{name}" for name in ("hand_mesh", "cutouts", "photos") if getattr(self, name)]
-
-    def to_dict(self) -> dict:
-        """The settings as JSON has them."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
-
-    def for_others(self) -> dict:
-        """The settings as they are published: of places on this machine their last name alone."""
-        settings = self.to_dict()
-        places = [name for name in (*PLACES, "init", "model", "output_dir") if settings[name]]
-        return settings | {name: name_for_others(settings[name]) for name in places}
-
-    def command(self) -> str:
-        """What gives these settings on a command line, without what the defaults give and where the results went."""
-        needed = {name: getattr(self, name) for name in ("dataset", "data_dir", "annotations", "difficulty", "recipe", "init")}
-        usual, settings = Arguments(**self.of_recipe() | needed).to_dict(), self.for_others()
-        left_out = {"output_dir", "resume", "push_to_hub", "space", "credits", "cache_dir", "hidden_sizes" if self.init else ""}
-        given = {
-            option.name: settings[option.name]
-            for option in dataclasses.fields(self)
-            if option.name not in left_out
-            and (settings[option.name] != usual[option.name] or needed.get(option.name) not in (None, option.default))
-        }
-        if given.get("dataset") in ("freihand", "coco", "synthetic"):
-            del given["dataset"]  # follows from the others
-        parts = ["accelerate launch train.py"]
-        for name, value in given.items():
-            values = value if isinstance(value, list) else [value]
-            parts.append(f"--{name}" if value is True else f"--{name} {shlex.join(map(str, values))}")
-        return " ".join(parts)
-
-    def differences(self, saved: dict) -> list[str]:
-        """The settings that differ from those of a saved run and change what is computed, each as a sentence's part."""
-        mine = self.to_dict()
-        return [
-            f"--{name} was {saved.get(name)!r} and is {mine[name]!r}"
-            for name in mine
-            if name not in FREE_ON_RESUME and saved.get(name) != mine[name]
-        ]
-
-    def save(self, path: Path, for_others: bool = False) -> None:
-        """Write the settings as JSON."""
-        path.write_text(json.dumps(self.for_others() if for_others else self.to_dict(), indent=2) + "\n")
+    def convert_arg_line_to_args(self, arg_line: str) -> list[str]:
+        """The options of one line of such a file."""
+        return shlex.split(arg_line, comments=True)
 
 
 def parse_arguments(argv: list[str] | None = None, description: str | None = None) -> Arguments:
     """Read the command line into [`Arguments`]; a wrong one ends the program with a sentence."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    groups, hints = {}, typing.get_type_hints(Arguments)
-    for option in dataclasses.fields(Arguments):
-        details = dict(option.metadata)
-        name = details.pop("group")
-        if name not in groups:
-            groups[name] = parser.add_argument_group(name)
-        group = groups[name]
-        default = option.default
-        text = details.pop("help")
-        if default not in (None, False):
-            shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
-            text = f"{text} (default: {shown})".strip()
-        if isinstance(default, bool):
-            group.add_argument(f"--{option.name}", action="store_true", help=text)
-            continue
-        kind = (typing.get_args(hints[option.name]) or (hints[option.name],))[0]  # int of int | None or tuple[int, ...]
-        group.add_argument(f"--{option.name}", type=kind, default=default, help=text.replace("%", "%%"), **details)
-    if parser.parse_args(argv).recipe == "seed":
-        parser.set_defaults(**SEED_RECIPE)  # what the command line asks for stays
-    namespace = parser.parse_args(argv)
+    parser = ArgumentParser(description=description)
     try:
-        return Arguments(**vars(namespace))
-    except ValueError as error:
+        *parts, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True, look_for_args_file=False)
+        if unknown:
+            parser.error(f"there is no option {' '.join(unknown)}; --help lists them")
+        return resolve(*parts)
+    except (ValueError, OSError) as error:
         parser.error(str(error))

@@ -9,18 +9,10 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset
 
-from modeling_handunet import HandUNetImageProcessor, IoULoss, decode_heatmaps, render_heatmaps
+from modeling_handunet import decode_heatmaps
+from training.inputs import Inputs, MakeTargets, normalize
 
 METRIC = Path(__file__).resolve().parent.parent / "metrics" / "hand_keypoints"
-
-
-def normalize(images: torch.Tensor) -> torch.Tensor:
-    """8-bit or [0, 1] float crops (B, 3, S, S) to the network's input, as the image processor does."""
-    if not images.is_floating_point():
-        images = images.float().div_(255)
-    mean = images.new_tensor(HandUNetImageProcessor.image_mean)[:, None, None]
-    std = images.new_tensor(HandUNetImageProcessor.image_std)[:, None, None]
-    return (images - mean).div_(std)  # in place: half of the time is fresh memory
 
 
 def load_metric() -> evaluate.Metric:
@@ -30,30 +22,30 @@ def load_metric() -> evaluate.Metric:
 
 @torch.no_grad()
 def predict(
-    accelerator: Accelerator, model: torch.nn.Module, loader: DataLoader, *, sigma: float, quantize: bool, decoding: str
+    accelerator: Accelerator, model: torch.nn.Module, loader: DataLoader, make_targets: MakeTargets, decoding: str = "local"
 ) -> dict[str, np.ndarray]:
     """Predictions for all samples of a prepared `loader`, gathered on every process and ordered by sample.
 
     Returns arrays over the N samples: `predictions` and `keypoints` (N, 21, 2) px of the crop, `scores` (N, 21),
-    `visibility` (N, 21), `box_size` (N,) px, `loss` (N,), the IoU loss of each sample, and `index` (N,).
+    `visibility` (N, 21), `box_size` (N,) px, `loss` (N,), the model's own loss of each sample, and `index` (N,).
     """
     model.eval()
+    loss_of = accelerator.unwrap_model(model).loss
     parts = []
     for batch in loader:
-        images, keypoints, visibility = batch["image"], batch["keypoints"], batch["visibility"]
+        inputs = Inputs(batch["image"].float() / 255, batch["keypoints"], batch["visibility"])
         with accelerator.autocast():
-            heatmaps = model(normalize(images)).heatmaps
+            heatmaps = model(normalize(inputs.images)).heatmaps
         heatmaps = heatmaps.float()
-        targets = render_heatmaps(keypoints, heatmaps.shape[-1], sigma, quantize=quantize)
-        losses = IoULoss().per_heatmap(heatmaps, targets) * visibility  # (B, 21)
+        losses = loss_of.per_heatmap(heatmaps, make_targets(inputs)) * inputs.visibility  # (B, 21)
         predictions, scores = decode_heatmaps(heatmaps, decoding)
         part = {
             "predictions": predictions,
-            "keypoints": keypoints,
+            "keypoints": inputs.keypoints,
             "scores": scores,
-            "visibility": visibility,
+            "visibility": inputs.visibility,
             "box_size": batch["box_size"],
-            "loss": losses.sum(1) / visibility.sum(1).clamp_min(1),
+            "loss": losses.sum(1) / inputs.visibility.sum(1).clamp_min(1),
             "index": batch["index"],
         }
         parts.append({name: value.cpu().numpy() for name, value in accelerator.gather_for_metrics(part).items()})
@@ -100,7 +92,7 @@ def worst_over_green_screen(parts: dict[str, dict]) -> float | None:
     if "green_screen" not in parts or len(parts) == 1:
         return None
     errors = {name: part["mean_error_percent"] for name, part in parts.items()}
-    return max(errors.values()) / max(errors["green_screen"], 1e-9)  # 0 where all predictions are right
+    return max(errors.values()) / max(errors["green_screen"], 1e-9)  # 0 where all predictions are correct
 
 
 def mean_pose_arrays(train: Dataset, arrays: dict[str, np.ndarray], most: int = 2000) -> dict[str, np.ndarray]:
@@ -113,3 +105,8 @@ def mean_pose_arrays(train: Dataset, arrays: dict[str, np.ndarray], most: int = 
     pose = (keypoints * weights).sum(0) / np.maximum(weights.sum(0), 1)  # (21, 2)
     predictions = np.broadcast_to(pose, arrays["predictions"].shape)
     return {**arrays, "predictions": predictions, "scores": np.ones(predictions.shape[:2])}
+
+
+def is_better(figure: float, best: float | None) -> bool:
+    """Whether an error is an improvement; NaN never is."""
+    return bool(np.isfinite(figure)) and (best is None or figure < best)

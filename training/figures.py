@@ -5,23 +5,25 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
-from PIL import Image, ImageDraw  # noqa: E402
-from torch.utils.data import Dataset  # noqa: E402
+import matplotlib.pyplot as plt
+import numpy as np
+from PIL import Image, ImageDraw
+from torch.utils.data import Dataset
 
-from modeling_handunet import KEYPOINT_NAMES, draw_hand  # noqa: E402
-from modeling_handunet.keypoints import keypoint_color  # noqa: E402
+from modeling_handunet import KEYPOINT_NAMES, draw_hand
+from modeling_handunet.keypoints import keypoint_color
 
 ZOOM = 2
 GRID = "#dddddd"
 
 
-def draw_figures(folder: Path, metrics: dict, arrays: dict[str, np.ndarray], test: Dataset) -> list[Path]:
-    """Draw all figures of a run into `folder`; returns their files."""
+def draw_figures(
+    folder: Path, metrics: dict, arrays: dict[str, np.ndarray], test: Dataset, loss_name: str = "loss"
+) -> list[Path]:
+    """Draw all figures of a run into `folder`; returns their files.  `loss_name` labels the curves of the loss."""
     folder.mkdir(parents=True, exist_ok=True)
     figures = [
-        draw_losses(folder / "losses.png", metrics["history"]),
+        draw_losses(folder / "losses.png", metrics["history"], loss_name),
         draw_joint_errors(folder / "joint_errors.png", metrics["test"]),
         draw_success_rate(folder / "success_rate.png", metrics["test"], metrics["mean_pose"]),
         draw_predictions(folder / "predictions.png", arrays, test),
@@ -49,9 +51,9 @@ def _save(figure, path: Path) -> Path:
     return path
 
 
-def draw_losses(path: Path, history: list[dict]) -> Path:
-    """Training and validation loss by epoch."""
-    figure, axes = _axes("Loss by epoch", "epoch", "IoU loss")
+def draw_losses(path: Path, history: list[dict], loss_name: str) -> Path:
+    """Training and validation loss by epoch: the same function on both."""
+    figure, axes = _axes("Loss by epoch", "epoch", loss_name)
     epochs = [entry["epoch"] for entry in history]
     axes.plot(epochs, [entry["train_loss"] for entry in history], "o-", color="#888888", label="training (augmented)")
     axes.plot(epochs, [entry["validation"]["loss"] for entry in history], "o-", color="#3c78d8", label="validation")
@@ -99,8 +101,8 @@ def draw_group_errors(path: Path, by_group: dict[str, dict], grouped_by: str) ->
 
 
 def draw_reliability(path: Path, calibration: dict) -> Path:
-    """Share of keypoints that are right by their score, on validation and test; the diagonal is what scores promise."""
-    within = calibration["right_within"]
+    """Share of keypoints that are correct by their score, on validation and test; the diagonal is what scores promise."""
+    within = calibration["correct_within"]
     figure, axes = _axes("What a score is worth", "score", f"share of keypoints within {within:g} of the hand's box")
     axes.plot([0, 1], [0, 1], color="#bbbbbb", linestyle="--", linewidth=1)
     for split, color in (("validation", "#888888"), ("test", "#3c78d8")):

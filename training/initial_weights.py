@@ -1,28 +1,29 @@
 """The weights that a training starts from: new ones, those of `--init`, or those with fewer levels or more channels."""
 
+import os
+
+import numpy as np
 import torch
 from torch import nn
+from transformers import AutoModelForPoseEstimation
 
-from modeling_handunet import HandUNetConfig, HandUNetForPoseEstimation
-from training.arguments import Arguments
+from modeling_handunet import HandUNetConfig, HandUNetForPoseEstimation, HandUNetImageProcessor
 
 
-def make_model(args: Arguments) -> HandUNetForPoseEstimation:
-    """A new model, or the one that --init names."""
-    if args.init:
-        model = HandUNetForPoseEstimation.from_pretrained(
-            args.init, dtype=torch.float32, image_size=args.image_size, sigma=args.sigma
-        )
-        model = model if args.init_levels is None else without_deep_levels(model, args.init_levels)
-        if args.init_hidden_sizes is not None:
-            torch.manual_seed(args.seed)
-            model = widened(model, args.init_hidden_sizes)
-        if args.hidden_sizes not in (HandUNetConfig().hidden_sizes, model.config.hidden_sizes):
-            asked, found = (" ".join(map(str, sizes)) for sizes in (args.hidden_sizes, model.config.hidden_sizes))
-            raise ValueError(f"--hidden_sizes {asked}: --init {args.init} brings its own, {found}. Leave one of them out.")
-        return model
-    torch.manual_seed(args.seed)
-    return HandUNetForPoseEstimation(HandUNetConfig(hidden_sizes=args.hidden_sizes, sigma=args.sigma, image_size=args.image_size))
+def make_model(settings, seed: int) -> HandUNetForPoseEstimation:
+    """A new model, or the one that --init names; `settings` are a run's `ModelArguments`."""
+    if not settings.init:
+        torch.manual_seed(seed)
+        config = HandUNetConfig(hidden_sizes=settings.hidden_sizes, sigma=settings.sigma, image_size=settings.image_size)
+        return HandUNetForPoseEstimation(config)
+    model = HandUNetForPoseEstimation.from_pretrained(
+        settings.init, dtype=torch.float32, image_size=settings.image_size, sigma=settings.sigma
+    )
+    model = model if settings.init_levels is None else without_deep_levels(model, settings.init_levels)
+    if settings.init_hidden_sizes is not None:
+        torch.manual_seed(seed)
+        model = widened(model, tuple(settings.init_hidden_sizes))
+    return model
 
 
 def without_deep_levels(model: HandUNetForPoseEstimation, levels: int) -> HandUNetForPoseEstimation:
@@ -81,3 +82,32 @@ def _widen_block(wide: nn.Module, block: nn.Module, read: torch.Tensor, own: tor
         elif isinstance(mine, nn.Conv2d):
             mine.weight[own] = 0
             mine.weight[own[:, None], inputs] = its.weight
+
+
+def load_any_model(name: str) -> HandUNetForPoseEstimation:
+    """The HandUNet `name`, a folder or an id on the Hub, with this package's code."""
+    try:
+        return AutoModelForPoseEstimation.from_pretrained(name, trust_remote_code=False)
+    except ValueError as error:
+        if "do not fit" in str(error):
+            raise
+        raise ValueError(f"{name} is not a HandUNet that this version can load: {error}") from error
+
+
+def load_processor(name: str) -> HandUNetImageProcessor:
+    """The processor of the HandUNet `name`, or the default one for a folder that has none.
+
+    Raises `ValueError` if it normalises in another way than training and scoring do ([`training.inputs.normalize`]).
+    """
+    default = HandUNetImageProcessor()
+    if os.path.isdir(name) and not os.path.exists(os.path.join(name, "preprocessor_config.json")):
+        return default
+    processor = HandUNetImageProcessor.from_pretrained(name)  # a damaged file is an error
+    for setting in ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std"):
+        found, expected = (np.asarray(getattr(one, setting)).tolist() for one in (processor, default))
+        if found != expected:
+            raise ValueError(
+                f"{name} normalises by {setting} {found}, and train.py by {expected}: it can be used, but train.py can "
+                "neither score it nor train it."
+            )
+    return processor

@@ -19,4 +19,5 @@ def keep_freed_memory() -> bool:
         return False
     mallopt = ctypes.CDLL(None).mallopt
     settings = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1), (M_TOP_PAD, TOP_PAD_BYTES))
-    return all([mallopt(parameter, value) for parameter, value in settings])
+    results = [mallopt(parameter, value) for parameter, value in settings]  # all of them, whatever the first says
+    return all(results)

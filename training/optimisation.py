@@ -5,28 +5,28 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from transformers import get_cosine_schedule_with_warmup
 
-from training.arguments import Arguments
+from training.arguments import OptimisationArguments
 
 
-def make_optimizer(args: Arguments, model: nn.Module) -> torch.optim.Optimizer:
+def make_optimizer(settings: OptimisationArguments, model: nn.Module) -> torch.optim.Optimizer:
     """AdamW without decay on batch normalisation, or plain SGD."""
-    if args.optimizer == "sgd":
-        return torch.optim.SGD(model.parameters(), args.learning_rate, weight_decay=args.weight_decay)
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(model.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
     weights = [p for p in model.parameters() if p.ndim > 1]
     norms = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [{"params": weights, "weight_decay": args.weight_decay}, {"params": norms, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, args.learning_rate)
+    groups = [{"params": weights, "weight_decay": settings.weight_decay}, {"params": norms, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, settings.learning_rate)
 
 
-def make_schedule(args: Arguments, optimizer: torch.optim.Optimizer, steps: int):
+def make_schedule(settings: OptimisationArguments, optimizer: torch.optim.Optimizer, steps: int):
     """Cosine to zero over `steps` after a warm-up, stepped per step; or halved on a plateau, stepped per epoch.
 
     It is halved after two thirds of the patience that ends the run, and, from a patience of 2 on, always before that end.
     """
-    if args.schedule == "plateau":
-        patience = max(0, min(round(args.patience * 2 / 3), args.patience - 2))
+    if settings.schedule == "plateau":
+        patience = max(0, min(round(settings.patience * 2 / 3), settings.patience - 2))
         return torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=patience)
-    return get_cosine_schedule_with_warmup(optimizer, int(steps * args.warmup_share), steps)
+    return get_cosine_schedule_with_warmup(optimizer, int(steps * settings.warmup_share), steps)
 
 
 def averaged_model(model: nn.Module, decay: float) -> AveragedModel:

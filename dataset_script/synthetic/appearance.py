@@ -1,8 +1,8 @@
 """Skin, cloth and light: the colour of every vertex.
 
-Vertices are a few millimetres apart, about a pixel of a 128-pixel picture, so colours are worked out at the vertices
-and interpolated.  Arithmetic is in linear light, gamma-encoded at the end.  Arrays are one plane a component
-(B, V), which is several times faster on a CPU than (B, V, 3).
+Vertices are a few millimetres apart, about a pixel of a 128-pixel picture. So colours are computed at the vertices and
+interpolated. Arithmetic is in linear light and gamma-encoded at the end. There is one array (B, V) per component, which is
+several times faster on a CPU than (B, V, 3).
 """
 
 import math
@@ -20,7 +20,7 @@ GAMMA = 2.2
 
 @dataclass(frozen=True)
 class Light:
-    """The light of a scene, (B, 1) each unless said."""
+    """The light of a scene. Tensors are (B, 1) unless said."""
 
     direction: tuple[Tensor, Tensor, Tensor]  # towards the light, in the camera's frame
     strength: Tensor
@@ -43,8 +43,8 @@ def sample_light(keys: Tensor) -> Light:
 def skin_colors(keys: Tensor) -> tuple[Tensor, Tensor]:
     """Linear colours (B, 3) of the back of the hand and of its palm.
 
-    Melanin darkens exponentially, blue most (skin from very light to very dark lies close to such a curve), blood
-    takes away green and blue; the palm has little of the one and more of the other.
+    Melanin darkens exponentially, blue the most: real skin colours lie close to such a curve. Blood absorbs green and blue.
+    The palm has less melanin and more blood.
     """
     u = counter_rng.uniform(keys, "skin", (5,))
     melanin = (u[:, :1].double() ** 1.7).float()
@@ -62,7 +62,7 @@ def skin_colors(keys: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Surface:
-    """What the body's vertices are made of."""
+    """The material of the body's vertices."""
 
     albedo: tuple[Tensor, Tensor, Tensor]  # (B, V) linear red, green, blue
     shine: Tensor  # (B, V)
@@ -77,7 +77,7 @@ def dress(keys: Tensor, body: HandBody, back: Tensor, palm: Tensor, ranges: Scen
     x, y, z = torch.from_numpy(body.vertices).float().to(device).T[:, None]
     u = counter_rng.uniform(keys, "markings", (10,))[:, :, None]
 
-    # Mottled skin: a few waves through the body, coarse ones tinting, fine ones darkening.
+    # Mottled skin: waves through the body. Coarse ones tint it, fine ones darken it.
     wave = counter_rng.normal(keys, "mottle", (4, 3))[..., None] * torch.tensor([60.0, 110.0, 220.0, 420.0],
                                                                                 device=device)[:, None, None]
     phase = counter_rng.uniform(keys, "mottle phase", (4,))[..., None] * (2 * math.pi)
@@ -114,7 +114,7 @@ def dress(keys: Tensor, body: HandBody, back: Tensor, palm: Tensor, ranges: Scen
 
 
 def paint(keys: Tensor, pattern: Tensor) -> Surface:
-    """Colour a held thing: two colours in stripes, or one."""
+    """Colour a held thing, with one colour or with stripes of two."""
     u = counter_rng.uniform(keys, "paint", (8,))[:, :, None]
     part = (pattern.float().sin() * 4 + 0.5).clamp(0, 1) * (u[:, 6] < 0.5)
     albedo = tuple(u[:, c].square() * (1 - part) + u[:, 3 + c].square() * part for c in range(3))
@@ -134,7 +134,7 @@ def shade(surface: Surface, light: Light, vertices: tuple[Tensor, ...], normals:
     highlight = torch.exp(light.sharpness * (cosine - 1)) * (facing > 0) * surface.shine * light.gloss
     colors = []
     for albedo, tint, wrap in zip(surface.albedo, light.tint, (0.35, 0.18, 0.12)):
-        # Light that enters skin leaves it elsewhere, red farthest: the shadow's edge is soft and red.
+        # Light enters skin and leaves it elsewhere, red the farthest, so a shadow's edge is soft and red.
         direct = ((facing + wrap) * (1 / (1 + wrap))).clamp_min(0) * light.strength * tint
         color = albedo * (direct + sky) + highlight * light.strength
         colors.append(color.clamp_(0.0005, 1.0).pow_(1 / GAMMA))

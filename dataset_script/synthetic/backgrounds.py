@@ -1,9 +1,9 @@
-"""What lies behind a hand: procedural pictures with the statistics of photographs, if not their content.
+"""Backgrounds: procedural pictures with the statistics of photographs, but not their content.
 
-Photographs are roughly scale-invariant and made of things that hide each other.  Each picture here is a colour
-gradient, fractal noise (every octave at half the amplitude: a 1/f spectrum) and a pile of opaque shapes, largest first,
-which is the "dead leaves" model of natural images (Lee, Mumford and Huang, IJCV 2001); stripes and checks, rooms,
-desks, plain walls and FreiHAND's green screen are special cases.  Some shapes are skin-coloured on purpose.
+Photographs are roughly scale-invariant and show things that hide each other. A picture here is a colour gradient, fractal
+noise (each octave at half the amplitude: a 1/f spectrum) and a pile of opaque shapes, largest first: the "dead leaves"
+model of natural images (Lee, Mumford and Huang, IJCV 2001). Stripes and checks, rooms, desks, plain walls and FreiHAND's
+green screen are special cases. Some shapes have the colour of skin, to distract.
 """
 
 import functools
@@ -18,29 +18,29 @@ KINDS = ("plain", "noise", "leaves", "blurred leaves", "room", "pattern", "green
 
 
 def cos_sin(angle: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosine and sine, worked out in float64: a vector routine's last bit depends on a number's place in the batch."""
+    """Cosine and sine, computed in float64: the last bit of a vectorised float32 sine depends on the place in the batch."""
     angle = angle.double()
     return angle.cos().float(), angle.sin().float()
 
 
 def pixel_grid(size: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Coordinates x, y (size, size) of the pixels' centres, the picture being [-1, 1] both ways."""
+    """Coordinates x, y (size, size) of the pixels' centres; the picture is [-1, 1] in both directions."""
     line = (torch.arange(size, device=device, dtype=torch.float32) + 0.5) * (2.0 / size) - 1.0
     return line[None, :].expand(size, size), line[:, None].expand(size, size)
 
 
 @functools.lru_cache(maxsize=32)
 def _between(count: int, size: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """For `size` pixels spread over `count` values from end to end: the two values about each, and how far along."""
+    """For `size` pixels spread over `count` values: each pixel's two neighbouring values, and its place between them."""
     place = torch.arange(size, dtype=torch.float64) * ((count - 1) / (size - 1))
     low = place.floor().clamp(max=count - 2)
     return low.long().to(device), low.long().to(device) + 1, (place - low).float().to(device)
 
 
 def enlarge(grid: Tensor, size: int) -> Tensor:
-    """`grid` (B, C, H, W) scaled up bilinearly to (B, C, size, size), its outer values on the outer pixels.
+    """`grid` (B, C, H, W) scaled up bilinearly to (B, C, size, size). Its outer values lie on the outer pixels.
 
-    On a CPU this is faster than `F.interpolate`, and unlike a matrix product it rounds alike in every batch.
+    On a CPU this is faster than `F.interpolate`, and unlike a matrix product it rounds the same way in every batch.
     """
     left, right, part = _between(grid.shape[3], size, grid.device)
     grid = torch.lerp(grid.index_select(3, left), grid.index_select(3, right), part)
@@ -49,7 +49,7 @@ def enlarge(grid: Tensor, size: int) -> Tensor:
 
 
 def fractal_noise(keys: Tensor, purpose: str, size: int, channels: int, octaves: tuple[int, ...]) -> Tensor:
-    """Noise (B, channels, size, size) of about unit variance: one bilinear grid a given resolution, coarse = strong."""
+    """Noise (B, channels, size, size) of about unit variance: one bilinear grid per octave, coarse ones the strongest."""
     total = torch.zeros(len(keys), channels, size, size, device=keys.device)
     power = 0.0
     for octave in octaves:
@@ -61,7 +61,7 @@ def fractal_noise(keys: Tensor, purpose: str, size: int, channels: int, octaves:
 
 
 def random_colors(keys: Tensor, purpose: str, count: int) -> Tensor:
-    """Colours (B, count, 3) in [0, 1]: mostly muted, each sample's of related brightness and hue."""
+    """Colours (B, count, 3) in [0, 1], mostly muted. One sample's colours have similar brightness and hue."""
     common = counter_rng.uniform(keys, f"{purpose} common", (1, 3))
     own = counter_rng.uniform(keys, f"{purpose} own", (count, 3))
     value = 0.10 + 0.85 * (0.45 * common[..., :1] + 0.55 * own[..., :1])
@@ -73,9 +73,9 @@ def random_colors(keys: Tensor, purpose: str, count: int) -> Tensor:
 
 def shapes(keys: Tensor, purpose: str, size: int, count: int, skin: Tensor, picture: Tensor, *,
            scale: tuple[float, float] = (1.1, 0.16), fleshy: float = 0.12) -> Tensor:
-    """`count` opaque shapes, from large to small (`scale`), over `picture` (B, 3, size, size), in place.
+    """Draw `count` opaque shapes, from large to small (`scale`), over `picture` (B, 3, size, size), in place.
 
-    A share `fleshy` of them is of about the colour `skin` (B, 3).
+    A share `fleshy` of them has about the colour `skin` (B, 3).
     """
     x, y = pixel_grid(size, keys.device)
     u = counter_rng.uniform(keys, purpose, (count, 8))
@@ -129,12 +129,12 @@ def _leaves(keys: Tensor, size: int, skin: Tensor) -> Tensor:
 
 
 def _blurred_leaves(keys: Tensor, size: int, skin: Tensor) -> Tensor:
-    """The same out of focus: drawn small and scaled up."""
+    """Leaves out of focus: drawn small and scaled up."""
     return enlarge(_leaves(keys, max(size // 4, 8), skin), size)
 
 
 def _room(keys: Tensor, size: int, skin: Tensor) -> Tensor:
-    """A wall over a floor or desk, its planks running to a vanishing point, with a few things in front."""
+    """A wall over a floor or desk whose planks run to a vanishing point, and a few things in front."""
     x, y = pixel_grid(size, keys.device)
     u = counter_rng.uniform(keys, "room", (6,))[..., None, None]
     colors = random_colors(keys, "room", 3)[..., None, None]

@@ -1,21 +1,21 @@
-"""The hand that is posed: its surface, its bones, and where the 21 keypoints sit on them.
+"""The hand before it is posed: its surface, its bones, and the places of the 21 keypoints on the bones.
 
-Two bodies share one description, :class:`HandBody`.  :func:`procedural_hand` models one from nothing: a signed
-distance field (a smooth union of tapered capsules round the bones) is turned into triangles once by naive surface
-nets (Gibson, "Constrained elastic surface nets", MICCAI 1998) and skinned by the distance to each finger.
-:func:`.gltf.load_gltf_hand` reads somebody else's.
+Two bodies share one description, :class:`HandBody`. :func:`procedural_hand` models one: a signed distance field (a smooth
+union of tapered capsules around the bones) becomes triangles by naive surface nets (Gibson, "Constrained elastic surface
+nets", MICCAI 1998), skinned by the distance to each finger. :func:`.gltf.load_gltf_hand` reads one from a file.
 
-Conventions.  A right hand in metres, in its own frame: the origin at the wrist keypoint, x towards the thumb's side,
-y towards the finger tips, z out of the palm; so palm to the viewer and fingers up, the thumb points to the viewer's
-right.  A bone's frame has y along the bone and z out of its palmar side, so a finger flexes by a positive turn about x.
-Bones: 0 the palm, 1 the forearm, then 2 + 3 * finger + segment, thumb first.
+Conventions. A right hand in metres, in its own frame: the origin is the wrist keypoint, x points to the thumb's side, y to
+the finger tips, z out of the palm. With the palm to the viewer and fingers up, the thumb points to the viewer's right.
+A bone's frame has y along the bone and z out of its palmar side, so a finger flexes by a positive turn about x.
+Bones: 0 is the palm, 1 the forearm, then 2 + 3 * finger + segment, thumb first.
 
-Keypoints sit where FreiHAND's annotations have them (the joints of the MANO hand model), which is not where a finger
-bends: MANO's knuckles lie some 6 mm towards the finger tip from the axis of flexion, its last joints some 4 mm towards
-the palm, its wrist in the middle of the carpus.  Each keypoint is therefore a point *on* a bone.
+Keypoints lie where FreiHAND annotates them: at the joints of the MANO hand model. A finger does not bend there. MANO's
+knuckles lie about 6 mm from the axis of flexion towards the finger tip, its last joints about 4 mm towards the palm, its
+wrist in the middle of the carpus. So each keypoint is a point *on* a bone.
 """
 
 import functools
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,13 +57,13 @@ RADII = np.array([
 
 @dataclass(frozen=True)
 class HandBody:
-    """A hand at rest.  Arrays are float64 unless said; V vertices, F triangles, outward faces counter-clockwise."""
+    """A hand at rest. Arrays are float64 unless said; V vertices, F triangles, counter-clockwise seen from outside."""
 
     vertices: np.ndarray  # (V, 3) metres
     normals: np.ndarray  # (V, 3) unit, outward
     faces: np.ndarray  # (F, 3) int64
     weights: np.ndarray  # (V, 17), rows sum to one
-    bone_rotations: np.ndarray  # (17, 3, 3) columns are a bone's axes at rest
+    bone_rotations: np.ndarray  # (17, 3, 3), columns are a bone's axes at rest
     bone_origins: np.ndarray  # (17, 3) metres
     segments: np.ndarray  # (5, 3) metres, the lengths of the fingers' segments
     keypoint_bones: np.ndarray  # (21,) int64
@@ -95,7 +95,7 @@ def _finger_frame(spread: float) -> np.ndarray:
 
 
 def _smooth_min(distances: list[np.ndarray], radius: float) -> np.ndarray:
-    """Union of distance fields whose seams are rounded by about `radius`."""
+    """The union of distance fields, with seams rounded by about `radius`."""
     stacked = np.stack(distances)
     low = stacked.min(0)
     return low - radius * np.log(np.exp((low - stacked) / radius).sum(0))
@@ -123,7 +123,7 @@ def _rest_bones() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _finger_distance(points: np.ndarray, finger: int, rotations: np.ndarray, origins: np.ndarray) -> np.ndarray:
-    """Distance to the three segments of a finger, its palmar side a little fuller than its back."""
+    """Distance to the three segments of a finger, which is a little fuller on its palmar side."""
     bones = [2 + 3 * finger + segment for segment in range(3)]
     frame = rotations[bones[0]]
     local = (points - origins[bones[0]]) @ frame
@@ -170,7 +170,7 @@ def _web_distance(points: np.ndarray) -> np.ndarray:
 
 
 def _forearm_distance(points: np.ndarray, girth: tuple[float, float] = (1.0, 1.0)) -> np.ndarray:
-    """An elliptic tube, wider than thick, from the carpus down; `girth` scales its width and height."""
+    """An elliptic tube from the carpus down, wider than thick. `girth` scales its width and height."""
     along = np.clip(-points[:, 1], -0.004, FOREARM_LENGTH)
     place = [-0.004, 0.030, 0.080, 0.180, FOREARM_LENGTH]
     width = np.interp(along, place, [0.0265, 0.0265, 0.0300, 0.0400, 0.0440]) * girth[0]
@@ -239,7 +239,7 @@ def forearm_share(points: np.ndarray) -> np.ndarray:
 
 
 def _skin_weights(points: np.ndarray, rotations: np.ndarray, origins: np.ndarray) -> np.ndarray:
-    """Weights (V, 17): which finger by distance, which segment by the place along it, rounded over each joint."""
+    """Weights (V, 17): the finger by distance, the segment by the place along the finger, blended at each joint."""
     nearness = np.stack(
         [_palm_distance(points)] + [_finger_distance(points, finger, rotations, origins) for finger in range(5)], 1)
     weights = np.zeros((len(points), NUM_BONES))
@@ -265,7 +265,7 @@ def _skin_weights(points: np.ndarray, rotations: np.ndarray, origins: np.ndarray
 
 
 def _markings(points, normals, weights, rotations, origins, segments) -> dict[str, np.ndarray]:
-    """Where skin is palmar, nail, creased or redder, by the place in the bone's frame that moves it most."""
+    """Where skin is palmar, nail, creased or redder, by its place in the frame of the bone that moves it most."""
     owner = weights.argmax(1)
     local = np.einsum("vi,vij->vj", points - origins[owner], rotations[owner])
     facing = np.einsum("vi,vi->v", normals, (weights @ rotations[:, :, 2].reshape(NUM_BONES, 3)))
@@ -288,11 +288,11 @@ def _markings(points, normals, weights, rotations, origins, segments) -> dict[st
             blush = np.where(mine, np.maximum(blush, 0.8 * knuckle), blush)
             end = np.exp(-(((length - along) / 0.0019) ** 2)) * palmar
             crease = np.where(mine & (segment < 2), np.maximum(crease, end), crease)
-    # Lines of the palm as polylines (x, y): round the thumb's ball, and two across.
+    # Lines of the palm as polylines (x, y): one around the ball of the thumb, two across.
     lines = ([(0.030, 0.068), (0.010, 0.058), (0.002, 0.035), (0.004, 0.008)],
              [(0.030, 0.068), (0.0, 0.058), (-0.030, 0.038)], [(-0.040, 0.056), (-0.015, 0.068), (0.008, 0.080)])
     for line in lines:
-        for (ax, ay), (bx, by) in zip(line[:-1], line[1:]):
+        for (ax, ay), (bx, by) in itertools.pairwise(line):
             a, b = np.array([ax, ay]), np.array([bx, by])
             t = np.clip((points[:, :2] - a) @ (b - a) / ((b - a) @ (b - a)), 0, 1)
             gap = np.linalg.norm(points[:, :2] - a - t[:, None] * (b - a), axis=1)
@@ -313,7 +313,7 @@ def _keypoints(segments: np.ndarray, shifts: np.ndarray) -> tuple[np.ndarray, np
 
 
 def _mesh(distance, axes: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Vertices, normals and triangles of the zero level of `distance`, vertices moved onto the surface itself."""
+    """Vertices, normals and triangles of the zero level of `distance`. The vertices are moved onto the surface."""
     points = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
     vertices, faces = _surface_nets(distance(points).reshape([len(axis) for axis in axes]), axes)
     for _ in range(3):
@@ -358,9 +358,9 @@ def procedural_hand() -> HandBody:
 
 def complete_body(vertices: np.ndarray, normals: np.ndarray, faces: np.ndarray, weights: np.ndarray,
                   rotations: np.ndarray, origins: np.ndarray, segments: np.ndarray, shifts: np.ndarray) -> HandBody:
-    """A :class:`HandBody` from its surface, weights and bones: adds the keypoints and the skin's markings.
+    """A :class:`HandBody` from its surface, weights and bones, with keypoints and the skin's markings added.
 
-    `shifts` (5, 4) says where keypoints lie, as KEYPOINT_SHIFTS does.
+    `shifts` (5, 4) says where keypoints lie, like KEYPOINT_SHIFTS.
     """
     bones, offsets = _keypoints(segments, shifts)
     return HandBody(vertices, normals, faces, weights, rotations, origins, segments, bones, offsets,

@@ -1,4 +1,4 @@
-"""Layers: hands without a background, how they are moved, and how they are put over one."""
+"""Layers: hands without a background, how they are moved, and how they are put over a background."""
 
 from dataclasses import dataclass
 
@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dataset_script import counter_rng
-from dataset_script.synthetic.backgrounds import backgrounds, shapes
+from dataset_script import affine, counter_rng
+from dataset_script.synthetic.backgrounds import backgrounds, pixel_grid, shapes
 from dataset_script.synthetic.ranges import SceneRanges
 
 
 @dataclass(frozen=True)
 class Layer:
-    """Hands alone, without a background, drawn or cut out of photographs."""
+    """Hands without a background, drawn or cut out of photographs."""
 
     rgba: Tensor  # (B, 4, S, S) float32 in [0, 1], colour not multiplied by alpha
     keypoints: Tensor  # (B, 21, 2) float32 pixels of the image
@@ -21,33 +21,26 @@ class Layer:
 
 
 def soften(image: Tensor) -> Tensor:
-    """`image` (B, C, H, W) under a 3 x 3 binomial filter, the border repeated."""
+    """`image` (B, C, H, W) under a 3 x 3 binomial filter, with the border repeated."""
     image = F.pad(image, (0, 0, 1, 1), mode="replicate")
     image = 0.25 * (image[:, :, :-2] + image[:, :, 2:]) + 0.5 * image[:, :, 1:-1]
     image = F.pad(image, (1, 1, 0, 0), mode="replicate")
     return 0.25 * (image[..., :-2] + image[..., 2:]) + 0.5 * image[..., 1:-1]
 
 
-def rotation(angle: Tensor) -> Tensor:
-    """Matrices (B, 2, 2) that turn by `angle` (B,) radians clockwise, as the image is seen."""
-    cos, sin = torch.cos(angle), torch.sin(angle)
-    return torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], -2)
-
-
 def move_layer(layer: Layer, matrix: Tensor, shift: Tensor, size: int) -> Layer:
-    """`layer` under `matrix` (B, 2, 2) about its centre, which comes to lie `shift` (B, 2) pixels from the centre of the
-    new image, a square of `size` pixels."""
+    """`layer` in a new square of `size` pixels, moved by `matrix` (B, 2, 2) about its centre.
+
+    Its centre then lies `shift` (B, 2) pixels from the new image's centre.
+    """
     old = layer.rgba.shape[-1]
-    keypoints = ((layer.keypoints - 0.5 * old)[:, :, None, :] * matrix[:, None]).sum(-1)
-    keypoints = keypoints + 0.5 * size + shift[:, None]
-    # Each new pixel looks up the old one: the inverse motion, in grid_sample's units of half an image.
+    keypoints = affine.apply(matrix, layer.keypoints - 0.5 * old) + 0.5 * size + shift[:, None]
+    # A new pixel looks up the old one: the inverse map. `torch.linalg.inv` would round otherwise.
     (a, b), (c, d) = (row.unbind(-1) for row in matrix.unbind(-2))
     inverse = torch.stack([torch.stack([d, -b], -1), torch.stack([-c, a], -1)], -2) / (a * d - b * c)[:, None, None]
-    offset = -(inverse * (shift * (2.0 / old))[:, None, :]).sum(-1, keepdim=True)
-    theta = torch.cat([inverse * (size / old), offset], 2)
-    grid = F.affine_grid(theta, [len(theta), 4, size, size], align_corners=False)
+    offset = -(inverse * (shift * (2.0 / old))[:, None, :]).sum(-1)
     solid = torch.cat([layer.rgba[:, :3] * layer.rgba[:, 3:], layer.rgba[:, 3:]], 1)
-    solid = F.grid_sample(solid, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    solid = affine.sample(solid, inverse * (size / old), offset, size)
     alpha = solid[:, 3:]
     return Layer(torch.cat([solid[:, :3] / alpha.clamp_min(1e-3), alpha], 1), keypoints, layer.skin)
 
@@ -61,8 +54,8 @@ def composite(
 ) -> tuple[Tensor, Tensor]:
     """Images (B, 3, S, S) uint8 of `hands` over backgrounds, and the backgrounds' kinds (B,).
 
-    The backgrounds are drawn from `keys`; those that `behind` gives, (B, 3, S, S) where (B,) is true, take their place.
-    `beside`, (B, 4, S, S) RGBA, lies between them and the hands.
+    Backgrounds are drawn from `keys`. `behind` replaces some of them: pictures (B, 3, S, S), used where its (B,) is true.
+    `beside`, RGBA (B, 4, S, S), lies between the backgrounds and the hands.
     """
     size = hands.rgba.shape[-1]
     drawn, kind = backgrounds(keys, size, ranges.backgrounds, hands.skin)
@@ -74,13 +67,13 @@ def composite(
     if ranges.shadow > 0:  # a soft shadow on what lies behind
         coarse = soften(F.interpolate(alpha, size=(24, 24), mode="area"))
         reach = 0.25 * (u[:, 1, :, 0] - 0.5), 0.25 * (u[:, 2, :, 0] - 0.5)
-        line = (torch.arange(size, device=keys.device, dtype=torch.float32) + 0.5) * (2.0 / size) - 1
-        grid = torch.stack(torch.broadcast_tensors(line[None, None, :] + reach[0], line[None, :, None] + reach[1]), -1)
+        x, y = pixel_grid(size, keys.device)
+        grid = torch.stack([x + reach[0], y + reach[1]], -1)
         fallen = F.grid_sample(coarse, grid, mode="bilinear", padding_mode="border", align_corners=False)
         behind = behind * (1 - (0.6 * u[:, 3] * (u[:, 0] < ranges.shadow)) * fallen)
     feather = 0.8 * u[:, 4] * (u[:, 5] < ranges.soften)
     alpha = torch.lerp(alpha, soften(alpha), feather)
-    # White balance: blue to yellow, a little green to magenta; hand and background share some of it.
+    # White balance: blue to yellow, a little green to magenta. Hand and background share a part of it.
     axes = torch.tensor([[0.6, 0.0, -0.6], [-0.12, 0.25, -0.12]], device=keys.device)
     cast = 2 * counter_rng.uniform(keys, "white balance", (3, 2)) - 1
     gain = 1 + ranges.tint * ((cast[:, :1] + 0.6 * cast[:, 1:])[..., None] * axes).sum(2)  # (B, 2, 3)

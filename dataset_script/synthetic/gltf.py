@@ -1,12 +1,12 @@
-"""A hand from a file: any rigged, skinned glTF-binary (.glb) right hand with WebXR's joint names.
+"""A hand from a file: any rigged, skinned glTF binary (.glb) of a right hand with WebXR's joint names.
 
-WebXR Hand Input (https://www.w3.org/TR/webxr-hand-input-1/#skeleton-joints-section) names 25 joints; glTF 2.0
-(https://registry.khronos.org/glTF/specs/2.0/glTF-2.0.html) says how the file is laid out.  Only what a skinned mesh
-needs is read: positions, normals, four joints and weights a vertex, indices, and the bind pose.
+WebXR Hand Input (https://www.w3.org/TR/webxr-hand-input-1/#skeleton-joints-section) names 25 joints. glTF 2.0
+(https://registry.khronos.org/glTF/specs/2.0/glTF-2.0.html) defines the file. Only what a skinned mesh needs is read:
+positions, normals, four joints and weights per vertex, indices, and the bind pose.
 
-WebXR's joints lie where the fingers bend, its tips inside the finger and its wrist nearer the arm than FreiHAND's, so
-the file's hand is moved, turned and scaled until its five finger bases fit the modelled hand's; the wrist keypoint is
-then that hand's origin, and the others lie on the bones as FreiHAND's do (see :mod:`.body`).
+WebXR's joints lie where the fingers bend, its tips inside the finger, and its wrist nearer to the arm than FreiHAND's. So
+the file's hand is moved, turned and scaled until its five finger bases fit the modelled hand's. Then the wrist keypoint is
+the modelled hand's origin, and the other keypoints lie on the bones as FreiHAND's do (see :mod:`.body`).
 """
 
 import functools
@@ -51,16 +51,14 @@ def _chunks(path: Path) -> tuple[dict, bytes]:
         raise ValueError(f"{path} is glTF version {version} of {total} bytes and has {len(data)}; "
                          "a whole file of version 2 is needed")
     length, kind = struct.unpack_from("<I4s", data, 12)
-    if kind != b"JSON":
-        raise ValueError(f"{path}: the first chunk is {kind!r} and must be JSON")
     scene = parse_json(data[20 : 20 + length], f"{path}, its first chunk,")
-    if not isinstance(scene, dict):
-        raise ValueError(f"{path}: its JSON is no object; the file is damaged")
+    if kind != b"JSON" or not isinstance(scene, dict):
+        raise ValueError(f"{path}: the first chunk must be a JSON object, the file is damaged")
     return scene, data[20 + length + 8 :]
 
 
 def _accessor(scene: dict, binary: bytes, index: int) -> np.ndarray:
-    """An accessor's values (count, width), integers of normalised accessors turned to [0, 1]."""
+    """An accessor's values (count, width). Integers of normalised accessors become numbers in [0, 1]."""
     accessor = scene["accessors"][index]
     view = scene["bufferViews"][accessor["bufferView"]]
     kind, width, count = np.dtype(COMPONENTS[accessor["componentType"]]), WIDTHS[accessor["type"]], accessor["count"]
@@ -69,7 +67,7 @@ def _accessor(scene: dict, binary: bytes, index: int) -> np.ndarray:
     if not all(type(number) is int for number in (count, start, stride)) or count < 1 or start < 0:
         count, start, stride = map(reprlib.repr, (count, start, stride))
         raise ValueError(f"accessor {index} has {count} values from {start} on, {stride} bytes apart")
-    if stride < width * kind.itemsize:  # else a few bytes would be any number of values
+    if stride < width * kind.itemsize:  # otherwise a few bytes could hold any number of values
         raise ValueError(f"accessor {index} has values of {width * kind.itemsize} bytes that are {stride} bytes apart")
     if start + (count - 1) * stride + width * kind.itemsize > len(binary):
         raise ValueError(f"accessor {index} ends beyond the file's {len(binary)} bytes of data")
@@ -92,7 +90,7 @@ def _similarity(source: np.ndarray, target: np.ndarray) -> tuple[float, np.ndarr
 
 
 def _subdivide(vertices, normals, weights, faces):
-    """Every triangle in four, the new vertices lifted onto the curve that the normals tell of.
+    """Split every triangle in four, and lift the new vertices onto the curved surface that the normals imply.
 
     Boubekeur and Alexa, "Phong tessellation", SIGGRAPH Asia 2008.
     """
@@ -112,7 +110,7 @@ def _subdivide(vertices, normals, weights, faces):
 
 
 def _frames(points: np.ndarray, palmar: np.ndarray) -> np.ndarray:
-    """Frames (3, 3, 3) of a finger's segments from its joints and tip (4, 3): y along, z as near `palmar` as can be."""
+    """Frames (3, 3, 3) of a finger's segments from its joints and tip (4, 3): y along the segment, z close to `palmar`."""
     along = np.diff(points, axis=0)
     along /= np.linalg.norm(along, axis=1, keepdims=True)
     # A finger's three segments flex in one plane: one axis for all of them.
@@ -165,7 +163,7 @@ def _build(scene: dict, binary: bytes) -> HandBody:
         raise ValueError(f"the joint {missing[0]!r} is missing; the joints must carry WebXR's names, and are "
                          f"{', '.join(names[:5])} ...")
 
-    # The hand's own frame: its finger bases, and more loosely all its joints, where the modelled hand has them.
+    # Into the modelled hand's frame: the finger bases lie where that hand has them.
     joints = np.array([[place[f"{base}-{joint}"] for joint in joints] for base, joints in FINGER_JOINTS.items()])
     scale, rotation, shift, mirrored = _similarity(joints[:, 0], PIVOTS)
     if mirrored:
@@ -192,7 +190,7 @@ def _build(scene: dict, binary: bytes) -> HandBody:
     rotations[FOREARM], origins[FOREARM] = np.diag([-1.0, -1.0, 1.0]), FOREARM_PIVOT
     segments = np.zeros((5, 3))
     for finger in range(5):
-        if finger == 0:  # the pulp of a resting thumb faces the other fingers and a little the palm's side
+        if finger == 0:  # the pulp of a resting thumb faces the other fingers, and a little the palm's side
             palmar = np.array([-0.75, 0.30, 0.60])
         else:
             palmar = np.array([0.0, 0.0, 1.0])
@@ -214,7 +212,7 @@ def _build(scene: dict, binary: bytes) -> HandBody:
 
 
 def _lengthen(vertices, weights, rotations, origins, segments, factors):
-    """Fingers `factors` (5,) as long, so that they are to the palm as FreiHAND's are, and as thick as they were."""
+    """Fingers `factors` (5,) times as long, but as thick as before: FreiHAND's proportions to the palm."""
     moved = np.broadcast_to(vertices[None], (NUM_BONES, *vertices.shape)).copy()
     new_origins = origins.copy()
     for finger, factor in enumerate(factors):
@@ -230,7 +228,7 @@ def _lengthen(vertices, weights, rotations, origins, segments, factors):
 
 
 def _add_forearm(vertices, normals, weights, faces):
-    """Put a forearm of the same girth on a hand that ends at the wrist, and fit the hand's open end to it."""
+    """Add a forearm of the same girth to a hand that ends at the wrist, and fit the hand's open end to it."""
     end = vertices[:, 1].min()
     cut = vertices[(vertices[:, 1] < end + 0.015)]
     middle = 0.5 * (cut.min(0) + cut.max(0)) * [1, 0, 1]
@@ -241,7 +239,7 @@ def _add_forearm(vertices, normals, weights, faces):
     near = np.clip((end + 0.035 - vertices[:, 1]) / 0.025, 0.0, 1.0)
     stretch = 1 + near * (1.01 / np.maximum(length, 0.3) - 1)
     vertices = np.where(near[:, None] > 0, offset * stretch[:, None] + vertices * [0, 1, 0] + middle, vertices)
-    outward = offset / [radius[0] ** 2, 1.0, radius[2] ** 2]  # of the ellipse, so that light does not show the seam
+    outward = offset / [radius[0] ** 2, 1.0, radius[2] ** 2]  # the ellipse's normals, so that light does not show the seam
     outward /= np.maximum(np.linalg.norm(outward, axis=1, keepdims=True), 1e-9)
     normals = normals + near[:, None] * (outward - normals)
     normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-9)

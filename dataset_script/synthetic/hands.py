@@ -1,6 +1,6 @@
 """From random keys to posed, lit and drawn right hands, as RGBA without a background.
 
-What may happen is said by :class:`.ranges.SceneRanges` and by nothing else.
+:class:`.ranges.SceneRanges` alone says what may happen.
 """
 
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from dataset_script import counter_rng
 from dataset_script.synthetic import poses
 from dataset_script.synthetic.appearance import GAMMA, Light, Surface, dress, paint, sample_light, shade, skin_colors
-from dataset_script.synthetic.backgrounds import enlarge
+from dataset_script.synthetic.backgrounds import enlarge, pixel_grid
 from dataset_script.synthetic.body import HandBody
-from dataset_script.synthetic.compositing import Layer, move_layer, rotation, soften
+from dataset_script.synthetic.compositing import Layer, soften
 from dataset_script.synthetic.objects import held_faces, held_things
 from dataset_script.synthetic.poses import Shape, compose, rotate
 from dataset_script.synthetic.ranges import SceneRanges
@@ -22,21 +22,21 @@ from dataset_script.synthetic.rasterizer import rasterize
 from dataset_script.synthetic.views import place_camera, project, sample_view
 
 CANDIDATES = 4
-TOUCHING = 0.006  # metres of interpenetration, over all pairs, that flesh makes up for
+TOUCHING = 0.006  # metres of interpenetration, over all pairs, that soft flesh allows
 SUPERSAMPLING = 2
 FIXED_POINT = 1 << 20
 
 
 @dataclass(frozen=True)
 class Hands(Layer):
-    """Drawn hands, whose place in the camera's frame is known."""
+    """Drawn hands, with their place in the camera's frame."""
 
     xyz: Tensor  # (B, 21, 3) float32 metres in the camera's frame
     K: Tensor  # (B, 3, 3) float32 pixels
 
 
 def sample_shape(keys: Tensor) -> Shape:
-    """A hand's proportions: overall size, breadth, the fingers' length and thickness."""
+    """A hand's proportions: its size, its breadth, and the length and thickness of its fingers."""
     u = counter_rng.normal(keys, "shape", (14,)).double().clamp(-2, 2)
     size = 1.0 + 0.05 * u[:, 0]
     palm = 1.0 + torch.stack([0.05 * u[:, 1], 0.02 * u[:, 2], 0.06 * u[:, 1] + 0.04 * u[:, 3]], 1)
@@ -46,7 +46,7 @@ def sample_shape(keys: Tensor) -> Shape:
 
 
 def sample_bones(keys: Tensor, body: HandBody, shape: Shape, ranges: SceneRanges) -> tuple[Tensor, Tensor]:
-    """Bones of the first of a few poses whose fingers hardly interpenetrate, as :func:`.poses.place_bones` gives."""
+    """Bones, as from :func:`.poses.place_bones`, of the first of a few poses whose fingers hardly interpenetrate."""
     tries = torch.cat([keys + candidate * 0x01000193 for candidate in range(CANDIDATES)])
     shapes = Shape(*(getattr(shape, name).repeat(CANDIDATES, *[1] * (getattr(shape, name).ndim - 1))
                      for name in ("size", "palm", "finger_length", "finger_thickness")))
@@ -55,7 +55,7 @@ def sample_bones(keys: Tensor, body: HandBody, shape: Shape, ranges: SceneRanges
     rotations, origins = poses.place_bones(body, pose, shapes)
     depth = poses.penetration(body, rotations, origins, shapes).view(CANDIDATES, -1)
     rank = torch.arange(CANDIDATES, device=keys.device, dtype=depth.dtype)[:, None]
-    choice = (depth.clamp_min(TOUCHING) + rank * 1e-6).argmin(0)  # the first that is good enough, or the best
+    choice = (depth.clamp_min(TOUCHING) + rank * 1e-6).argmin(0)  # the first good one, or else the best
     pick = choice * len(keys) + torch.arange(len(keys), device=keys.device)
     return rotations[pick], origins[pick]
 
@@ -112,7 +112,7 @@ def draw_hands(keys: Tensor, body: HandBody, ranges: SceneRanges, size: int) -> 
     pixel, corners, weights = rasterize(
         (x * near * K[:, 0, 0, None] + K[:, 0, 2, None]) * SUPERSAMPLING,
         (y * near * K[:, 1, 1, None] + K[:, 1, 2, None]) * SUPERSAMPLING, near, faces, fine_size)
-    # Average the fine pixels, one plane at a time, in whole numbers: exact, so the order of summation is no matter.
+    # Average the fine pixels, one plane at a time, in integers: exact, so the order of summation does not matter.
     planes = [plane.flatten() for plane in (*colors, near.float())]
     target = pixel // (fine_size * SUPERSAMPLING) * size + pixel % fine_size // SUPERSAMPLING
     small = torch.zeros(5, len(keys) * size * size, dtype=torch.int32, device=device)
@@ -134,53 +134,35 @@ def _joined(one: Surface, other: Surface) -> Surface:
 
 
 def _occlusion(distance: Tensor, alpha: Tensor, light: Light, K: Tensor) -> Tensor:
-    """Factors (B, 1, S, S) on gamma-encoded colour: ambient occlusion and cast shadow, both from the depth map.
+    """Factors (B, 1, S, S) for gamma-encoded colour: ambient occlusion and cast shadow, both from the depth map.
 
-    What lies deeper than its surroundings gets less light from all round (Luft et al., "Image enhancement by
-    unsharp masking the depth buffer", SIGGRAPH 2006); and a point is in shadow if a few steps towards the light,
-    over the screen, something lies in front of the ray.
+    Points that lie deeper than their surroundings get less ambient light (Luft et al., "Image enhancement by unsharp
+    masking the depth buffer", SIGGRAPH 2006). A point is in shadow if something lies in front of its ray to the light,
+    within a few steps over the screen.
     """
     size = distance.shape[-1]
     inside = (alpha > 0.2).float()
     depth = distance * inside
     dark = torch.zeros_like(depth)
-    for cells, reach in ((32, 0.010), (16, 0.022)):  # the surroundings: a coarse grid, smoothed and scaled up
+    for cells, reach in ((32, 0.010), (16, 0.022)):  # surroundings: a coarse grid, smoothed and scaled up
         coarse = soften(F.interpolate(torch.cat([depth, inside], 1), size=(cells, cells), mode="area"))
         around = enlarge(coarse, size)
         behind = depth - around[:, :1] / around[:, 1:].clamp_min(1e-3)
         dark += (behind / reach).clamp(0, 1)
     factor = 1 - 0.30 * dark.clamp(max=1.3)
 
-    # March towards the light: a metre on the hand is focal length / distance pixels.
+    # Step towards the light: a metre on the hand is focal length / distance pixels.
     lx, ly, lz = (component[..., None] for component in light.direction)  # (B, 1, 1)
     filled = torch.where(inside > 0, depth, torch.full_like(depth, 9.0))
     middle = depth.sum((1, 2, 3)) / inside.sum((1, 2, 3)).clamp_min(1)
     scale = (K[:, 0, 0].float() / middle.clamp_min(0.1))[:, None, None] * (2.0 / size)  # grid units a metre
-    line = (torch.arange(size, device=depth.device, dtype=torch.float32) + 0.5) * (2.0 / size) - 1
+    x, y = pixel_grid(size, depth.device)
     hidden = torch.zeros_like(depth)
     for step in (0.008, 0.016, 0.028, 0.044):
-        grid = torch.stack(torch.broadcast_tensors(line[None, None, :] + lx * scale * step,
-                                                   line[None, :, None] + ly * scale * step), -1)
+        grid = torch.stack([x + lx * scale * step, y + ly * scale * step], -1)
         there = F.grid_sample(filled, grid, mode="nearest", padding_mode="border", align_corners=False)
         gap = depth + (lz * step)[:, None] - there  # how far in front of the ray something lies
         hidden = torch.maximum(hidden, ((gap - 0.003) / 0.008).clamp(0, 1) * (gap < 0.07))
     hidden = soften(hidden)
     amount = (light.strength / (light.strength + 1.4 * light.ambient))[..., None, None]
     return factor * (1 - 0.75 * amount * hidden)
-
-
-def move_hands(hands: Hands, angle: Tensor, scale: Tensor, shift: Tensor) -> Hands:
-    """`hands` turned in the image by `angle` (B,) radians clockwise, enlarged `scale` (B,) times about the image's
-    centre, then moved by `shift` (B, 2) pixels.
-
-    Turning is the camera's roll, scaling its focal length, shifting its principal point, so xyz and K go on projecting
-    onto the keypoints exactly.  What leaves the image is lost, so a forearm may end where the image used to.
-    """
-    size = hands.rgba.shape[-1]
-    turned = rotation(angle)
-    moved = move_layer(hands, turned * scale[:, None, None], shift, size)
-    flat = (hands.xyz[:, :, None, :2] * turned[:, None]).sum(-1)
-    K = hands.K.clone()
-    K[:, :2, :2] *= scale[:, None, None]
-    K[:, :2, 2] += shift
-    return Hands(moved.rgba, moved.keypoints, hands.skin, torch.cat([flat, hands.xyz[..., 2:]], -1), K)

@@ -1,8 +1,8 @@
-"""Things held in the hand: balls, bars, boxes in the grasp, pens and cards between the finger tips.
+"""Things held in the hand: balls, bars and boxes in the palm, pens and cards between the finger tips.
 
-All of them are one mesh, a superellipsoid (Barr, "Superquadrics and angle-preserving transformations", IEEE CG&A 1981)
-whose two exponents run from ellipsoid over cylinder to box, so that a batch may mix them.  A thing is as large as
-the fingers leave room for; where they leave none, it has no size and nothing is drawn.
+All are one mesh, a superellipsoid (Barr, "Superquadrics and angle-preserving transformations", IEEE CG&A 1981). Its two
+exponents make an ellipsoid, a cylinder or a box, so a batch can mix them. A thing is as large as the fingers leave room
+for. If they leave none, its size is 0 and nothing is drawn.
 """
 
 import functools
@@ -16,7 +16,7 @@ from dataset_script.synthetic.poses import compose, rotate, turn
 
 RINGS, SEGMENTS = 10, 20
 PALM_CENTRE = (-0.004, 0.052, 0.017)  # metres, on the skin of the palm
-FLESH = 0.0085  # metres of finger round its bone
+FLESH = 0.0085  # metres of finger around its bone
 MAX_RADIUS = 0.045
 # (exponent along, exponent around, half length over radius: low, high): ball, bar, box, bottle
 PALM_SHAPES = ((1.0, 1.0, 0.8, 1.6), (0.25, 1.0, 2.0, 5.0), (0.2, 0.2, 0.8, 2.5), (0.5, 1.0, 1.5, 4.0))
@@ -50,7 +50,7 @@ def held_faces(device: torch.device) -> Tensor:
 def held_things(keys: Tensor, keypoints: Tensor, share: float) -> tuple[Tensor, Tensor, Tensor]:
     """Vertices (B, N, 3), outward normals (B, N, 3) in the palm's frame, float64, and pattern coordinates (B, N).
 
-    `keypoints` (B, 21, 3) are in the palm's frame; a `share` of the samples holds something if there is room.
+    `keypoints` (B, 21, 3) are in the palm's frame. A `share` of the samples holds something, if there is room.
     """
     u = counter_rng.uniform(keys, "held", (10,)).double()
     palm = u[:, 0] < 0.6
@@ -59,7 +59,7 @@ def held_things(keys: Tensor, keypoints: Tensor, share: float) -> tuple[Tensor, 
     shape = table[(~palm).long(), which]  # (B, 4)
     length = shape[:, 2] + (shape[:, 3] - shape[:, 2]) * u[:, 2]
 
-    # Something in the palm lies across it; something in the finger tips points where it likes.
+    # A thing in the palm lies across it. A thing between the finger tips points anywhere.
     across = turn(2, math.pi / 2 + (u[:, 3] - 0.5) * 0.9)
     free = compose(turn(2, 2 * math.pi * u[:, 3]), turn(0, (u[:, 4] - 0.5) * 2.4))
     frame = torch.where(palm[:, None, None], across, free)

@@ -1,12 +1,11 @@
-"""Plausible hand poses: templates blended with anatomically limited noise, and the bones they put in place.
+"""Plausible hand poses: templates, blended, with noise inside anatomical limits; and the bones of a pose.
 
-A pose is 27 angles.  `thumb` (B, 5): swing, elevation and roll of its first bone (see :func:`.body.thumb_frame`), then
-the flexion of its two joints.  `fingers` (B, 4, 4), index to little: spread away from the neutral fan towards the
-thumb's side, then the flexion of the three joints.  `wrist` (B, 2): flexion towards the palm and deviation towards the
-thumb, of the hand against the forearm.  Tables are in degrees, tensors in radians.
+A pose has 23 angles. `thumb` (B, 5): swing, elevation and roll of its first bone (see :func:`.body.thumb_frame`), then the
+flexion of its two joints. `fingers` (B, 4, 4), index to little: the spread from the neutral fan towards the thumb's side,
+then the flexion of the three joints. `wrist` (B, 2): flexion of the hand towards the palm, and deviation towards the thumb.
+Tables are in degrees, tensors in radians.
 
-Noise is shared between neighbouring fingers (they are pulled by common muscles) and the last joint follows the middle
-one.  Of a few candidates the one whose bones interpenetrate least is taken: rejection without a loop over samples.
+Neighbouring fingers share a part of the noise, because common muscles pull them, and the last joint follows the middle one.
 """
 
 import math
@@ -17,7 +16,6 @@ from torch import Tensor
 
 from dataset_script import counter_rng
 from dataset_script.synthetic.body import FOREARM, NEUTRAL_SPREAD, NUM_BONES, PALM, HandBody, thumb_frame
-
 
 # name: (thumb, index, middle, ring, little)
 TEMPLATES: dict[str, tuple[tuple[float, ...], ...]] = {
@@ -65,7 +63,7 @@ class Pose:
 
 @dataclass(frozen=True)
 class Shape:
-    """How this hand differs from the body at rest, as factors."""
+    """Factors by which a hand differs from the body at rest."""
 
     size: Tensor  # (B,)
     palm: Tensor  # (B, 3) along the palm's axes
@@ -87,10 +85,10 @@ def _clip_softly(angles: Tensor, limits: tuple[tuple[float, float], ...]) -> Ten
 def sample_poses(
     keys: Tensor, names: tuple[str, ...], *, blend: float, mixed: float, noise: float, wrist: float
 ) -> Pose:
-    """One pose a key: a template, moved up to `blend` of the way to another, plus `noise` (degrees).
+    """One pose per key: a template, moved up to `blend` of the way to another, plus `noise` (degrees).
 
-    In a share `mixed` each finger but the thumb takes a template that is drawn for it alone.
-    `wrist` is the standard deviation of the wrist's flexion in degrees; it deviates sideways half as much.
+    In a share `mixed` of the poses each finger except the thumb has a template of its own. `wrist` is the standard deviation
+    of the wrist's flexion in degrees; that of its deviation is half as large.
     """
     thumb_table, finger_table = _template_table(names, keys.device)
     first = counter_rng.integers(keys, "template", len(names))
@@ -105,12 +103,12 @@ def sample_poses(
 
     shared = counter_rng.normal(keys, "shared flexion", (1, 3))
     own = counter_rng.normal(keys, "finger flexion", (4, 3))
-    own = 0.6 * own + 0.4 * torch.cat([own[:, 1:], own[:, :1]], 1)  # each finger leans on its neighbour
+    own = 0.6 * own + 0.4 * torch.cat([own[:, 1:], own[:, :1]], 1)  # each finger follows its neighbour a little
     wobble = noise * (0.7 * shared + 0.8 * own)
     wobble[:, :, 2] = 0.6 * wobble[:, :, 1] + 0.4 * wobble[:, :, 2]
     fan = counter_rng.normal(keys, "fan", (1,)) * torch.tensor([1.0, 0.2, -0.6, -1.2], device=keys.device)
     spread = 0.28 * noise * (fan + 0.5 * counter_rng.normal(keys, "spread", (4,)))
-    flexed = (fingers[:, :, 1] / 90.0).clamp(0, 1)  # the ligaments are taut in flexion: little spread is left
+    flexed = (fingers[:, :, 1] / 90.0).clamp(0, 1)  # flexion tightens the ligaments: little spread is left
     spread = fingers[:, :, 0] + spread * (1 - 0.75 * flexed)
     fingers = _clip_softly(torch.cat([spread[..., None], fingers[:, :, 1:] + wobble], -1), FINGER_LIMITS)
 
@@ -133,7 +131,7 @@ def turn(axis: int, angle: Tensor) -> Tensor:
 
 
 def compose(left: Tensor, right: Tensor) -> Tensor:
-    """Matrix product (..., 3, 3) in a fixed order of summation, so that a sample never depends on its batch."""
+    """Matrix product (..., 3, 3) with a fixed order of summation, so that a sample does not depend on its batch."""
     return (left[..., :, :, None] * right[..., None, :, :]).sum(-2)
 
 
@@ -169,7 +167,7 @@ def place_bones(body: HandBody, pose: Pose, shape: Shape) -> tuple[Tensor, Tenso
 
 
 def bone_scales(shape: Shape) -> Tensor:
-    """Factors (B, 17, 3) along each bone's own axes, the hand's overall size left out."""
+    """Factors (B, 17, 3) along each bone's own axes, without the hand's size."""
     scales = torch.ones(len(shape.palm), NUM_BONES, 3, dtype=torch.float64, device=shape.palm.device)
     scales[:, PALM] = shape.palm
     scales[:, FOREARM, 0], scales[:, FOREARM, 2] = shape.palm[:, 0], shape.palm[:, 2]
@@ -188,9 +186,9 @@ def place_keypoints(body: HandBody, rotations: Tensor, origins: Tensor, shape: S
 
 
 def penetration(body: HandBody, rotations: Tensor, origins: Tensor, shape: Shape) -> Tensor:
-    """How deep (metres, summed over pairs) the fingers stick in each other and in the palm: (B,) float64.
+    """How deep the fingers penetrate each other and the palm, in metres summed over pairs: (B,) float64.
 
-    Each segment is three spheres and the palm a slab under its middle; touching is free, as flesh gives way.
+    Each segment is three spheres, the palm is a slab under its middle. Touching costs nothing, because flesh gives way.
     """
     place = torch.tensor([0.25, 0.6, 0.95], dtype=torch.float64, device=origins.device)
     lengths = torch.from_numpy(body.segments).to(origins.device) * shape.finger_length[..., None]

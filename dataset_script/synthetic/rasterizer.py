@@ -1,9 +1,9 @@
 """A z-buffered triangle rasteriser in plain torch: batched, on any device, without a loop over samples or triangles.
 
-Triangles that face the viewer are sorted by the size of their bounding boxes; all triangles of one size test all the
-pixels of their little windows at once, and a `scatter_reduce` minimum over (depth, triangle) packed into one integer
-keeps the nearest.  A mesh of thousands of small triangles, as a hand has, touches only a few pixels each, so this does
-little more work than there are pixels.  Anti-aliasing is the caller's: draw at twice the size and average.
+Triangles that face the viewer are grouped by the size of their bounding boxes. All triangles of a group test all pixels of
+their small windows at once, and a `scatter_reduce` minimum over (depth, triangle), packed into one integer, finds the
+nearest. A hand has thousands of small triangles that touch a few pixels each, so this does little more work than there are
+pixels. Anti-aliasing is left to the caller: draw at twice the size and average.
 
 Points are in pixels, x right, y down, a pixel's centre at +0.5.
 """
@@ -20,11 +20,11 @@ EMPTY = torch.iinfo(torch.int64).max
 
 def rasterize(x: Tensor, y: Tensor, depth: Tensor, faces: Tensor, size: int
               ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """What is seen at each pixel of `size` x `size` images.
+    """The triangle seen at each pixel of `size` x `size` images.
 
-    `x`, `y` (B, V) pixels, `depth` (B, V) the reciprocal of the distance (linear on the screen), `faces` (F, 3)
-    counter-clockwise seen from outside.  Returns, for the P pixels that any triangle covers: `pixel` (P,) int64 into
-    the flattened (B, size, size); the triangle's three corners, (P,) int64 each into the flattened (B, V); and their
+    `x`, `y` (B, V) are pixels, `depth` (B, V) is the reciprocal of the distance (linear on the screen), `faces` (F, 3) are
+    counter-clockwise seen from outside. Returns for the P pixels that a triangle covers: `pixel` (P,) int64 into the
+    flattened (B, size, size); the triangle's three corners, (P,) int64 each, into the flattened (B, V); and their
     barycentric weights, (P,) float32 each, linear on the screen.
     """
     count, vertices = x.shape
@@ -58,7 +58,7 @@ def rasterize(x: Tensor, y: Tensor, depth: Tensor, faces: Tensor, size: int
     zb, zc = flat[first + b[face]] - za, flat[first + c[face]] - za
 
     corner = (sample * size + low_y.to(torch.int64)) * size + low_x.to(torch.int64)
-    room = size - 1 - torch.maximum(low_x, low_y)  # windows that reach over the image's edge are cut
+    room = size - 1 - torch.maximum(low_x, low_y)  # windows that reach beyond the image's edge are cut
     hits = []
     previous = -1
     for window in (*(side for side in WINDOWS if side < size), size):

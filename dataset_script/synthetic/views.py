@@ -1,7 +1,7 @@
 """How the hand is turned and which camera sees it.
 
-Cameras look along +z with x right and y down, in metres, as FreiHAND's; a hand with palm to the camera and fingers up
-has its axes (x, y, z) along (x, -y, -z) of the camera.
+As in FreiHAND, cameras look along +z, with x to the right and y down, in metres. A hand with its palm to the camera and
+fingers up has its axes (x, y, z) along (x, -y, -z) of the camera.
 """
 
 import math
@@ -13,7 +13,7 @@ from dataset_script import counter_rng
 from dataset_script.synthetic.poses import compose, turn
 from dataset_script.synthetic.ranges import SceneRanges
 
-FOCAL = (400.0 / 224, 700.0 / 224)  # in image sides: the range of FreiHAND's cameras
+FOCAL = (400.0 / 224, 700.0 / 224)  # relative to the image's side: the range of FreiHAND's cameras
 DEPTH = (0.4, 0.9)  # metres
 
 
@@ -36,9 +36,9 @@ def sample_view(keys: Tensor, ranges: SceneRanges) -> Tensor:
 
 
 def place_camera(keys: Tensor, points: Tensor, ranges: SceneRanges, size: int) -> tuple[Tensor, Tensor]:
-    """Where the hand is put and the camera that sees it: offset (B, 3) metres and K (B, 3, 3), float64.
+    """The place of the hand and the camera that sees it: offset (B, 3) metres and K (B, 3, 3), float64.
 
-    `points` (B, 21, 3) are the keypoints turned to the camera; their box comes to fill `ranges.fill` of the image.
+    `points` (B, 21, 3) are the keypoints turned to the camera. Their box will fill `ranges.fill` of the image.
     """
     u = counter_rng.uniform(keys, "camera", (4,)).double()
     fill = ranges.fill[0] + (ranges.fill[1] - ranges.fill[0]) * u[:, 0]

@@ -1,13 +1,13 @@
-"""Serves a HandUNet repository as a Hugging Face Inference Endpoint, which runs this file where it lies in the repository.
+"""Serves a HandUNet repository as a Hugging Face Inference Endpoint, which runs this file from the repository.
 
 A request is raw image bytes, or JSON whose images are base64:
 
     {"inputs": "<base64>", "parameters": {"boxes": [[120, 80, 200, 180]], "handedness": "left", "threshold": 0.3}}
-    {"inputs": ["<base64>", "<base64>"], "parameters": {"boxes": [[[120, 80, 200, 180]], null], "handedness": ["left", "right"]}}
+    {"inputs": ["<base64>", "<base64>"], "parameters": {"boxes": [[[120, 80, 200, 180]], null], "handedness": "left"}}
 
-The answer is the pipeline's: per image a list of hands `{"label", "score", "box", "keypoints"}`, for a single image that
-list alone, which `InferenceClient(model=url).object_detection(image)` reads.  What a string holds is never taken for a
-path or a web address.  Only torch, transformers and Pillow are needed, and nothing but the repository's own files.
+The answer is the pipeline's: per image a list of hands `{"label", "score", "box", "keypoints"}`; for a single image only its
+list, which `InferenceClient(model=url).object_detection(image)` reads.  A string is never read as a path or a web address.
+The handler needs torch, transformers, Pillow and the repository's own files, nothing else.
 """
 
 import base64
@@ -19,10 +19,10 @@ import torch
 from PIL import Image
 from transformers import pipeline
 
-# Above these a request is refused; a photograph of 12 megapixels passes, as JPEG or as PNG.
+# Larger requests are refused.  A photograph of 12 megapixels passes, as JPEG or as PNG.
 MAX_IMAGE_BYTES = 32 * 1024**2
 MAX_IMAGE_PIXELS = 25_000_000
-# Photographs' formats; some of Pillow's others start programs.
+# Formats of photographs; some other formats of Pillow start programs.
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "JPEG2000", "AVIF")
 MAX_IMAGES = 16
 MAX_HANDS = 64
@@ -31,10 +31,10 @@ PARAMETERS = ("boxes", "handedness", "threshold")
 
 
 class RequestError(ValueError):
-    """A request that cannot be answered, by the fault of whoever sent it.
+    """A request that cannot be answered because of a mistake in it.
 
-    `status` is the HTTP status for it (400 malformed, 413 too large, 415 no image), `message` a sentence for the sender.
-    A server that does not look at `status` answers 400 with the sentence, as Hugging Face's toolkit does.
+    `status` is its HTTP status (400 malformed, 413 too large, 415 not an image), `message` a sentence for the sender.
+    Hugging Face's toolkit ignores `status` and answers 400 with the sentence.
     """
 
     def __init__(self, status: int, message: str):
@@ -43,7 +43,7 @@ class RequestError(ValueError):
 
 
 class EndpointHandler:
-    """The model in folder `path`, on a GPU if there is one; may be called from several threads at once."""
+    """The model in the folder `path`, on a GPU if there is one.  Several threads may call it at once."""
 
     def __init__(self, path: str = ""):
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -54,14 +54,14 @@ class EndpointHandler:
 
         Args:
             data: image bytes, or a dict with `inputs`, an image or a list of images (bytes, base64, `data:` URL or PIL
-                image), and optionally `parameters`: `boxes`, of a single image a list of (x, y, width, height) in
-                pixels, of several a list of such lists, where None stands for an image that is itself the crop of
-                one hand; `handedness`, "right" or "left" for all, per image, or per hand; `threshold`, the score
-                below which a hand is left out.
+                image), and optionally `parameters`: `boxes`, for a single image a list of (x, y, width, height) in
+                pixels, for several images a list of such lists, with None for an image that is itself the crop of
+                one hand; `handedness`, "right" or "left" for all, per image, or per hand; `threshold`: hands with a
+                lower score are left out.
 
         Returns:
             Per image a list of hands `{"label", "score", "box": {"xmin", "ymin", "xmax", "ymax"}, "keypoints": [{"name",
-            "x", "y", "score"}, ...]}` in pixels of the upright image; for a single image that list alone.
+            "x", "y", "score"}, ...]}` in pixels of the upright image; for a single image only its list.
 
         Raises `RequestError` for anything that cannot be answered.
         """
@@ -112,8 +112,8 @@ def read_request(data) -> tuple[object, dict]:
 
 
 def check_image(image) -> Image.Image | bytes:
-    """One image of a request as the pipeline takes it, not decoded yet; raises `RequestError` for one beyond the limits."""
-    if isinstance(image, Image.Image):  # what Hugging Face's toolkit makes of an image sent as such
+    """One image of a request for the pipeline, not decoded yet; raises `RequestError` if it is too large."""
+    if isinstance(image, Image.Image):  # Hugging Face's toolkit makes this of image bytes
         data, (width, height) = image, image.size
     else:
         data = image if isinstance(image, bytes) else _decode_base64(image)
@@ -142,10 +142,10 @@ def _size(data: bytes) -> tuple[int, int]:
         raise RequestError(413, f"The image has {len(data)} bytes: send at most {MAX_IMAGE_BYTES}, resize it first.")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is checked by the caller
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the caller checks the size
             with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
                 return image.size
     except Image.DecompressionBombError as error:
         raise RequestError(413, f"{error} Resize the image first.") from None
-    except Exception as error:  # Pillow's decoders raise many kinds for damaged headers
+    except Exception as error:  # Pillow's decoders raise many kinds of errors
         raise RequestError(415, f"{len(data)} bytes are not an image that can be read: {error}") from None

@@ -1,18 +1,17 @@
-"""Serve a saved model as an Inference Endpoint would, with the standard library's HTTP server, to try it or to test it.
+"""Serve a saved model as an Inference Endpoint does, with the standard library's HTTP server, to try it or to test it.
 
     python demo/endpoint/serve.py --model weights/handunet-base --port 8080
     python -c "from huggingface_hub import InferenceClient as C; print(C('http://127.0.0.1:8080').object_detection('photo.jpg'))"
 
-`handler.py` of the model's folder runs, and where it has none the one beside this file; weights that were kept without
-their code, as in `weights/`, get this checkout's.  It listens on 127.0.0.1 only.
+This runs `handler.py` of the model's folder, or the one beside this file if the folder has none.  Weights without their
+code, as in `weights/`, run with this checkout's package.  The server listens on 127.0.0.1 only.
 """
 
 import argparse
+import contextlib
 import importlib.util
 import json
-import shutil
 import sys
-import tempfile
 import traceback
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -20,11 +19,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 DEFAULT_MODEL = "weights/handunet-base"
 MAX_BODY_BYTES = 64 * 1024**2
-TIMEOUT_SECONDS = 30  # for a client to send what it announced
+TIMEOUT_SECONDS = 30  # for a client to send the bytes that it announced
 
 
 def load_handler(model: Path):
-    """The `EndpointHandler` for the model in folder `model`."""
+    """The `EndpointHandler` for the model in the folder `model`."""
+    if not (model / "modeling_handunet.py").is_file():
+        sys.path.insert(0, str(ROOT))
+        importlib.import_module("modeling_handunet")  # registers the model, so that the folder needs no code
     here = Path(__file__).resolve().parent / "handler.py"
     source = model / "handler.py" if (model / "handler.py").is_file() else here
     spec = importlib.util.spec_from_file_location("handler", source)
@@ -33,20 +35,8 @@ def load_handler(model: Path):
     return module.EndpointHandler(str(model))
 
 
-def add_code(model: Path, folder: Path) -> Path:
-    """`model` itself where it has its code, else a copy of it in `folder` with this checkout's beside it."""
-    if (model / "modeling_handunet.py").is_file():
-        return model
-    for path in (ROOT / "modeling_handunet").glob("[a-z]*.py"):
-        shutil.copy(path, folder)
-    for path in model.iterdir():
-        if path.is_file():
-            shutil.copy(path, folder)
-    return folder
-
-
 class EndpointServer(ThreadingHTTPServer):
-    """Answers POST on any path with what `handler` makes of the body; port 0 takes a free one (`server_port`)."""
+    """Answers POST on any path with `handler`'s answer to the body.  Port 0 takes a free port (`server_port`)."""
 
     daemon_threads = True
     request_queue_size = 64
@@ -56,7 +46,7 @@ class EndpointServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", port), _Request)
 
     def handle_error(self, request, client_address):
-        """A client that went away is no trouble of the server's."""
+        """Log nothing if the client has closed the connection."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
 
@@ -98,12 +88,12 @@ class _Request(BaseHTTPRequestHandler):
             self._answer(status, {"error": str(error)})
 
     def _discard(self, length: int) -> None:
-        """Read and drop `length` bytes: many clients look for an answer only when they have sent everything."""
+        """Read and drop `length` bytes, because many clients read the answer only after they have sent everything."""
         while length > 0 and (read := len(self.rfile.read(min(length, 2**20)))):
             length -= read
 
     def _refuse(self, status: int, sentence: str) -> None:
-        """Answer and end the connection, whose next bytes may still be this request's."""
+        """Answer and close the connection, because its next bytes may still belong to this request."""
         self.close_connection = True
         self._answer(status, {"error": sentence})
 
@@ -129,16 +119,13 @@ def main() -> None:
             f"there is no model in {args.model}: name a saved folder with --model, or make one with `accelerate launch "
             "train.py`, which is then outputs/handunet/model"
         )
-    with tempfile.TemporaryDirectory(prefix="handunet-endpoint-") as folder:
-        try:
-            server = EndpointServer(load_handler(add_code(args.model, Path(folder))), args.port)
-        except (OSError, ValueError) as error:
-            sys.exit(f"serve.py: {error}")
-    print(f"Listening on http://127.0.0.1:{server.server_port}, Ctrl-C ends it.", flush=True)
     try:
+        server = EndpointServer(load_handler(args.model), args.port)
+    except (OSError, ValueError) as error:
+        sys.exit(f"serve.py: {error}")
+    print(f"Listening on http://127.0.0.1:{server.server_port}, Ctrl-C stops it.", flush=True)
+    with contextlib.suppress(KeyboardInterrupt):
         server.serve_forever()
-    except KeyboardInterrupt:
-        pass
 
 
 if __name__ == "__main__":

@@ -2,9 +2,8 @@
 
     python demo/space/app.py --model weights/handunet-base       # on your machine, http://127.0.0.1:7860
 
-On the Hub this is a Space: `README.md` beside this file names the model in its metadata, which is the one that is shown
-where --model is not given; in a checkout that is weights/handunet-base.  Photographs stay on the machine that runs this
-and are deleted within the hour.
+On the Hub this is a Space, and the metadata of `README.md` beside this file names its model.  In a checkout the default is
+weights/handunet-base.  Photographs stay on the machine that runs this program and are deleted within the hour.
 """
 
 import argparse
@@ -28,39 +27,39 @@ from transformers import pipeline
 from transformers.utils import logging
 
 HERE = Path(__file__).resolve().parent
-# In a Space the package lies beside this file, in a checkout it is two folders up.
+# In a Space the package is beside this file; in a checkout it is two folders up.
 sys.path[1:1] = [str(folder) for folder in HERE.parents[1:2]]
 
 from modeling_handunet import KEYPOINT_NAMES, draw_hand  # noqa: E402
-from modeling_handunet.crops import crop_square
-from modeling_handunet.images import IMAGE_FORMATS, load_image
+from modeling_handunet.crops import Crop  # noqa: E402
+from modeling_handunet.images import IMAGE_FORMATS, load_image  # noqa: E402
 from modeling_handunet.keypoints import keypoint_color  # noqa: E402
 
 PLACEHOLDER = "USER/handunet"
-WEIGHTS = HERE.parent.parent / "weights" / "handunet-base"  # what a checkout shows
+WEIGHTS = HERE.parent.parent / "weights" / "handunet-base"  # the default in a checkout
 MAX_BYTES = 32 * 1024**2
 MAX_PIXELS = 50_000_000
-PREVIEW = 1280  # longest side of what the browser is sent, pixels
-SMALL = 32  # longest side below which a warning is shown, pixels
+PREVIEW = 1280  # longest side of the photograph that the browser gets, pixels
+SMALL = 32  # a photograph with a shorter longest side gets a warning, pixels
 DRAWING = 1600  # longest side of the drawing with the skeleton
 HEATMAP = 512  # side of the picture of a heatmap
 STRONGEST = "all keypoints"
 KEEP_SECONDS = 3600
 EXAMPLES = json.loads((HERE / "examples" / "examples.json").read_text())
-# On a phone the drawing stands below the photograph.
+# On a phone the drawing is below the photograph, perhaps out of sight.
 SHOW_DRAWING = "() => document.querySelector('#drawing img')?.scrollIntoView({ block: 'nearest', behavior: 'smooth' })"
-SIDES = {"Right hand": "right", "Left hand": "left"}
+HANDEDNESS = {"Right hand": "right", "Left hand": "left"}  # label of the page -> word of the pipeline
 
 
 @dataclasses.dataclass
 class Session:
-    """What one visitor's page has open."""
+    """The state of one visitor's page."""
 
-    photo: str | None = None  # path of the file that was sent
+    photo: str | None = None  # path of the uploaded file
     name: str = ""
     folder: str | None = None  # holds the downloads
-    crop: np.ndarray | None = None  # (S, S, 3) uint8, as the model saw it but a left hand unmirrored
-    heatmaps: np.ndarray | None = None  # (21, S, S) in [0, 1], likewise
+    crop: np.ndarray | None = None  # (S, S, 3) uint8, not mirrored, also for a left hand
+    heatmaps: np.ndarray | None = None  # (21, S, S) in [0, 1], not mirrored either
 
     def forget(self) -> None:
         """Delete what this session wrote."""
@@ -69,7 +68,7 @@ class Session:
 
 
 class Model:
-    """A HandUNet with its terms; where it cannot be loaded, `problem` says so and the page shows it."""
+    """A HandUNet with its terms.  If it cannot be loaded, `problem` says why, and the page shows that."""
 
     def __init__(self, name: str):
         self.name, self.problem, self.pipe, self.card = name, "", None, None
@@ -89,10 +88,10 @@ class Model:
             readme = Path(name) / "README.md"
             self.card = ModelCard.load(readme if readme.is_file() else hf_hub_download(name, "README.md"))
         except (OSError, ValueError):
-            pass  # its terms are then unknown, and the page says so
+            pass  # the page then says that the terms are unknown
 
     def terms(self) -> str:
-        """A sentence on the model and what it may be used for."""
+        """A sentence that names the model and its terms of use."""
         folder = Path(self.name).is_dir()
         link = f"`{Path(self.name).name}`" if folder else f"[{self.name}](https://huggingface.co/{self.name})"
         data = self.card.data if self.card else None
@@ -101,22 +100,23 @@ class Model:
         label = data.license if data.license != "other" else data.license_name or "its own licence"
         where = f"[{label}]({data.license_link})" if str(data.license_link or "").startswith("https://") else label
         if data.license_name == "research-only":
-            return f"Model: {link}. Terms: {where}; the model and what it gives may be used for research only, not commercially."
+            return (
+                f"Model: {link}. Terms: {where}; the model and what it gives may be used for research only, not commercially."
+            )
         return f"Model: {link}. Terms: {where}."
 
     def read_hand(self, photo: Image.Image, box: list[float], handedness: str) -> tuple[dict, np.ndarray, np.ndarray]:
-        """One hand as the pipeline gives it, the crop (S, S, 3) and the heatmaps (21, S, S), a left hand's unmirrored."""
+        """One hand as the pipeline gives it, its crop (S, S, 3) and its heatmaps (21, S, S), both not mirrored."""
         (item,) = self.pipe.preprocess({"image": photo, "boxes": [box], "handedness": handedness})
         output = self.pipe.forward(item)
         heatmaps = output["heatmaps"][0].float().clamp(0, 1)  # (21, S, S)
         (hand,) = self.pipe.postprocess([output])
-        ((square,),) = self.pipe.image_processor.squares([photo.size], [[box]])
-        crop = np.asarray(crop_square(photo, square, heatmaps.shape[-1]))
+        crop = np.asarray(Crop.around_box(box, heatmaps.shape[-1], self.pipe.image_processor.box_fill).cut(photo))
         return hand, crop, (heatmaps.flip(-1) if handedness == "left" else heatmaps).cpu().numpy()
 
 
 def shrink(image: Image.Image, side: int) -> Image.Image:
-    """`image`, reduced where its longer side is above `side` pixels."""
+    """`image`, reduced so that its longer side has at most `side` pixels."""
     scale = side / max(image.size)
     if scale >= 1:
         return image
@@ -124,20 +124,20 @@ def shrink(image: Image.Image, side: int) -> Image.Image:
 
 
 def data_url(image: Image.Image) -> str:
-    """A JPEG that a page can show without another request."""
+    """The image as a JPEG in a `data:` URL."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=88)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def read_photo(path: str) -> Image.Image:
-    """The photograph in a file; `ValueError` with a sentence for one that cannot be used."""
+    """The photograph in a file; `ValueError` with a sentence for the visitor if it cannot be used."""
     if Path(path).stat().st_size > MAX_BYTES:
         raise ValueError(f"The file is larger than {MAX_BYTES // 2**20} MB: choose a smaller one.")
     try:
         with Image.open(path, formats=IMAGE_FORMATS) as opened:
             width, height = opened.size
-    except Exception:  # Pillow's decoders raise many kinds for what is no image
+    except Exception:  # Pillow's decoders raise many kinds of errors
         raise ValueError("This file is not a picture that can be read: choose a JPEG, PNG, WebP, GIF, BMP or TIFF.") from None
     if width * height > MAX_PIXELS:
         raise ValueError(f"The picture has {width} x {height} pixels, which is too many: resize it first.")
@@ -161,27 +161,27 @@ def build_app(model: Model) -> gr.Blocks:
     clear = [None, "", None, gr.skip(), None, gr.DownloadButton(interactive=False), gr.DownloadButton(interactive=False)]
 
     def reply(number: int | None, message: str, **more):
-        """What crop.js shows; the token makes two equal replies two."""
+        """What crop.js shows; the token makes two equal replies different."""
         return gr.HTML(answer={"number": number, "message": message, "token": secrets.token_hex(4), **more})
 
-    def refuse(session: Session, sentence: str, number: int | None, keep: bool = False):
-        """A sentence in the place of an answer; the photograph stays where `keep`."""
-        if keep:
+    def refuse(session: Session, sentence: str, number: int | None, forget_photo: bool = True):
+        """A sentence instead of an answer."""
+        if not forget_photo:
             return [reply(number, sentence, bad=True), session, gr.skip(), *clear]
         session.forget()
         return [reply(number, sentence, bad=True, preview=""), Session(), gr.skip(), *clear]
 
     def open_photo(value, session: Session):
-        """Take the photograph or the example that the page names, and forget what was open before."""
+        """Open the photograph or the example that the page names, and forget the previous one."""
         value = value if isinstance(value, dict) else {}
-        number, box, side = value.get("number"), None, gr.skip()
+        number, box, label = value.get("number"), None, gr.skip()
         if model.problem:
             return refuse(session, model.problem, number)
         try:
             if "example" in value:
                 example = EXAMPLES[int(value["example"])]
                 path, name, box = str(HERE / "examples" / example["file"]), example["file"], example["box"]
-                side = next(label for label, handedness in SIDES.items() if handedness == example["handedness"])
+                label = next(label for label, handedness in HANDEDNESS.items() if handedness == example["handedness"])
             else:
                 path, name = str(value.get("path")), Path(str(value.get("name"))).name
                 if not Path(path).resolve().is_relative_to(Path(get_upload_folder()).resolve()) or not Path(path).is_file():
@@ -191,7 +191,7 @@ def build_app(model: Model) -> gr.Blocks:
             return refuse(session, str(error), number)
         session.forget()
         width, height = photo.size
-        if box is None:  # as if the whole picture were the crop
+        if box is None:  # the box for which the whole picture is the crop
             length = min(max(width, height) * fill, width, height)
             box = [(width - length) / 2, (height - length) / 2, length, length]
         message = "Draw a box close round one hand, then press the button."
@@ -199,7 +199,7 @@ def build_app(model: Model) -> gr.Blocks:
             message = f"The picture has only {width} x {height} pixels: expect little of the answer."
         preview = data_url(shrink(photo, PREVIEW))
         answer = reply(number, message, bad=small, preview=preview, width=width, height=height, box=box)
-        return [answer, Session(photo=path, name=name), side, *clear]
+        return [answer, Session(photo=path, name=name), label, *clear]
 
     def find_keypoints(value, label: str, shown: str, session: Session):
         """Read the hand in the box, draw it and write the downloads."""
@@ -207,16 +207,16 @@ def build_app(model: Model) -> gr.Blocks:
         number = value.get("number")
         if model.problem:
             return refuse(session, model.problem, number)
-        if "path" in value or "example" in value:  # what the page has asked for and not got yet
-            return refuse(session, "The photograph is still being opened: press again in a moment.", number, True)
+        if "path" in value or "example" in value:  # the page still waits for this photograph
+            return refuse(session, "The photograph is still being opened: press again in a moment.", number, False)
         if session.photo is None or "box" not in value:
-            return refuse(session, "There is no photograph yet: choose one, use the camera, or take an example.", number, True)
-        handedness = SIDES.get(label, "right")
+            return refuse(session, "There is no photograph yet: choose one, use the camera, or take an example.", number, False)
+        handedness = HANDEDNESS.get(label, "right")
         try:
             photo = read_photo(session.photo)
             hand, crop, heatmaps = model.read_hand(photo, value["box"], handedness)
         except (ValueError, TypeError, OSError) as error:
-            return refuse(session, str(error), number, True)
+            return refuse(session, str(error), number, False)
         session.forget()
         folder = Path(tempfile.mkdtemp(prefix="handunet-"))
         session = Session(session.photo, session.name, str(folder), crop, heatmaps)
@@ -255,7 +255,9 @@ def build_app(model: Model) -> gr.Blocks:
         index = KEYPOINT_NAMES.index(name.replace(" ", "_"))
         picture = draw_heatmap(session.crop, session.heatmaps[index], keypoint_color(index))
         caption = f"{name}, highest {session.heatmaps[index].max():.2f}"
-        ImageDraw.Draw(picture).text((10, HEATMAP - 30), caption, fill="white", font_size=18, stroke_width=2, stroke_fill="black")
+        ImageDraw.Draw(picture).text(
+            (10, HEATMAP - 30), caption, fill="white", font_size=18, stroke_width=2, stroke_fill="black"
+        )
         return picture
 
     examples = []
@@ -280,7 +282,7 @@ def build_app(model: Model) -> gr.Blocks:
                     box_fill=fill,
                     most_bytes=MAX_BYTES,
                 )
-                side = gr.Radio(list(SIDES), value="Right hand", label="Which hand is it?", elem_id="side")
+                handedness = gr.Radio(list(HANDEDNESS), value="Right hand", label="Which hand is it?", elem_id="handedness")
                 button = gr.Button("Find the keypoints", variant="primary", elem_id="find")
             with gr.Column(min_width=300):
                 drawing = gr.Image(
@@ -305,12 +307,13 @@ def build_app(model: Model) -> gr.Blocks:
                 )
         gr.Markdown(
             "The model does not search for hands and always answers: a box without a hand gets keypoints too, with low "
-            "confidence. Photographs are read on the machine that serves this page, are not passed on, and are deleted within the hour."
+            "confidence. Photographs are read on the machine that serves this page, are not passed on, "
+            "and are deleted within the hour."
         )
-        outputs = [stage, session, side, drawing, summary, table, chosen, heatmap, as_json, as_png]
+        outputs = [stage, session, handedness, drawing, summary, table, chosen, heatmap, as_json, as_png]
         stage.photo(open_photo, [stage, session], outputs, show_progress="hidden", trigger_mode="always_last", api_name=False)
         found = button.click(
-            find_keypoints, [stage, side, chosen, session], outputs, show_progress_on=[drawing], api_name=False
+            find_keypoints, [stage, handedness, chosen, session], outputs, show_progress_on=[drawing], api_name=False
         )
         found.then(None, js=SHOW_DRAWING)
         chosen.change(show_heatmap, [chosen, session], heatmap, show_progress="hidden", api_name=False)
@@ -318,7 +321,7 @@ def build_app(model: Model) -> gr.Blocks:
 
 
 def named_model() -> str:
-    """The model that the Space's own metadata names, in a checkout, where they name none, the project's own weights."""
+    """The model that the Space's metadata names; in a checkout they name none, and it is weights/handunet-base."""
     models = RepoCard.load(HERE / "README.md", ignore_metadata_errors=True).data.get("models") or [PLACEHOLDER]
     return str(WEIGHTS) if models[0] == PLACEHOLDER else models[0]
 
@@ -333,7 +336,7 @@ def main() -> None:
     model = Model(args.model or named_model())
     if model.problem:
         print(f"app.py: {model.problem}", file=sys.stderr)
-    fonts = ["system-ui", "sans-serif"]  # the theme's own ones would be fetched from another server
+    fonts = ["system-ui", "sans-serif"]  # the theme's own fonts would come from another server
     build_app(model).launch(
         theme=gr.themes.Soft(font=fonts, font_mono=["ui-monospace", "monospace"]),
         server_port=args.port,

@@ -12,7 +12,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs from a checkout
 
-from dataset_script.synthetic import SyntheticHands  # noqa: E402
+from dataset_script.synthetic import SyntheticHands
 
 FOLDER = Path(__file__).resolve().parent / "examples"
 SIZE = 448

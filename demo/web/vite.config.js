@@ -2,25 +2,25 @@ import { copyFileSync } from "node:fs";
 import { resolve } from "node:path";
 import { defineConfig } from "vite";
 
-// Threads of WebAssembly need shared memory, which a browser gives only to a page that isolates itself by these headers.
-// On the Hub, README.md's custom_headers set the same.
+// WebAssembly threads need shared memory. A browser gives it only to a page that isolates itself by these headers.
+// On the Hub, custom_headers in README.md sets the same.
 const headers = {
   "Cross-Origin-Opener-Policy": "same-origin",
   "Cross-Origin-Embedder-Policy": "require-corp",
   "Cross-Origin-Resource-Policy": "cross-origin",
 };
 
-// Some servers do not know the ending .mjs and would send it as plain text.
+// Some servers do not know .mjs and send it as plain text.
 const assetFileNames = ({ names }) =>
   names[0].endsWith(".mjs") ? "assets/[name]-[hash].js" : "assets/[name]-[hash][extname]";
 
 export default defineConfig({
   base: "./",
-  // Several pages, though there is one: a missing file is then a 404 and not this page again.
+  // "mpa" answers a missing file with 404; the default answers with this page.
   appType: "mpa",
   server: { host: "127.0.0.1", headers },
   preview: { host: "127.0.0.1", headers },
-  // The runtime's WebAssembly stands in files of its own, which are bundled as such (src/runtime_*.js).
+  // The runtime's WebAssembly stays in separate files (src/runtime_*.js).
   resolve: { conditions: ["onnxruntime-web-use-extern-wasm", "module", "browser", "development|production"] },
   optimizeDeps: { exclude: ["onnxruntime-web"] },
   worker: { format: "es", rolldownOptions: { output: { assetFileNames } } },
@@ -32,7 +32,7 @@ export default defineConfig({
   },
   plugins: [
     {
-      // dist/ is then all of the Space's repository.
+      // dist/ then holds the Space's whole repository.
       name: "space-readme",
       apply: "build",
       writeBundle: ({ dir }) => copyFileSync(resolve(import.meta.dirname, "README.md"), resolve(dir, "README.md")),

@@ -20,7 +20,6 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-
 LOOSE_IOU = 0.4  # boxes drawn by eye and boxes round keypoints differ by a finger's width
 SPARED_SHARE = 0.5  # a detection of which so much lies in a spared hand is no false one
 MIN_SIZE = 0.05  # of the picture's longer side: smaller hands are spared

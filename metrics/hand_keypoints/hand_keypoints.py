@@ -18,7 +18,6 @@ import datasets
 import evaluate
 import numpy as np
 
-
 NUM_KEYPOINTS = 21
 REFERENCE_SHAPES = {
     "keypoints": (NUM_KEYPOINTS, 2),

@@ -1,6 +1,6 @@
-// The webcam: opening it, naming what is wrong with it, and waiting for its frames.
+// The webcam: opens it, explains what is wrong with it, and waits for its frames.
 
-import { Sentence } from "./hand_model.js";
+import { UserError } from "./hand_model.js";
 
 const FIRST_FRAME_SECONDS = 10;
 
@@ -16,46 +16,46 @@ const REFUSALS = {
 /**
  * Open a camera.
  *
- * @param {"user"|"environment"} facing the camera wanted, on devices that have several.
+ * @param {"user"|"environment"} facing which camera, on devices with several.
  * @returns {Promise<MediaStream>}
- * @throws {Sentence} that says why there is none.
+ * @throws {UserError} that says why there is none.
  */
 export async function openCamera(facing) {
   if (!navigator.mediaDevices?.getUserMedia) {
-    throw new Sentence("Browsers give the camera to https pages and localhost only: open a picture instead.");
+    throw new UserError("Browsers give the camera to https pages and localhost only: open a picture instead.");
   }
   const video = { facingMode: facing, width: { ideal: 640 }, height: { ideal: 480 }, frameRate: { ideal: 30 } };
   try {
     return await navigator.mediaDevices.getUserMedia({ video, audio: false });
   } catch (error) {
-    throw new Sentence(REFUSALS[error.name] ?? `The camera cannot be used (${error.name}): open a picture instead.`);
+    throw new UserError(REFUSALS[error.name] ?? `The camera cannot be used (${error.name}): open a picture instead.`);
   }
 }
 
-/** How many cameras there are; only known once one was allowed. */
+/** The number of cameras. It is known only after the person allowed one. */
 export async function countCameras() {
   const devices = await navigator.mediaDevices.enumerateDevices();
   return devices.filter(({ kind }) => kind === "videoinput").length;
 }
 
-/** Show `stream` in the `video` element; resolves when it has a first frame. */
+/** Show `stream` in the `video` element. Resolves when it has a first frame. */
 export async function play(video, stream) {
   video.srcObject = stream;
   let timer;
   const late = new Promise((_, reject) => {
     const message = "The camera gives no picture: is it covered, switched off or used by another program?";
-    timer = setTimeout(() => reject(new Sentence(message)), FIRST_FRAME_SECONDS * 1000);
+    timer = setTimeout(() => reject(new UserError(message)), FIRST_FRAME_SECONDS * 1000);
   });
   try {
     await Promise.race([video.play().then(() => nextFrame(video)), late]);
   } catch (error) {
-    throw error instanceof Sentence ? error : new Sentence("The camera's picture cannot be shown: try again.");
+    throw error instanceof UserError ? error : new UserError("The camera's picture cannot be shown: try again.");
   } finally {
     clearTimeout(timer);
   }
 }
 
-/** Resolves with the next new frame; while the page is hidden it may wait until it is shown again. */
+/** Resolves with the next new frame. While the page is hidden, that may be when it is shown again. */
 export function nextFrame(video) {
   return new Promise((done) => {
     if (video.requestVideoFrameCallback) video.requestVideoFrameCallback(() => done());

@@ -1,10 +1,10 @@
-// From a picture to the square crop that the network reads, and back, as modeling_handunet/crops.py does it.  Points are
-// continuous [x, y], x right and y down, with pixel centres at +0.5; a square is [left, top, side] in pixels of the
-// picture and may reach outside it, where it is black; a box is [x, y, width, height].
+// From a picture to the square crop that the network reads, and back, as in modeling_handunet/crops.py.
+// Points are continuous [x, y], x right and y down, with pixel centres at +0.5.  A square is [left, top, side] in pixels of the
+// picture and may reach outside it, where it is black.  A box is [x, y, width, height].
 
 import { reduce, resizeBilinear } from "./resample.js";
 
-// A square of more pixels a side than this is reduced by a whole factor first.  Phones refuse larger canvases, too.
+// A larger square is first reduced by a whole factor.  Phones refuse larger canvases too.
 const MAX_CROP_SIDE = 4096;
 const STRIP_PIXELS = 1 << 22;
 
@@ -34,7 +34,7 @@ export function fromCrop([x, y], [left, top, side], size) {
   return [x * (side / size) + left, y * (side / size) + top];
 }
 
-let canvas; // one for all frames: making one costs more than a frame
+let canvas; // one for all frames: making a canvas takes longer than a frame
 
 function readPixels(picture, x, y, width, height) {
   canvas ??= document.createElement("canvas").getContext("2d", { willReadFrequently: true, alpha: false });

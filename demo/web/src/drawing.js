@@ -1,7 +1,7 @@
-// Draws a hand over a picture: one colour a finger, faint where the model is unsure, as modeling_handunet/drawing.py.
+// Draws a hand over a picture, as modeling_handunet/drawing.py does: a colour for each finger, faint if the model is unsure.
 
 const FAINTEST = 0.14;
-const FAINT_SCORE = 0.3; // below this a joint is hollow and a bone dashed, too: not by colour alone
+const FAINT_SCORE = 0.3; // below this a joint is also hollow and a bone dashed, because colour alone is not enough
 
 const alphaOf = (score) => FAINTEST + (1 - FAINTEST) * Math.min(Math.max(score, 0), 1);
 
@@ -40,7 +40,7 @@ export function drawHand(context, keypoints, scores, { skeleton, keypoint_colors
   context.restore();
 }
 
-/** Corners round a box [x, y, width, height] in pixels of the canvas; dim what is outside when `dim`. */
+/** Draw the corners of a box [x, y, width, height] in pixels of the canvas. With `dim` the rest is darkened. */
 export function drawGuide(context, [x, y, width, height], dim) {
   const { canvas } = context;
   const unit = Math.max(Math.min(canvas.width, canvas.height) / 160, 1.5);

@@ -4,26 +4,26 @@ import { cropSquare, fromCrop } from "./crops.js";
 import { readMetadata } from "./onnx_metadata.js";
 
 const METADATA_KEY = "handunet";
-// A graphics driver that has not answered by then never may; WebAssembly takes over.
+// After this time WebAssembly takes over: a stuck graphics driver may never answer.
 const WEBGPU_SECONDS = 20;
 export const RUNTIMES = ["webgpu", "threads", "single"];
 
-/** What a person can read; every other error is a defect of the page. */
-export class Sentence extends Error {}
+/** An error with a message for the person. Every other error is a bug of the page. */
+export class UserError extends Error {}
 
 async function download(url) {
   let response;
   try {
     response = await fetch(url);
   } catch {
-    throw new Sentence("The model could not be fetched: is the page's server still running? Try again.");
+    throw new UserError("The model could not be fetched: is the page's server still running? Try again.");
   }
   const isPage = response.headers.get("Content-Type")?.startsWith("text/html");
   if (response.status === 404 || (response.ok && isPage)) {
     const name = new URL(url).pathname.split("/").pop();
-    throw new Sentence(`The model file ${name} is missing on this page's server: export it first, as README.md says.`);
+    throw new UserError(`The model file ${name} is missing on this page's server: export it first, as README.md says.`);
   }
-  if (!response.ok) throw new Sentence(`The model could not be fetched: the server answered ${response.status}.`);
+  if (!response.ok) throw new UserError(`The model could not be fetched: the server answered ${response.status}.`);
   return new Uint8Array(await response.arrayBuffer());
 }
 
@@ -31,11 +31,11 @@ function readSettings(bytes) {
   try {
     return readMetadata(bytes, METADATA_KEY);
   } catch (error) {
-    throw new Sentence(`The model file cannot be used, ${error.message}: export it anew with scripts/export_onnx.py.`);
+    throw new UserError(`The model file cannot be used, ${error.message}: export it anew with scripts/export_onnx.py.`);
   }
 }
 
-/** Whether there is a WebGPU made of hardware: one in software is slower than WebAssembly. */
+/** Whether there is WebGPU in hardware. WebGPU in software is slower than WebAssembly. */
 async function hasWebGpu() {
   try {
     const adapter = await navigator.gpu?.requestAdapter();
@@ -69,9 +69,9 @@ function within(seconds, promise) {
  * Fetch the model and start the first runtime that works.
  *
  * @param {string} url absolute address of the ONNX file.
- * @param {string} [only] one of `RUNTIMES`, to try no other.
+ * @param {string} [only] one of `RUNTIMES`: try only this one.
  * @returns {Promise<HandModel>}
- * @throws {Sentence} when the file is missing or no runtime can use it.
+ * @throws {UserError} when the file is missing or no runtime can use it.
  */
 export async function loadHandModel(url, only) {
   const bytes = await download(url);
@@ -86,10 +86,10 @@ export async function loadHandModel(url, only) {
       console.warn(`HandUNet does not run with ${runtime}:`, error);
     }
   }
-  throw new Sentence("The model does not run in this browser: a current Chrome, Edge, Firefox or Safari is needed.");
+  throw new UserError("The model does not run in this browser: a current Chrome, Edge, Firefox or Safari is needed.");
 }
 
-/** The worker in which the network runs, so that the page answers its person meanwhile. */
+/** The worker in which the network runs, so that the page stays responsive. */
 class ModelWorker {
   #worker = new Worker(new URL("./model_worker.js", import.meta.url), { type: "module", name: "handunet" });
   #waiting = new Map();
@@ -132,7 +132,7 @@ class HandModel {
   }
 
   /**
-   * Keypoints of the hand in `square` of a picture, which is read before this returns.
+   * Keypoints of the hand in `square` of a picture. The picture is read before the promise is returned.
    *
    * @param {string} handedness "right" or "left"; a left hand is mirrored on the way in and back on the way out.
    * @returns {Promise<{keypoints: number[][], scores: number[], score: number}>} keypoints (21, 2) in pixels of the

@@ -1,25 +1,25 @@
-// The page: what the person does, what is shown, and every sentence that is said.
+// The page: what the person does, what is shown, and what is said.
 //
-// A picture source (the camera, or one picture) lasts one turn.  Whatever was begun in an earlier turn and only ends
-// now is dropped, so that a slow answer never overwrites a newer picture.
+// A source (the camera, or one picture) lasts one turn.  Results of an earlier turn are dropped, so that a slow answer never
+// overwrites a newer picture.
 
 import { closeCamera, countCameras, nextFrame, openCamera, play } from "./camera.js";
 import { boxToSquare, pictureToSquare, squareToBox } from "./crops.js";
 import { drawGuide, drawHand } from "./drawing.js";
-import { loadHandModel, RUNTIMES, Sentence } from "./hand_model.js";
+import { loadHandModel, RUNTIMES, UserError } from "./hand_model.js";
 import { openPicture, remarkOnSize } from "./pictures.js";
 import { percent, Results } from "./results.js";
 import { Speed } from "./speed.js";
 import { HandTracker } from "./tracker.js";
 
-// A picture's hand of less confidence is called unclear.
+// Below this confidence the page says that there is no clear hand.
 const CLEAR_SCORE = 0.25;
-// Longer side of the canvas for a picture, in pixels: small ones are enlarged, large ones reduced.
+// Longer side of a picture's canvas, in pixels: small pictures are enlarged, large ones reduced.
 const [MIN_CANVAS, MAX_CANVAS] = [720, 1280];
 const EMPTY_CANVAS = [640, 480];
 const PANEL_MS = 250; // between two updates of the numbers beside a live picture
-const KEY_STEP = 0.05; // of the square's side, by which a key moves or resizes it
-const MIN_DRAG = 6; // pixels of the page, below which a drag is a click
+const KEY_STEP = 0.05; // how far a key moves or resizes the square, as a share of its side
+const MIN_DRAG = 6; // pixels of the page; a shorter drag is a click
 
 const page = Object.fromEntries([...document.querySelectorAll("[id]")].map((node) => [node.id, node]));
 const context = page.canvas.getContext("2d");
@@ -45,15 +45,15 @@ function say(sentence, isError = false) {
 }
 
 function complain(error) {
-  if (!(error instanceof Sentence)) console.error(error);
-  say(error instanceof Sentence ? error.message : `Something went wrong (${error?.message}): reload the page.`, true);
+  if (!(error instanceof UserError)) console.error(error);
+  say(error instanceof UserError ? error.message : `Something went wrong (${error?.message}): reload the page.`, true);
 }
 
 const handedness = () => document.querySelector("input[name=handedness]:checked").value;
 const capitalized = (text) => text[0].toUpperCase() + text.slice(1);
 const pause = (milliseconds) => new Promise((done) => setTimeout(done, milliseconds));
 
-// --- The model, fetched once, and again on request where that failed ---
+// --- The model: fetched once, and again on request if that failed ---
 
 let loading = null;
 const parameters = new URLSearchParams(location.search); // ?model=other.onnx, ?runtime=webgpu, threads or single
@@ -92,7 +92,7 @@ async function prepare() {
 
 // --- Turns ---
 
-/** Begin a new turn: what ran before stops. */
+/** Begin a new turn: the last source stops. */
 function takeTurn(next) {
   turn += 1;
   closeCamera(video);
@@ -133,7 +133,7 @@ async function startCamera() {
       stream.getTracks().forEach((track) => track.stop());
       return;
     }
-    const gone = new Sentence("The camera was switched off or taken away: start it again.");
+    const gone = new UserError("The camera was switched off or taken away: start it again.");
     stream.getVideoTracks()[0].addEventListener("ended", () => mine === turn && stopWith(gone));
     await play(video, stream);
     if (mine !== turn) return;
@@ -158,7 +158,7 @@ function stopCamera() {
   say("The camera is off.");
 }
 
-/** Until the turn ends: look for the hand in each new frame, draw both, and say when a hand comes or goes. */
+/** Until the turn ends: find the hand in each new frame, draw both, and say when a hand comes or goes. */
 async function followHand(mine, model) {
   let lastPanel = -Infinity;
   let milliseconds = 0;
@@ -166,7 +166,7 @@ async function followHand(mine, model) {
   while (true) {
     await coming;
     if (mine !== turn) return;
-    coming = nextFrame(video); // asked for now: one that comes while this one is looked at need not be waited for
+    coming = nextFrame(video); // asked for now, because the next frame may come while this one is computed
     if (document.hidden) {
       await pause(100);
       continue;
@@ -223,7 +223,7 @@ document.addEventListener("visibilitychange", () => {
 
 // --- Pictures ---
 
-/** Open the first of some files; the others are named, not dropped in silence. */
+/** Open the first of these files and say that there were others. */
 async function showFiles(files) {
   if (!files.length) return;
   const [file] = files;
@@ -257,7 +257,7 @@ async function showFiles(files) {
   }
 }
 
-let asked = 0; // of several questions about one picture, only the last one's answer is shown
+let asked = 0; // if a picture is asked about several times, only the last answer is shown
 
 async function detectInPicture() {
   const [mine, question] = [turn, ++asked];
@@ -283,7 +283,7 @@ async function detectInPicture() {
   page.canvas.setAttribute("aria-label", `The picture “${name}” with the skeleton of a ${side} hand.`);
 }
 
-/** Answer a change of square or hand. */
+/** Answer again after the square or the hand changed. */
 function detectAgain() {
   detectInPicture().catch(complain);
 }
@@ -303,7 +303,7 @@ function drawPicture() {
   drawHand(context, points, answer.scores, picture.settings);
 }
 
-/** A place of the page in pixels of the picture. */
+/** A pointer's place in pixels of the picture. */
 function toPicture({ clientX, clientY }) {
   const { left, top, width, height } = page.canvas.getBoundingClientRect();
   const { bitmap } = picture;

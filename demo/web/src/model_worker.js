@@ -2,7 +2,7 @@
 //
 // Takes messages {id, call, parameters} and answers each with {id, answer} or {id, error}.
 
-const MAX_THREADS = 4; // more do not pay for a network of this size
+const MAX_THREADS = 4; // more are not faster for a network of this size
 const ERRORS_ONLY = 3;
 
 let ort;
@@ -11,7 +11,7 @@ let settings;
 let last = Promise.resolve();
 
 const calls = {
-  /** Make `runtime` ready for the ONNX file `bytes`; gives its name for a person. */
+  /** Load the ONNX file `bytes` into `runtime`. Returns the runtime's name for the person. */
   async start({ runtime, bytes, settings: given }) {
     settings = given;
     const { threads, provider, name } = choose(runtime);
@@ -20,7 +20,7 @@ const calls = {
     session = await ort.InferenceSession.create(bytes, {
       executionProviders: [provider],
       logSeverityLevel: ERRORS_ONLY,
-      // Threads that wait by spinning take the processor from those they wait for, where something else runs, too.
+      // Threads that spin while they wait take the processor from the threads that they wait for.
       extra: { session: { intra_op: { allow_spinning: "0" } } },
     });
     // The first run compiles.
@@ -44,7 +44,7 @@ function choose(runtime) {
   return { threads, provider: "wasm", name: `WebAssembly, ${threads} ${threads === 1 ? "thread" : "threads"}` };
 }
 
-/** (size, size, 3) 8-bit to (3, size, size) as the model's image processor has it. */
+/** (size, size, 3) 8-bit to (3, size, size), normalized as by the model's image processor. */
 function normalize(crop, mirrored) {
   const { image_size: size, image_mean: mean, image_std: std, rescale_factor: factor } = settings;
   const values = new Float32Array(3 * size * size);
@@ -60,7 +60,7 @@ function normalize(crop, mirrored) {
 }
 
 self.addEventListener("message", ({ data: { id, call, parameters } }) => {
-  // One after the other: a session takes one call at a time.
+  // One after the other: a session runs one call at a time.
   last = last
     .then(() => calls[call](parameters))
     .then((answer) => self.postMessage({ id, answer }))

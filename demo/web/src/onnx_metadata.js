@@ -1,11 +1,11 @@
-// Reads the settings that scripts/export_onnx.py puts into an ONNX file, which the runtime does not hand out.
+// Reads the settings that the export writes into an ONNX file. The runtime gives no access to them.
 
 // Numbers of the fields, from onnx.proto: ModelProto.metadata_props, StringStringEntryProto.key and .value.
 const METADATA_PROPS = 14;
 const KEY = 1;
 const VALUE = 2;
 
-/** The fields of one message of protocol buffers that hold bytes, as [number, bytes] in their order. */
+/** The fields of a protocol buffers message that hold bytes, as [number, bytes] in their order. */
 function* fields(bytes) {
   let at = 0;
   const varint = () => {

@@ -1,6 +1,6 @@
-// Opening a picture file, or saying why it cannot be.
+// Opens a picture file, or explains why that is impossible.
 
-import { Sentence } from "./hand_model.js";
+import { UserError } from "./hand_model.js";
 
 const SMALLEST_SIDE = 32;
 // First bytes of the formats that browsers read.
@@ -20,26 +20,26 @@ async function looksLikePicture(file) {
 }
 
 /**
- * Decode a picture, upright by its EXIF orientation and with its colours as they are stored, as Python reads them.
+ * Decode a picture as Python does: upright by its EXIF orientation, with its colours as stored.
  *
  * @param {Blob} file
  * @returns {Promise<ImageBitmap>}
- * @throws {Sentence} when it cannot be decoded.
+ * @throws {UserError} when it cannot be decoded.
  */
 export async function openPicture(file) {
   const name = `“${file.name ?? "the picture"}”`;
-  if (file.size === 0) throw new Sentence(`${name} is empty: choose another picture.`);
+  if (file.size === 0) throw new UserError(`${name} is empty: choose another picture.`);
   try {
     return await createImageBitmap(file, { imageOrientation: "from-image", colorSpaceConversion: "none" });
   } catch {
     if (await looksLikePicture(file).catch(() => false)) {
-      throw new Sentence(`${name} cannot be decoded: it is damaged, or too large for this browser.`);
+      throw new UserError(`${name} cannot be decoded: it is damaged, or too large for this browser.`);
     }
-    throw new Sentence(`${name} is not a picture that this browser reads: choose a JPEG, PNG or WebP.`);
+    throw new UserError(`${name} is not a picture that this browser reads: choose a JPEG, PNG or WebP.`);
   }
 }
 
-/** A remark on the size of a picture, empty where it is fine. */
+/** A remark on a picture's size, empty if it is fine. */
 export function remarkOnSize({ width, height }) {
   if (Math.min(width, height) >= SMALLEST_SIDE) return "";
   return `With ${width} × ${height} pixels it is too small for an answer to trust.`;

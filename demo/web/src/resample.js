@@ -1,11 +1,10 @@
-// Pillow's bilinear resize, to the bit: a triangle filter as wide as the reduction asks for, first along the rows and
-// then along the columns, with 8-bit values between the two (src/libImaging/Resample.c of Pillow, which takes the
-// columns first where a picture is much taller than wide; a crop is square).  A canvas' own scaling differs by whole
-// grey levels, and the keypoints with it.
+// Pillow's bilinear resize, to the bit (src/libImaging/Resample.c): a triangle filter whose width grows with the reduction,
+// first along the rows and then along the columns, with 8-bit values in between.  (Pillow begins with the columns if a picture
+// is much taller than wide, but a crop is square.)  A canvas scales differently by whole grey levels, which moves keypoints.
 
 const PRECISION_BITS = 32 - 8 - 2;
 
-/** For each of `outSize` pixels: the first input pixel that counts, how many do, and their fixed-point weights. */
+/** For each of `outSize` pixels: its first input pixel, the number of input pixels, and their fixed-point weights. */
 function filterWeights(inSize, start, end, outSize) {
   const scale = Math.fround(end - start) / outSize;
   const filterScale = Math.max(scale, 1);
@@ -38,8 +37,8 @@ const toByte = (sum) => Math.min(Math.max(sum >> PRECISION_BITS, 0), 255);
 /**
  * Resize part of a picture to a square.
  *
- * @param {Uint8Array|Uint8ClampedArray} rgba (height, width, 4); the fourth channel is not looked at.
- * @param {number[]} box left, top, right and bottom of the part, in pixels, which may be fractions.
+ * @param {Uint8Array|Uint8ClampedArray} rgba (height, width, 4); the fourth channel is ignored.
+ * @param {number[]} box left, top, right and bottom of the part, in fractional pixels.
  * @param {number} size side of the result.
  * @returns {Uint8Array} (size, size, 3)
  */
@@ -86,7 +85,7 @@ export function resizeBilinear(rgba, width, height, box, size) {
 }
 
 /**
- * Shrink a picture by a whole factor, each pixel the mean of those that it covers (Pillow's `Image.reduce`).
+ * Shrink a picture by a whole factor: each pixel is the mean of those that it covers (Pillow's `Image.reduce`).
  *
  * @returns {Uint8ClampedArray} (ceil(height / factor), ceil(width / factor), 4)
  */

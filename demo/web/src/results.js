@@ -25,14 +25,14 @@ export class Results {
   #bars = [];
   #answer = null;
 
-  /** Lay out one row a keypoint and one bar a finger. */
+  /** Make a row for each keypoint and a bar for each finger. */
   constructor({ keypoint_names: names, keypoint_colors: colors }) {
     this.names = names;
     for (const [label, indices] of FINGERS) {
       const row = make("li");
       const bar = make("span", "bar");
       const fill = bar.appendChild(make("i"));
-      // The wrist's own colour is white, which shows on a picture only.
+      // The wrist's own colour is white, which is visible only on a picture.
       fill.style.background = indices[0] === 0 ? "var(--soft)" : `rgb(${colors[indices[0]].join(" ")})`;
       const value = make("b");
       row.append(make("span", "", label), bar, value);
@@ -48,7 +48,7 @@ export class Results {
     element("copy").addEventListener("click", () => this.#copy());
   }
 
-  /** @param {?object} answer what `HandModel.detect` gave, with `box` and `handedness`; null shows nothing. */
+  /** @param {?object} answer the result of `HandModel.detect` with `box` and `handedness`; null shows nothing. */
   show(answer) {
     this.#answer = answer;
     element("confidence").hidden = !answer;
@@ -68,7 +68,7 @@ export class Results {
     });
   }
 
-  /** Fill what was closed while answers came. */
+  /** Fill the table, which is not updated while it is closed. */
   refresh() {
     this.show(this.#answer);
   }

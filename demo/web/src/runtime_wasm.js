@@ -1,4 +1,4 @@
-// The runtime that computes in WebAssembly, with threads where the page is isolated, and its files.
+// The runtime in WebAssembly and its files. It has threads if the page is isolated.
 import * as ort from "onnxruntime-web/wasm";
 import mjs from "onnxruntime-web/ort-wasm-simd-threaded.mjs?url";
 import wasm from "onnxruntime-web/ort-wasm-simd-threaded.wasm?url";

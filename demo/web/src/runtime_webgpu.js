@@ -1,4 +1,4 @@
-// The runtime that computes on the graphics processor, and its files.
+// The runtime on the graphics processor and its files.
 import * as ort from "onnxruntime-web/webgpu";
 import mjs from "onnxruntime-web/ort-wasm-simd-threaded.asyncify.mjs?url";
 import wasm from "onnxruntime-web/ort-wasm-simd-threaded.asyncify.wasm?url";

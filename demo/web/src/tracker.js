@@ -1,23 +1,23 @@
-// Where to look for the hand in the next frame of a video: in a guide at first, then where its last keypoints were.
+// Where the next frame of a video is searched for the hand: first in a guide, then around its last keypoints.
 
 import { boxToSquare } from "./crops.js";
 
-// Of the frame's shorter side: the guide inside which a person holds the hand.
+// Side of the guide's square, inside which the person holds the hand. A share of the frame's shorter side.
 const GUIDE_SHARE = 0.42;
-// Mean confidence from which a hand in the guide is followed, and below which it is lost. Of weights/handunet's test scenes,
-// 90 % of the hands and 0.4 % of the images without one reach the first; 98 % of the hands and 3 % of those images the second.
+// A hand in the guide is followed from the first mean confidence on, and lost below the second. In the test scenes of
+// weights/handunet, 90 % of the hands and 0.4 % of the images without a hand reach the first, 98 % and 3 % the second.
 const FOUND_SCORE = 0.35;
 const LOST_SCORE = 0.22;
-const LOST_MS = 350; // for so long, and in two frames at least: one blurred frame loses no hand
-// Keypoints of less confidence do not move the square, unless few have more.
+const LOST_MS = 350; // for this time and at least two frames, so that one blurred frame loses no hand
+// Keypoints below this confidence do not move the square, if at least MIN_RELIABLE are above it.
 const RELIABLE_SCORE = 0.2;
 const MIN_RELIABLE = 8;
-// Keypoints of more than so many times the median distance from the hand's middle are mistakes.
+// Keypoints further from the hand's middle than this many median distances are ignored.
 const OUTLIER = 3;
-// How far the square goes towards the last keypoints in one frame: position, size.
+// The share of the way to the last keypoints that the square moves and grows in one frame.
 const FOLLOW_POSITION = 0.7;
 const FOLLOW_SIZE = 0.3;
-// Sides of the hand's box, of the frame's shorter side, beyond which something else was followed.
+// A box outside these shares of the frame's shorter side is not a hand's.
 const MIN_BOX_SHARE = 0.06;
 const MAX_BOX_SHARE = 1.2;
 
@@ -60,7 +60,7 @@ export class HandTracker {
     return boxToSquare(this.box(width, height), this.#boxFill);
   }
 
-  /** Take in what was found in `square` of a frame of this size, at the time `now` in milliseconds. */
+  /** Use the answer for `square` of a frame of this size, at the time `now` in milliseconds. */
   update({ keypoints, scores, score }, width, height, now) {
     if (score < (this.following ? LOST_SCORE : FOUND_SCORE)) {
       if (this.#doubtfulSince === null) this.#doubtfulSince = now;

@@ -1,0 +1,128 @@
+"""Photographs that a teacher labelled as a source: hands of many people, each source of pictures with its own terms."""
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dataset_script.augmentation import augmentation_keys
+from dataset_script.hand_crops import HandCrops
+from dataset_script.photo_augmentation import PhotoAugmentation
+from dataset_script.photographs import Photographs, read_terms
+from dataset_script.scenes import load_photos
+from dataset_script.sources.base import Description, Items, Source, SourceOptions, Splits, Stream, Terms, option
+from dataset_script.sources.synthetic import draws_on
+
+
+@dataclass(frozen=True)
+class PhotographsOptions(SourceOptions):
+    """Where the photographs are, and which are used."""
+
+    photographs: str | None = option(None, "photographs: a folder of labelled squares, as `dataset_script.photographs` says")
+    photographs_share: float | None = option(None, "photographs: mix them with scenes; the share of the samples they get")
+    max_disagreement: float = option(0.03, "photographs: leave out hands on whose keypoints the teacher's looks differ by more")
+    most_per_source: int = option(400, "photographs: a source is drawn at most as often as so many hands would be")
+
+
+class PhotographStream(Stream):
+    """`count` photographs an epoch, drawn so that no large source drowns a small one.
+
+    Its `__getitems__` gives a batch: `image` (B, 3, 224, 224) uint8, `keypoints` (B, 21, 2) px of it, `visibility` and
+    `index`, on the device of the photographs.
+    """
+
+    def __init__(self, photographs: Photographs, count: int, seed: int):
+        super().__init__(count)
+        self.photographs, self.seed = photographs, seed
+
+    def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
+        """The batch of these items."""
+        device = self.photographs.keypoints.device
+        numbers = torch.tensor(indices, device=device)
+        keys = augmentation_keys(self.seed, self.epoch, numbers)
+        return {**self.photographs.rows(self.photographs.sample(keys)), "index": numbers}
+
+
+class PhotographsSource(Source):
+    """Labelled photographs.  Validation and test are whole sources that are not trained on, half of them each."""
+
+    name = "photographs"
+    Options = PhotographsOptions
+    defaults = {"train_samples": 10_000, "epochs": 30, "batch_size": 32, "augmentation": 1.0}
+    places = ("cache_dir", "photographs")
+
+    @classmethod
+    def is_named_by(cls, options) -> bool:
+        return bool(options.photographs)
+
+    @classmethod
+    def check(cls, options) -> None:
+        if not options.photographs:
+            raise ValueError("--dataset photographs has no --photographs: name the folder of the labelled photographs.")
+
+    def load(self) -> Splits:
+        options = self.options
+        device = draws_on(options, self.device)
+        read = functools.partial(
+            Photographs,
+            options.photographs,
+            max_disagreement=options.max_disagreement,
+            most_per_source=options.most_per_source,
+            cache_dir=self.cache,
+        )
+        held_out = read("validation")
+        crops = HandCrops(held_out, self.image_size, box_fill=self.box_fill, cache_dir=self.cache)
+        chosen = {name: rows_of(held_out.sources, part) for part, name in enumerate(("validation", "test"))}
+        test = spread(chosen["test"], options.test_samples)
+        splits = Splits(
+            None, None, Items(crops[row] for row in test), [held_out.sources[row] for row in test], "source",
+            mean_pose_of="validation",
+        )  # fmt: skip
+        if self.eval_only:
+            return splits
+        splits.validation = Items(crops[row] for row in spread(chosen["validation"], options.validation_samples))
+        photographs = read("train")
+        photographs = photographs.to(device) if device.type != "cpu" else photographs
+        photos = getattr(options, "photos", None)  # of scenes, where both are mixed
+        self.augment = PhotoAugmentation(
+            self.image_size, self.box_fill, others=photographs, photos=load_photos(photos).to(device) if photos else None
+        )
+        splits.train = PhotographStream(photographs, options.train_samples, self.seed)
+        return splits
+
+    def make_pictures(self, batch: dict, keys: Tensor) -> tuple[Tensor, Tensor]:
+        return self.augment(batch["image"], batch["keypoints"], keys)
+
+    def describe(self) -> Description:
+        rows = read_terms(self.options.photographs)
+        hands = sum(row.train for row in rows)
+        table = "; ".join(
+            f"{row.source.replace('+', '/')} ({row.license or 'licence not stated'}, {row.train})" for row in rows if row.train
+        )
+        return Description(
+            name="photographs",
+            data=(
+                f"{hands:,} photographs of hands, labelled by a teacher (MediaPipe Hands, Apache-2.0: the median of several "
+                f"looks at each hand). Sources with licence and number of hands: {table}. Validation and test are whole other "
+                "sources, and not the same ones."
+            ),
+            limits="Its teacher does not see gloves, grips, blurred and very small hands: expect larger errors there.",
+            pictures="The photographs are from the held-out sources.",
+        )
+
+    def terms(self) -> Terms:
+        return Terms("apache-2.0")
+
+
+def rows_of(sources: list[str], part: int) -> list[int]:
+    """The rows of every second source, in the order of their numbers of hands."""
+    names, counts = np.unique(sources, return_counts=True)
+    mine = set(names[np.argsort(-counts, kind="stable")][part::2].tolist())
+    return [row for row, source in enumerate(sources) if source in mine]
+
+
+def spread(rows: list[int], count: int | None) -> list[int]:
+    """`count` of the rows, evenly spread, or all of them."""
+    return rows if count is None or count >= len(rows) else [rows[number * len(rows) // count] for number in range(count)]

@@ -1,0 +1,137 @@
+"""The model card, made from a run's report and the template `model_card.md`, and the changes to it when it is published.
+
+This file computes the figures; the sentences stand in the template.  The report is described in [`release.saving`].
+"""
+
+import json
+import re
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from modeling_handunet import KEYPOINT_NAMES
+from modeling_handunet.registration import TASK
+from release.files import EXAMPLES, ROOT
+from release.terms import find_terms
+
+TEMPLATE = ROOT / "model_card.md"
+OWNER = "USER"  # stands for the owner of the repository until the model is pushed
+DISTANCE = "mean distance between the predicted and the true keypoint"
+# The figures that the card lists, with their titles and definitions.
+REPORTED = {
+    "mean_error_percent": ("mean error, %", f"{DISTANCE}, in % of the crop's side"),
+    "mean_error_px_128": ("mean error, px at 128", f"{DISTANCE}, in pixels of a 128 px crop"),
+    "mean_error_px_224": ("mean error, px at 224", f"{DISTANCE}, in pixels of a 224 px crop"),
+    "mean_error_over_box": ("error over box", f"{DISTANCE}, divided by the longer side of the hand's box"),
+    "pck@0.05": ("PCK@0.05", "share of keypoints with an error of at most 0.05 of the box's longer side"),
+    "pck@0.1": ("PCK@0.1", "share of keypoints with an error of at most 0.1 of the box's longer side"),
+    "pck@0.2": ("PCK@0.2", "share of keypoints with an error of at most 0.2 of the box's longer side"),
+    "auc": ("AUC", "area under the curve of that share for allowed errors from 0 to 30 px of a 224 px crop; 1 is perfect"),
+    "success_rate@2_percent": ("success rate, 2 %", "share of hands with a mean error below 2 % of the crop's side"),
+    "success_rate@5_percent": ("success rate, 5 %", "share of hands with a mean error below 5 % of the crop's side"),
+    "success_rate@10_percent": ("success rate, 10 %", "share of hands with a mean error below 10 % of the crop's side"),
+    "score_auroc": ("score AUROC", "chance that a keypoint with an error above 0.1 of the box has a lower score than another"),
+}
+# Those of them that the card also gives for each background or source.
+REPORTED_BY_GROUP = ("mean_error_percent", "pck@0.1", "auc")
+
+
+def make_card(report: dict) -> ModelCard:
+    """The card of the model that `report` describes, named `report["repo_id"]`, or USER and the output folder's name."""
+    arguments, metrics, source = report["arguments"], report["metrics"], report["source"]
+    test, by_group = metrics["test"], metrics.get("test_by_group", {})
+    own_name = re.sub(r"[^A-Za-z0-9_.-]+|--+", "-", report["output_name"]).strip("-.") or "handunet"
+    repo_id = report["repo_id"] or f"{OWNER}/{own_name}"
+    name = repo_id.split("/")[-1]
+    terms = report.get("terms") or find_terms(report)
+    examples = json.loads((EXAMPLES / "examples.json").read_text())
+    pictures = f"https://huggingface.co/{repo_id}/resolve/main/examples"
+    data = ModelCardData(
+        license=terms["license"],
+        license_name=terms["license_name"],
+        license_link=terms["license_link"],
+        library_name="transformers",
+        pipeline_tag=TASK,
+        tags=["custom_code", "hand-pose-estimation", "pose-estimation", "keypoint-detection", "u-net"],
+        datasets=list(terms["datasets"]) or None,
+        base_model=terms["base_model"],
+        base_model_relation="finetune" if terms["base_model"] else None,
+        widget=[{"src": f"{pictures}/{example['file']}", "example_title": example["title"]} for example in examples],
+        model_name=name,
+        eval_results=[
+            result
+            for group, figures in [(None, test), *by_group.items()]
+            for result in evaluation_results(source, figures, group)
+        ],
+    )
+    values = {
+        "name": name,
+        "repository": repo_id,
+        "terms": terms,
+        "example": next(example for example in examples if example["handedness"] == "left"),
+        "results": "\n".join(f"| {title} | {number(test[key])} | {text} |" for key, (title, text) in REPORTED.items()),
+        "joints": joint_table(test["mean_error_percent_per_keypoint"]),
+        "groups": group_table(by_group),
+        "step_samples": arguments["batch_size"] * arguments["gradient_accumulation_steps"] * metrics["processes"],
+    }
+    return ModelCard.from_template(data, template_path=str(TEMPLATE), **{**report, **values})
+
+
+def evaluation_results(source: dict, figures: dict, group: str | None) -> list[EvalResult]:
+    """The figures of the whole test split, or of one group of it, as the Hub's model-index holds them."""
+    return [
+        EvalResult(
+            task_type=TASK,
+            dataset_type=source["type"],
+            dataset_name=source["name"],
+            dataset_config=f"{source['grouped_by']} {group}" if group else None,
+            dataset_split="test",
+            metric_type=metric,
+            metric_name=f"{title}: {definition}",
+            metric_value=round(figures[metric], 5),
+        )
+        for metric, (title, definition) in REPORTED.items()
+        if figures[metric] is not None and (group is None or metric in REPORTED_BY_GROUP)
+    ]
+
+
+def joint_table(errors: list[float | None]) -> str:
+    """The rows of the table of errors by joint: the wrist, then each finger from its base to its tip."""
+    rows = [f"| wrist | {number(errors[0])} | | | |"]
+    for base in range(1, len(KEYPOINT_NAMES), 4):
+        finger = KEYPOINT_NAMES[base].split("_")[0]
+        rows.append(f"| {finger} | " + " | ".join(number(error) for error in errors[base : base + 4]) + " |")
+    return "\n".join(rows)
+
+
+def group_table(by_group: dict[str, dict]) -> str:
+    """The rows of the table of figures by background or source; empty without groups."""
+    return "\n".join(
+        f"| {group.replace('_', ' ')} | {figures['num_hands']} | "
+        + " | ".join(number(figures[key]) for key in REPORTED_BY_GROUP)
+        + " |"
+        for group, figures in by_group.items()
+    )
+
+
+def number(value: float | None) -> str:
+    """A figure as the card shows it."""
+    return "not defined" if value is None else f"{value:.3g}"
+
+
+def name_repository(card: str, repo_id: str) -> str:
+    """A card's text for the repository `repo_id` instead of the one that it was written for."""
+    written = re.search(r'model="([^"/\s]+/[^"/\s]+)"', card)
+    if written is None or written[1] == repo_id:
+        return card
+    old, (_, name) = written[1], repo_id.split("/")
+    card = card.replace(f'"{old}"', f'"{repo_id}"').replace(f"huggingface.co/{old}/", f"huggingface.co/{repo_id}/")
+    own = re.escape(old.split("/")[1])
+    card = re.sub(rf"^# {own}$", f"# {name}", card, count=1, flags=re.MULTILINE)
+    return re.sub(rf"^- name: ['\"]?{own}['\"]?$", f'- name: "{name}"', card, count=1, flags=re.MULTILINE)
+
+
+def fill_block(card: str, name: str, text: str) -> str:
+    """A card's text with `text` between the comments `<!-- name -->` and `<!-- /name -->`; unchanged if it has none."""
+    marks = f"<!-- {name} -->", f"<!-- /{name} -->"
+    block = "\n".join([marks[0], *([text] if text else []), marks[1]])
+    return re.sub(re.escape(marks[0]) + ".*?" + re.escape(marks[1]), lambda _: block, card, flags=re.DOTALL)

@@ -1,0 +1,74 @@
+"""The finished model as a folder that is a Hub repository: weights, configuration, processor, code, card, figures.
+
+The folder's card and JSON files are made from a run's `report`, which is plain JSON data:
+
+    repo_id            "USER/NAME", or None while that is not known
+    output_name        the name of the output folder, which names the model until it is pushed
+    model              num_parameters, image_size and sigma (px)
+    arguments          every setting, by name, without places on this machine; saved as `training_arguments.json`
+    command            the command line that started the run
+    init               None, or the weights that it started from: the name for the card, and the path (a folder or an id
+                       on the Hub) of the card that states their terms
+    loss               its name and a sentence of what it computes
+    samples_per_epoch  of the training split
+    source             of the data: type, name, data, limits, pictures, grouped_by, same_validation_and_test and terms
+    metrics            every figure; saved as `metrics.json`
+
+The rest is saved as `report.json`, with the `terms` that were found instead of the path of `init`.  So `make_card` can make
+the card again from the three files, also where the weights of `init` cannot be read any more.
+"""
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from modeling_handunet import HandUNetForPoseEstimation, HandUNetImageProcessor
+from release.card import make_card
+from release.files import ENDPOINT, EXAMPLES, written_whole
+from release.terms import find_terms
+
+# What a saved folder must have to be a model's repository.
+REQUIRED = ("README.md", "config.json", "model.safetensors", "preprocessor_config.json")
+# What a folder such as `weights/handunet` is stored without; [`add_code`] adds it.
+CODE = ("modeling_handunet.py", "image_processing_handunet.py", "pipeline_handunet.py")
+
+
+def save_model(
+    folder: Path,
+    model: HandUNetForPoseEstimation,
+    processor: HandUNetImageProcessor,
+    report: dict,
+    figures: Sequence[Path],
+) -> None:
+    """Write the whole repository to `folder`, which appears, or replaces an older one, when it is complete."""
+    report = {**report, "terms": find_terms(report), "init": report["init"] and {"name": report["init"]["name"]}}
+    rest = {name: value for name, value in report.items() if name not in ("arguments", "metrics")}
+    files = {"training_arguments.json": report["arguments"], "metrics.json": report["metrics"], "report.json": rest}
+    with written_whole(folder) as partial:
+        save_weights(partial, model.cpu().eval(), processor)
+        (partial / "figures").mkdir()
+        for figure in figures:
+            shutil.copy(figure, partial / "figures" / figure.name)
+        for name, content in files.items():
+            (partial / name).write_text(json.dumps(content, indent=2) + "\n")
+        make_card(report).save(partial / "README.md")
+        add_companions(partial)
+
+
+def save_weights(folder: Path, model: HandUNetForPoseEstimation, processor: HandUNetImageProcessor) -> None:
+    """Write weights, configuration and processor, with the code that loads them where this package is not installed."""
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+def add_code(folder: Path) -> None:
+    """Add the code of model, processor and pipeline to a folder that was stored without it."""
+    save_weights(folder, HandUNetForPoseEstimation.from_pretrained(folder), HandUNetImageProcessor.from_pretrained(folder))
+
+
+def add_companions(folder: Path) -> None:
+    """Add what every model's repository has: the endpoint's handler and the example pictures."""
+    for name in ("handler.py", "requirements.txt"):
+        shutil.copy(ENDPOINT / name, folder / name)
+    shutil.copytree(EXAMPLES, folder / "examples", dirs_exist_ok=True)

@@ -1,0 +1,81 @@
+"""What a finished run says about itself: all of its figures, and the plain data that its card is made of."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+
+from modeling_handunet import HandUNetForPoseEstimation, HandUNetImageProcessor
+from training.arguments import Arguments
+from training.confidence import auroc_of_negatives, calibration
+from training.evaluation import mean_pose_arrays, score, score_by_group, worst_over_green_screen
+from training.run import Run
+
+Arrays = dict[str, np.ndarray]
+
+
+def final_metrics(run: Run, metric, test: Arrays, validation: Arrays, negatives: dict[str, Arrays]) -> dict:
+    """All figures of a run: `metrics.json`.  The arrays are those of `training.evaluation.predict`."""
+    splits, image_size = run.splits, run.args.model.image_size
+    seen = splits.validation if splits.mean_pose_of == "validation" else splits.train
+    baseline = score(metric, mean_pose_arrays(seen, test), image_size)
+    figures = score(metric, test, image_size)
+    metrics = {
+        "dataset": run.source.describe().name,
+        "processes": run.accelerator.num_processes,
+        "steps": run.step,
+        "skipped_steps": run.skipped_steps,
+        "best_epoch": run.best["epoch"],
+        "validation": run.best["validation"],
+        "test": figures,
+        "mean_pose": baseline,
+        "mean_pose_of": splits.mean_pose_of,
+        # 0 where all hands are the same
+        "error_over_mean_pose": figures["mean_error_percent"] / max(baseline["mean_error_percent"], 1e-9),
+        "calibration": calibration(validation, test),
+        "history": run.history,
+    }
+    if negatives:
+        metrics["auroc_of_negatives"] = auroc_of_negatives(test, negatives, metrics["calibration"]["temperature"])
+    if splits.test_groups:
+        metrics["grouped_by"] = splits.grouped_by
+        metrics["test_by_group"] = score_by_group(metric, test, splits.test_groups, image_size)
+        if (worst := worst_over_green_screen(metrics["test_by_group"])) is not None:
+            metrics["worst_over_green_screen"] = worst
+    return metrics
+
+
+def make_processor(args: Arguments, metrics: dict) -> HandUNetImageProcessor:
+    """The image processor of a finished model, with its temperature."""
+    size = {"height": args.model.image_size, "width": args.model.image_size}
+    temperature = round(metrics["calibration"]["temperature"], 4)
+    return HandUNetImageProcessor(size=size, box_fill=args.model.box_fill, temperature=temperature)
+
+
+def make_report(run: Run, model: HandUNetForPoseEstimation, metrics: dict) -> dict:
+    """A run as `release` reads it: JSON data, without places of this machine."""
+    args, source = run.args, run.source
+    public = args.public()
+    return {
+        "repo_id": args.output.push_to_hub,
+        "output_name": Path(args.output.output_dir).name,
+        "model": {
+            "num_parameters": model.num_parameters(),
+            "image_size": model.config.image_size,
+            "sigma": model.config.sigma,
+        },
+        "arguments": public,
+        "command": args.command(),
+        "init": {"name": public["init"], "path": args.model.init} if args.model.init else None,
+        "loss": {"name": model.loss.name, "sentence": model.loss.sentence},
+        "samples_per_epoch": len(run.splits.train),
+        "source": {
+            "type": "+".join(args.data.dataset),
+            **dataclasses.asdict(source.describe()),
+            "grouped_by": run.splits.grouped_by,
+            "same_validation_and_test": source.same_validation_and_test,
+            "terms": json.loads(json.dumps(dataclasses.asdict(source.terms()))),
+        },
+        "metrics": metrics,
+    }
