@@ -35,7 +35,7 @@ class PeopleViews:
     """Photographs of people, each time another part of them, nearer or farther, mirrored, a little turned."""
 
     people: People
-    photos: Squares | DeviceRows  # lie around photographs that are seen from farther away
+    photos: Squares | DeviceRows | None  # lie around photographs that are seen from farther away
     pictures: Squares | DeviceRows | None = None  # those of `people`, where they are read from faster
     zoomed: float = 0.65  # share that is zoomed so that one hand gets a size of `hand`
     hand: tuple[float, float] = (0.045, 0.75)  # log-uniform
@@ -98,7 +98,7 @@ class PeopleViews:
         """Lay some pictures with black around them over a photograph, in place."""
         side = torch.linalg.det(matrix).abs().sqrt()
         chosen = ((side > 1.1) & (draw[:, 10] < self.surrounded)).nonzero(as_tuple=True)[0]
-        if not len(chosen):
+        if self.photos is None or not len(chosen):
             return
         size = images.shape[-1]
         behind = photo_parts(self.photos, draw[chosen][:, [11, 12, 13, 4, 5, 6]], size)

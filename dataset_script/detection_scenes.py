@@ -30,8 +30,9 @@ class DetectionScenes:
     """Ranges of the scenes; sizes are shares of the picture's side, chances are probabilities."""
 
     size: int
-    layers: Sequence[HandLayers | DeviceRows]  # each as likely; all with squares of one size
-    photos: Squares | DeviceRows  # without people
+    layers: Sequence[HandLayers | DeviceRows]  # all with squares of one size
+    photos: Squares | DeviceRows | None  # without people; without photographs all backgrounds are drawn
+    shares: tuple[float, ...] | None = None  # how often each of `layers` is drawn; by default equally often
     counts: tuple[float, ...] = (0.06, 0.3, 0.28, 0.16, 0.1, 0.06, 0.04)  # chance of 0, 1, 2, ... hands
     hand: tuple[float, float] = (0.04, 0.9)  # longer side of a hand's box, log-uniform; several are smaller
     paired: float = 0.3  # chance of a hand beside its neighbour, as large and of the other side
@@ -98,7 +99,8 @@ class DetectionScenes:
             left[:, place] = torch.where(near, ~left[:, place - 1], left[:, place])
         angle = (draw[:, 8] * 2 - 1) * torch.where(draw[:, 9] < self.any_angle, math.pi, math.radians(50))
         plan = {"size": size, "left": left, "centre": centre, "angle": angle, "stretch": (draw[:, 10] * 2 - 1) * self.stretch}
-        plan["source"] = (counter_rng.uniform(keys, "source", (most,)) * len(self.layers)).long()
+        limits = torch.tensor(self.shares or [1.0] * len(self.layers), device=keys.device).cumsum(0)
+        plan["source"] = torch.bucketize(counter_rng.uniform(keys, "source", (most,)), limits[:-1] / limits[-1], right=True)
         plan["row"] = counter_rng.uniform(keys, "row", (most,))
         plan["color"] = counter_rng.uniform(keys, "hand color", (most, 6))
         plan["arm"] = counter_rng.uniform(keys, "long arm", (most, 10))
@@ -207,8 +209,11 @@ class DetectionScenes:
     def _backgrounds(self, keys: Tensor) -> Tensor:
         """Parts of photographs, mirrored and enlarged, and some drawn pictures."""
         draw = counter_rng.uniform(keys, "background", (8,))
-        images = photo_parts(self.photos, draw[:, :6], self.size)
-        chosen = (draw[:, 6] < self.drawn).nonzero(as_tuple=True)[0]
+        if self.photos is None:
+            images, drawn = torch.empty(len(keys), 3, self.size, self.size, device=keys.device), 1.0
+        else:
+            images, drawn = photo_parts(self.photos, draw[:, :6], self.size), self.drawn
+        chosen = (draw[:, 6] < drawn).nonzero(as_tuple=True)[0]
         if len(chosen):
             skin = torch.tensor([[0.75, 0.55, 0.45]], device=keys.device) * (0.4 + 0.8 * draw[chosen, 7:])
             images[chosen] = drawn_backgrounds(keys[chosen], self.size, FULL.backgrounds, skin)[0]

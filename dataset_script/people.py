@@ -43,7 +43,8 @@ class People(Dataset):
 
     Attributes: `boxes` (N, M, 4) as shares of the square's side, `class_labels` (N, M) with 0 right, 1 left, -1 not known,
     `directions` (N, M, 2) unit vectors from the wrist to the middle knuckle or NaN, `ignore` and `present` (N, M) bool,
-    `extent` (N, 4) the photograph's own box in its square, `by_eye` (N,) bool, `weights` (N,) how often to draw each.
+    `extent` (N, 4) the photograph's own box in its square, `sizes` (N, 2) its height and width in pixels, `by_eye` (N,) bool,
+    `weights` (N,) how often to draw each.
 
     Raises `FileNotFoundError` for a missing file and `ValueError` for annotations that are not as the module's docstring
     says, naming them.
@@ -74,7 +75,7 @@ class People(Dataset):
 
     def _read(self, images: list[dict], hands: list[list[dict]]) -> None:
         count, most = len(images), max([len(row) for row in hands], default=1) or 1
-        self.boxes, self.extent = torch.zeros(count, most, 4), torch.zeros(count, 4)
+        self.boxes, self.extent, self.sizes = torch.zeros(count, most, 4), torch.zeros(count, 4), torch.zeros(count, 2)
         self.class_labels = torch.full((count, most), -1)
         self.directions = torch.full((count, most, 2), math.nan)
         self.ignore, self.present = (torch.zeros(count, most, dtype=torch.bool) for _ in range(2))
@@ -82,6 +83,7 @@ class People(Dataset):
             width, height = image["width"], image["height"]
             left, top, side = Crop.of_image(width, height, 1).square
             corner = np.array([left, top] * 2)
+            self.sizes[number] = torch.tensor([height, width])
             self.extent[number] = torch.from_numpy((np.array([0, 0, width, height]) - corner) / side)
             for place, hand in enumerate(marked):
                 x, y, box_width, box_height = hand["bbox"]
@@ -114,6 +116,7 @@ class People(Dataset):
         return {name: getattr(self, name)[numbers] for name in names}
 
     def __getitem__(self, number: int) -> dict[str, Tensor]:
-        """`image` (3, size, size) uint8, the labels of that picture, and its `index`."""
+        """`image` (3, size, size) uint8, the labels of that picture, the photograph's `size` (2,) and its `index`."""
         labels = {name: values[0] for name, values in self.labels([number]).items()}
-        return {"image": self.squares.rows([number])["image"][0], **labels, "index": torch.tensor(number)}
+        image = self.squares.rows([number])["image"][0]
+        return {"image": image, **labels, "size": self.sizes[number], "index": torch.tensor(number)}

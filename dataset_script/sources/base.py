@@ -72,7 +72,8 @@ class Description:
 
 @dataclass
 class Splits:
-    """What a run reads.  An item of validation and test is one of [`dataset_script.HandCrops`]."""
+    """What a run reads.  An item of validation and test is one of [`dataset_script.HandCrops`], of the detector's source one
+    of [`dataset_script.people.People`]."""
 
     train: Dataset | None
     validation: Dataset | None
@@ -123,6 +124,7 @@ class Source:
     """One source of hands.  Subclasses set the class attributes and write `load` and `describe`."""
 
     name: ClassVar[str]
+    task: ClassVar[str] = "pose"  # what is trained on it, a name in `training.tasks.TASKS`
     Options: ClassVar[type[SourceOptions]] = SourceOptions
     # What the general options are where the command line does not say.
     defaults: ClassVar[dict] = {}
