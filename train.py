@@ -1,9 +1,10 @@
-"""Train a hand pose model, score it, draw it and save it as a Hub repository.
+"""Train a hand pose model or a hand detector, score it, draw it and save it as a Hub repository.
 
     accelerate launch train.py                                     # synthetic hands: nothing to download
     accelerate launch train.py --data_dir FreiHAND_pub_v2          # FreiHAND, the extracted folder or the zip
     accelerate launch train.py --annotations hands.json --images photos --init weights/handunet-base    # own photographs
     accelerate launch train.py --dataset scenes freihand --shares 0.3 0.7 --data_dir FreiHAND_pub_v2     # a mixture
+    accelerate launch train.py --task detection --people people --photos backgrounds --init weights/handunet    # the detector
     accelerate launch train.py @recipes/seed.args --data_dir FreiHAND_pub_v2    # options from a file, and more
     accelerate launch train.py --resume                            # go on where a run was stopped or killed
     python train.py --eval_only --model outputs/handunet/model --annotations hands.json --images photos
@@ -34,18 +35,16 @@ from release.hub import push_model
 from release.saving import save_model
 from training.arguments import Arguments, parse_arguments
 from training.batches import make_loader
-from training.evaluation import is_better, load_metric, mean_over, predict, score, score_by_group, worst_over_green_screen
-from training.figures import draw_contact_sheet, draw_figures
-from training.initial_weights import load_any_model
-from training.inputs import gaussian_targets, normalize, targets_of, with_inputs
+from training.evaluation import mean_over, worst_over_green_screen
+from training.figures import draw_contact_sheet
+from training.inputs import normalize, with_inputs
 from training.interrupts import trigger_on_signals
 from training.memory import keep_freed_memory
 from training.progress import EpochProgress, say, say_what_is_left_out
-from training.report import final_metrics, make_processor, make_report
+from training.report import make_report
 from training.resume import best_model, keep_best, resume, save_checkpoint
 from training.run import Run
-
-SELECTED_BY = "mean_error_percent"  # of the validation split; lower is better
+from training.tasks import make_task
 
 
 def main() -> None:
@@ -92,7 +91,7 @@ def train(args: Arguments, accelerator: Accelerator, source: Source) -> None:
     if accelerator.is_main_process:
         write_json(output / "arguments.json", args.to_dict())
     accelerator.init_trackers("logs")
-    metric = load_metric() if accelerator.is_main_process else None
+    metric = run.task.load_metric() if accelerator.is_main_process else None
     stop_if_asked = make_stop(run)
     say(
         accelerator,
@@ -126,9 +125,9 @@ def train_one_epoch(run: Run, stop_if_asked: Callable[[], None]) -> float:
                 statistics = [buffer.clone() for buffer in model.buffers()]
             samples += batch["index"].tolist()
             with accelerator.accumulate(model):
-                targets = run.make_targets(inputs)  # (B, 21, S, S)
+                targets = run.make_targets(inputs)  # of pose: labels (B, 21, S, S) and visibility (B, 21)
                 pixel_values = normalize(inputs.images).contiguous(memory_format=torch.channels_last)  # (B, 3, S, S)
-                loss = model(pixel_values=pixel_values, labels=targets, visibility=inputs.visibility).loss
+                loss = model(pixel_values=pixel_values, **targets).loss
                 losses.append(loss.detach())
                 accelerator.backward(loss * (1 + 0 * loss.detach()))  # an infinite loss, too, has NaN gradients
                 run.batch += 1
@@ -193,8 +192,8 @@ def validate(run: Run, metric, speed: float) -> None:
     if accelerator.num_processes > 1:
         for buffer in run.average.buffers():  # the first process's batch statistics are the ones that are saved
             buffer.copy_(broadcast(buffer))
-    arrays = predict(accelerator, run.average.module, run.validation_loader, run.make_targets, settings.decoding)
-    figures = [score(metric, arrays, run.args.model.image_size) if accelerator.is_main_process else None]
+    arrays = run.task.predict(accelerator, run.average.module, run.validation_loader, run.make_targets)
+    figures = [run.task.score(metric, arrays) if accelerator.is_main_process else None]
     broadcast_object_list(figures)
     (figures,) = figures
     total, count = accelerator.reduce(run.loss_sum.to(accelerator.device), "sum").tolist()
@@ -202,7 +201,7 @@ def validate(run: Run, metric, speed: float) -> None:
     run.history.append({"epoch": run.epoch + 1, "step": run.step, "train_loss": train_loss, "validation": figures})
     if settings.schedule == "plateau":
         run.schedule.step(train_loss)
-    improved = is_better(figures[SELECTED_BY], run.best and run.best["validation"][SELECTED_BY])
+    improved = run.task.is_better(figures, run.best and run.best["validation"])
     if improved:
         run.validations_without_improvement = 0
         keep_best(run)
@@ -212,31 +211,28 @@ def validate(run: Run, metric, speed: float) -> None:
         {
             "loss/train": train_loss,
             "loss/validation": figures["loss"],
-            "error/validation_percent": figures["mean_error_percent"],
+            **run.task.logged(figures),
             "images_per_second": speed,
         },
         step=run.step,
     )
     say(
         accelerator,
-        f"epoch {run.epoch + 1}/{settings.epochs}: loss {train_loss:.4f}, validation loss {figures['loss']:.4f}, "
-        f"mean error {figures['mean_error_percent']:.2f} % of the side, {figures['mean_error_over_box']:.3f} of the box, "
+        f"epoch {run.epoch + 1}/{settings.epochs}: loss {train_loss:.4f}, {run.task.in_words(figures)}, "
         f"{speed:.0f} images/s{', best so far' if improved else ''}",
     )
 
 
 def finish(run: Run, metric, output: Path) -> None:
-    """Test the best weights, compare them with always answering the mean pose, draw, save and push."""
-    args, accelerator, splits = run.args, run.accelerator, run.splits
+    """Test the best weights, draw, save and push."""
+    args, accelerator, splits, task = run.args, run.accelerator, run.splits, run.task
     if run.best is None:
         raise ValueError("No validation gave a finite error: the training diverged. Lower --learning_rate.")
     run.start_epoch()  # an endless stream gives the mean pose the same samples, wherever the run was interrupted
     model = best_model(run).to(accelerator.device)
 
     def answers(loader: DataLoader) -> dict:
-        return predict(
-            accelerator, model, loader, lambda inputs: gaussian_targets(inputs, args.model.sigma), args.optimisation.decoding
-        )
+        return task.predict(accelerator, model, loader)
 
     test, validation = answers(run.test_loader), answers(run.validation_loader)
     negatives = {
@@ -244,20 +240,16 @@ def finish(run: Run, metric, output: Path) -> None:
         for kind, images in splits.test_negatives.items()
     }
     if accelerator.is_main_process:
-        metrics = final_metrics(run, metric, test, validation, negatives)
+        metrics = task.final_metrics(run, metric, test, validation, negatives)
         write_json(output / "metrics.json", metrics)
-        figures = draw_figures(output / "figures", metrics, test, splits.test, model.loss.name)
+        figures = task.draw_figures(output / "figures", metrics, test, splits.test, model.loss.name)
         report = make_report(run, model, metrics)
-        save_model(output / "model", model, make_processor(args, metrics), report, figures)
-        found, pose = metrics["test"], metrics["mean_pose"]
+        save_model(output / "model", model, task.make_processor(metrics), report, figures)
         say(
             accelerator,
-            f"Test: mean error {found['mean_error_percent']:.2f} % of the image side, {found['mean_error_over_box']:.3f} of "
-            f"the hand's box, PCK@0.1 {found['pck@0.1']:.3f}, AUC {found['auc']:.3f}.\n"
-            f"Always answering the {metrics['mean_pose_of']} set's mean pose: {pose['mean_error_percent']:.2f} %; this model "
-            f"makes {metrics['error_over_mean_pose']:.2f} of that error.\n"
+            f"{task.summary(metrics)}\n"
             f"Model: {output / 'model'}   Figures: {output / 'figures'}   All figures: {output / 'metrics.json'}\n"
-            f"Try it: python predict.py PHOTO --model {output / 'model'}",
+            f"Try it: {task.try_it.format(model=output / 'model')}",
         )
         if args.output.push_to_hub:
             push_model(
@@ -268,18 +260,19 @@ def finish(run: Run, metric, output: Path) -> None:
 
 def evaluate_only(args: Arguments, accelerator: Accelerator, source: Source) -> None:
     """Score any model on any source, by the project's metric."""
-    model, splits = load_any_model(args.output.model), source.splits()
+    task = make_task(args)
+    model, splits = task.load_model(args.output.model), source.splits()
     say_what_is_left_out(accelerator, splits.left_out)
     loader = DataLoader(splits.test, args.optimisation.batch_size, num_workers=args.data.workers)
     model, loader = accelerator.prepare(model, loader)
-    arrays = predict(accelerator, model, loader, targets_of(args), args.optimisation.decoding)
+    arrays = task.predict(accelerator, model, loader, task.make_targets)
     if not accelerator.is_main_process:
         return
-    print(f"{args.output.model} on {source.describe().name}: {len(arrays['index'])} hands")
-    metric, size = load_metric(), args.model.image_size
-    figures = score(metric, arrays, size)
+    print(f"{args.output.model} on {source.describe().name}: {len(arrays['index'])} {task.things}")
+    metric = task.load_metric()
+    figures = task.score(metric, arrays)
     if splits.test_groups:
-        parts = score_by_group(metric, arrays, splits.test_groups, size)
+        parts = task.score_by_group(metric, arrays, splits.test_groups)
         shown = {name: {k: v for k, v in part.items() if not isinstance(v, list)} for name, part in parts.items()}
         figures |= {f"by_{splits.grouped_by}": shown, f"mean_over_{splits.grouped_by}s": mean_over(parts)}
         if (ratio := worst_over_green_screen(parts)) is not None:

@@ -7,8 +7,8 @@ import torch
 from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
 
-from modeling_handunet import HandUNetConfig, HandUNetForPoseEstimation
 from training.checkpoints import BEST, UNFINISHED, BrokenCheckpoint
 from training.run import Run
 
@@ -25,7 +25,7 @@ def save_checkpoint(run: Run) -> None:
     state |= {
         "arguments": run.args.to_dict(),
         "processes": run.accelerator.num_processes,
-        "model": shape_of(run.config),
+        "model": run.task.shape_of(run.config),
         "data": run.data,
         "loss_sums": gather_object([run.loss_sum.tolist()]),
         "averaged": int(run.average.n_averaged),
@@ -64,7 +64,7 @@ def save_best(run: Run) -> None:
 
     def write():
         save_file(run.best_weights, run.checkpoints.unfinished(BEST) / AVERAGE)
-        run.checkpoints.finish(BEST, {"best": run.best, "model": shape_of(run.config)})
+        run.checkpoints.finish(BEST, {"best": run.best, "model": run.task.shape_of(run.config)})
 
     failure = on_main(run, write)
     if failure:
@@ -75,9 +75,9 @@ def save_best(run: Run) -> None:
         )
 
 
-def best_model(run: Run) -> HandUNetForPoseEstimation:
+def best_model(run: Run) -> PreTrainedModel:
     """A model with the best weights of the run."""
-    model = HandUNetForPoseEstimation(run.config)
+    model = run.task.model_class(run.config)
     model.load_state_dict(run.best_weights)
     return model
 
@@ -123,22 +123,12 @@ def resume(run: Run) -> str:
 
 def check_model(run: Run, state: dict) -> None:
     """Raise [`BrokenCheckpoint`] for a checkpoint of another network."""
-    mine, its = shape_of(run.config), state.get("model")
+    mine, its = run.task.shape_of(run.config), state.get("model")
     if not isinstance(its, dict):
         raise BrokenCheckpoint("does not say which model it holds")
     other = [f"{name} {its.get(name)} instead of {value}" for name, value in mine.items() if its.get(name) != value]
     if other:
         raise BrokenCheckpoint(f"holds another model, with {', '.join(other)}")
-
-
-def shape_of(config: HandUNetConfig) -> dict:
-    """What two models must share to share weights."""
-    return {
-        "hidden_sizes": list(config.hidden_sizes),
-        "num_keypoints": config.num_keypoints,
-        "image_size": config.image_size,
-        "num_channels": config.num_channels,
-    }
 
 
 def on_main(run: Run, action: Callable[[], object]) -> str | None:
