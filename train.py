@@ -1,9 +1,10 @@
-"""Train a hand pose model, score it, draw it and save it as a Hub repository.
+"""Train a hand pose model or a hand detector, score it, draw it and save it as a Hub repository.
 
     accelerate launch train.py                                     # synthetic hands: nothing to download
     accelerate launch train.py --data_dir FreiHAND_pub_v2          # FreiHAND, the extracted folder or the zip
     accelerate launch train.py --annotations hands.json --images photos --init weights/handunet-base    # own photographs
     accelerate launch train.py --dataset scenes freihand --shares 0.3 0.7 --data_dir FreiHAND_pub_v2     # a mixture
+    accelerate launch train.py --task detection --people people --photos backgrounds --init weights/handunet    # the detector
     accelerate launch train.py @recipes/seed.args --data_dir FreiHAND_pub_v2    # options from a file, and more
     accelerate launch train.py --resume                            # go on where a run was stopped or killed
     python train.py --eval_only --model outputs/handunet/model --annotations hands.json --images photos
@@ -34,19 +35,17 @@ from release.hub import push_model
 from release.saving import save_model
 from training.arguments import Arguments, parse_arguments
 from training.batches import make_loader
-from training.evaluation import figures_of_groups, is_better, load_metric, predict, score, score_by_group, table
-from training.figures import draw_contact_sheet, draw_figures
-from training.initial_weights import load_any_model
-from training.inputs import gaussian_targets, normalize, targets_of, with_inputs
+from training.evaluation import figures_of_groups
+from training.figures import draw_contact_sheet
+from training.inputs import normalize, with_inputs
 from training.interrupts import trigger_on_signals
 from training.memory import keep_freed_memory
 from training.output_folder import output_folder
 from training.progress import EpochProgress, say, say_what_is_left_out
-from training.report import final_metrics, make_processor, make_report
+from training.report import make_report
 from training.resume import best_model, keep_best, resume, save_checkpoint
 from training.run import Run
-
-SELECTED_BY = "mean_error_percent"  # of the validation split; lower is better
+from training.tasks import make_task
 
 
 def main() -> None:
@@ -96,7 +95,7 @@ def train(args: Arguments, accelerator: Accelerator, source: Source, output: Pat
     if accelerator.is_main_process:
         write_json(output / "arguments.json", args.to_dict())
     accelerator.init_trackers("logs")
-    metric = load_metric() if accelerator.is_main_process else None
+    metric = run.task.load_metric() if accelerator.is_main_process else None
     stop_if_asked = make_stop(run)
     say(
         accelerator,
@@ -108,7 +107,7 @@ def train(args: Arguments, accelerator: Accelerator, source: Source, output: Pat
         say(accelerator, "Validation and test are the same photographs: the weights are chosen on what they are tested on.")
     if args.model.init and not run.step:
         figures = validation_figures(run, metric)
-        say(accelerator, f"{args.model.init} before the first step: {in_words(figures)}")
+        say(accelerator, f"{args.model.init} before the first step: {run.task.in_words(figures)}")
 
     while run.epoch < args.optimisation.epochs and run.validations_without_improvement < args.optimisation.patience:
         speed = train_one_epoch(run, stop_if_asked)
@@ -135,9 +134,9 @@ def train_one_epoch(run: Run, stop_if_asked: Callable[[], None]) -> float:
                 statistics = [buffer.clone() for buffer in model.buffers()]
             samples += batch["index"].tolist()
             with accelerator.accumulate(model):
-                targets = run.make_targets(inputs)  # (B, 21, S, S)
+                targets = run.make_targets(inputs)  # of pose: labels (B, 21, S, S) and visibility (B, 21)
                 pixel_values = normalize(inputs.images).contiguous(memory_format=torch.channels_last)  # (B, 3, S, S)
-                loss = model(pixel_values=pixel_values, labels=targets, visibility=inputs.visibility).loss
+                loss = model(pixel_values=pixel_values, **targets).loss
                 losses.append(loss.detach())
                 accelerator.backward(loss * (1 + 0 * loss.detach()))  # makes gradients NaN if the loss is infinite
                 run.batch += 1
@@ -205,7 +204,7 @@ def validate(run: Run, metric, speed: float) -> None:
     run.history.append({"epoch": run.epoch + 1, "step": run.step, "train_loss": train_loss, "validation": figures})
     if settings.schedule == "plateau":
         run.schedule.step(train_loss)
-    improved = is_better(figures[SELECTED_BY], run.best and run.best["validation"][SELECTED_BY])
+    improved = run.task.is_better(figures, run.best and run.best["validation"])
     if improved:
         run.validations_without_improvement = 0
         keep_best(run)
@@ -215,14 +214,14 @@ def validate(run: Run, metric, speed: float) -> None:
         {
             "loss/train": train_loss,
             "loss/validation": figures["loss"],
-            "error/validation_percent": figures["mean_error_percent"],
+            **run.task.logged(figures),
             "images_per_second": speed,
         },
         step=run.step,
     )
     say(
         accelerator,
-        f"epoch {run.epoch + 1}/{settings.epochs}: loss {train_loss:.4f}, {in_words(figures)}, "
+        f"epoch {run.epoch + 1}/{settings.epochs}: loss {train_loss:.4f}, {run.task.in_words(figures)}, "
         f"{speed:.0f} images/s{', best so far' if improved else ''}",
     )
 
@@ -233,32 +232,22 @@ def validation_figures(run: Run, metric) -> dict:
     if accelerator.num_processes > 1:
         for buffer in run.average.buffers():  # the first process's batch statistics are the ones that are saved
             buffer.copy_(broadcast(buffer))
-    arrays = predict(accelerator, run.average.module, run.validation_loader, run.make_targets, run.args.optimisation.decoding)
-    figures = [score(metric, arrays, run.args.model.image_size) if accelerator.is_main_process else None]
+    arrays = run.task.predict(accelerator, run.average.module, run.validation_loader, run.make_targets)
+    figures = [run.task.score(metric, arrays) if accelerator.is_main_process else None]
     broadcast_object_list(figures)
     return figures[0]
 
 
-def in_words(figures: dict) -> str:
-    """What a line of the log says of a validation."""
-    return (
-        f"validation loss {figures['loss']:.4f}, mean error {figures['mean_error_percent']:.2f} % of the side, "
-        f"{figures['mean_error_over_box']:.3f} of the box"
-    )
-
-
 def finish(run: Run, metric, output: Path) -> None:
-    """Test the best weights, compare them with always answering the mean pose, draw, save and push."""
-    args, accelerator, splits = run.args, run.accelerator, run.splits
+    """Test the best weights, draw, save and push."""
+    args, accelerator, splits, task = run.args, run.accelerator, run.splits, run.task
     if run.best is None:
         raise ValueError("No validation gave a finite error: the training diverged. Lower --learning_rate.")
     run.start_epoch()  # so that the mean pose is of the same samples, also if a resumed run ends here
     model = best_model(run).to(accelerator.device)
 
     def answers(loader: DataLoader) -> dict:
-        return predict(
-            accelerator, model, loader, lambda inputs: gaussian_targets(inputs, args.model.sigma), args.optimisation.decoding
-        )
+        return task.predict(accelerator, model, loader)
 
     test, validation = answers(run.test_loader), answers(run.validation_loader)
     negatives = {
@@ -266,20 +255,16 @@ def finish(run: Run, metric, output: Path) -> None:
         for kind, images in splits.test_negatives.items()
     }
     if accelerator.is_main_process:
-        metrics = final_metrics(run, metric, test, validation, negatives)
+        metrics = task.final_metrics(run, metric, test, validation, negatives)
         write_json(output / "metrics.json", metrics)
-        figures = draw_figures(output / "figures", metrics, test, splits.test, model.loss.name)
+        figures = task.draw_figures(output / "figures", metrics, test, splits.test, model.loss.name)
         report = make_report(run, model, metrics)
-        save_model(output / "model", model, make_processor(args, metrics), report, figures)
-        found, pose = metrics["test"], metrics["mean_pose"]
+        save_model(output / "model", model, task.make_processor(metrics), report, figures)
         say(
             accelerator,
-            f"Test: mean error {found['mean_error_percent']:.2f} % of the image side, {found['mean_error_over_box']:.3f} of "
-            f"the hand's box, PCK@0.1 {found['pck@0.1']:.3f}, AUC {found['auc']:.3f}.\n"
-            f"Always answering the {metrics['mean_pose_of']} set's mean pose: {pose['mean_error_percent']:.2f} %; this model "
-            f"makes {metrics['error_over_mean_pose']:.2f} of that error.\n"
+            f"{task.summary(metrics)}\n"
             f"Model: {output / 'model'}   Figures: {output / 'figures'}   All figures: {output / 'metrics.json'}\n"
-            f"Try it: python predict.py PHOTO --model {output / 'model'}",
+            f"Try it: {task.try_it.format(model=output / 'model')}",
         )
         if args.output.push_to_hub:
             push_model(
@@ -290,19 +275,20 @@ def finish(run: Run, metric, output: Path) -> None:
 
 def evaluate_only(args: Arguments, accelerator: Accelerator, source: Source) -> None:
     """Score any model on any source, by the project's metric."""
-    model, splits = load_any_model(args.output.model), source.splits()
+    task = make_task(args)
+    model, splits = task.load_model(args.output.model), source.splits()
     if not args.output.json:
         say_what_is_left_out(accelerator, splits.left_out, source.summary())
     loader = DataLoader(splits.test, args.optimisation.batch_size, num_workers=args.data.workers)
     model, loader = accelerator.prepare(model, loader)
-    arrays = predict(accelerator, model, loader, targets_of(args), args.optimisation.decoding)
+    arrays = task.predict(accelerator, model, loader, task.make_targets)
     if not accelerator.is_main_process:
         return
-    metric, size = load_metric(), args.model.image_size
-    parts = score_by_group(metric, arrays, splits.test_groups, size) if splits.test_groups else {}
+    metric = task.load_metric()
+    parts = task.score_by_group(metric, arrays, splits.test_groups) if splits.test_groups else {}
     figures = {"model": args.output.model, "dataset": source.describe().name, "left_out": splits.left_out}
-    figures |= score(metric, arrays, size) | figures_of_groups(parts, splits.grouped_by)
-    print(json.dumps(figures, indent=2) if args.output.json else table(figures, parts, splits.grouped_by))
+    figures |= task.score(metric, arrays) | figures_of_groups(parts, splits.grouped_by)
+    print(json.dumps(figures, indent=2) if args.output.json else task.table(figures, parts, splits.grouped_by))
     if args.output.contact_sheet:
         draw_contact_sheet(Path(args.output.contact_sheet), arrays, splits.test)
 

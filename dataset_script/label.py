@@ -26,13 +26,13 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from dataset_script.coco import HANDEDNESS
 from dataset_script.files import MAX_JSON_BYTES, FileTree, parse_json
 from dataset_script.photographs import FILL, SIDE
 from dataset_script.teachers import ENVIRONMENT, HandUNet, Look, MediaPipe
 from modeling_handunet.crops import Crop, check_box
 from modeling_handunet.images import load_image
 from modeling_handunet.keypoints import KEYPOINT_NAMES
+from modeling_handunet.nesting import HANDEDNESS
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".avif", ".bmp", ".tif", ".tiff"}
 LONGEST, CROP_SIZE = 640, 256  # px of the teacher's pictures: at most of the first looks; of a crop round a hand

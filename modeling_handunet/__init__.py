@@ -13,16 +13,21 @@ searches for such lines to find the files that it copies to the Hub.
 """
 
 from .configuration_handunet import HandUNetConfig
+from .configuration_handunet_detector import HandUNetDetectorConfig
 from .drawing import draw_hand
 from .heatmaps import decode_heatmaps, render_heatmaps
 from .image_processing_handunet import HandUNetImageProcessor
+from .image_processing_handunet_detector import HandUNetDetectorImageProcessor
 from .keypoints import KEYPOINT_NAMES, NUM_KEYPOINTS, SKELETON
 from .losses import IoULoss
 from .modeling_handunet import HandUNetForPoseEstimation, HandUNetPoseEstimatorOutput
+from .modeling_handunet_detector import HandUNetForObjectDetection, HandUNetObjectDetectionOutput, start_from_pose
 from .pipeline_handunet import HandKeypointDetectionPipeline
 from .registration import register
+from .registration_handunet_detector import register_detector
 
 register()
+register_detector()
 
 __all__ = [
     "KEYPOINT_NAMES",
@@ -30,11 +35,16 @@ __all__ = [
     "SKELETON",
     "HandKeypointDetectionPipeline",
     "HandUNetConfig",
+    "HandUNetDetectorConfig",
+    "HandUNetDetectorImageProcessor",
+    "HandUNetForObjectDetection",
     "HandUNetForPoseEstimation",
     "HandUNetImageProcessor",
+    "HandUNetObjectDetectionOutput",
     "HandUNetPoseEstimatorOutput",
     "IoULoss",
     "decode_heatmaps",
     "draw_hand",
     "render_heatmaps",
+    "start_from_pose",
 ]

@@ -122,19 +122,6 @@ class HandUNetPreTrainedModel(PreTrainedModel):
         model.to(memory_format=torch.channels_last)  # otherwise each call would reorder the weights
         return (model, info) if output_loading_info else model
 
-    def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs):
-        """As in transformers; `AutoModel` and `pipeline` load the saved folder too, not only `AutoModelForPoseEstimation`."""
-        if self._auto_class is not None:
-            from .pipeline_handunet import TASK, HandKeypointDetectionPipeline  # as in `register_task`
-
-            model = f"{type(self).__module__.split('.')[-1]}.{type(self).__name__}"
-            auto_map = getattr(self.config, "auto_map", None) or {}
-            self.config.auto_map = {**auto_map, "AutoModel": model, "AutoModelForPoseEstimation": model}
-            implementation = f"pipeline_handunet.{HandKeypointDetectionPipeline.__name__}"
-            pipeline = {"impl": implementation, "pt": ["AutoModelForPoseEstimation"], "type": "image"}
-            self.config.custom_pipelines = {TASK: pipeline}
-        return super().save_pretrained(save_directory, *args, **kwargs)
-
 
 def register_task() -> None:
     """Register the pipeline with transformers, so that `pipeline("keypoint-detection", model=model, ...)` finds it.
@@ -213,6 +200,22 @@ class HandUNetForPoseEstimation(HandUNetPreTrainedModel):
             heatmaps=heatmaps,
             hidden_states=tuple(hidden_states) if output_hidden_states else None,
         )
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs):
+        """As in transformers; `AutoModel` and `pipeline` load the saved folder too, not only `AutoModelForPoseEstimation`."""
+        if self._auto_class is not None:
+            # Imported here, against the package's direction, because transformers copies the files that this file imports:
+            # the pipeline's file must travel with the weights.  This also works when the model is re-saved without the
+            # package installed.
+            from .pipeline_handunet import TASK, HandKeypointDetectionPipeline
+
+            model = f"{type(self).__module__.split('.')[-1]}.{type(self).__name__}"
+            auto_map = getattr(self.config, "auto_map", None) or {}
+            self.config.auto_map = {**auto_map, "AutoModel": model, "AutoModelForPoseEstimation": model}
+            implementation = f"pipeline_handunet.{HandKeypointDetectionPipeline.__name__}"
+            pipeline = {"impl": implementation, "pt": ["AutoModelForPoseEstimation"], "type": "image"}
+            self.config.custom_pipelines = {TASK: pipeline}
+        return super().save_pretrained(save_directory, *args, **kwargs)
 
 
 __all__ = ["HandUNetForPoseEstimation", "HandUNetPoseEstimatorOutput", "HandUNetPreTrainedModel"]

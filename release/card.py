@@ -1,10 +1,12 @@
-"""The model card, made from a run's report and the template `model_card.md`, and the changes to it when it is published.
+"""The model card, made from a run's report and its task's template, and the changes to it when it is published.
 
 This file computes the figures; the sentences stand in the template.  The report is described in [`release.saving`].
 """
 
 import json
 import re
+from dataclasses import dataclass
+from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
@@ -13,7 +15,6 @@ from modeling_handunet.registration import TASK
 from release.files import EXAMPLES, ROOT
 from release.terms import find_terms
 
-TEMPLATE = ROOT / "model_card.md"
 OWNER = "USER"  # stands for the owner of the repository until the model is pushed
 DISTANCE = "mean distance between the predicted and the true keypoint"
 # The figures that the card lists, with their titles and definitions.
@@ -33,11 +34,51 @@ REPORTED = {
 }
 # Those of them that the card also gives for each background or source.
 REPORTED_BY_GROUP = ("mean_error_percent", "pck@0.1", "auc")
+RECALL = "share of the hands that are found at the score from which on there"
+REPORTED_OF_DETECTOR = {
+    "ap@0.4": ("AP@0.4", "average precision of boxes with an IoU of at least 0.4; boxes are drawn by eye"),
+    "ap@0.5": ("AP@0.5", "COCO's average precision of boxes with an IoU of at least 0.5"),
+    "ap@0.5:0.95": ("AP@0.5:0.95", "the mean of that for an IoU of 0.5, 0.55, ... 0.95"),
+    "recall@1_false": ("recall at 1 false", f"{RECALL} is one false hand a photograph"),
+    "recall@0.1_false": ("recall at 0.1 false", f"{RECALL} is one false hand in ten photographs"),
+    "side_accuracy": ("side", "share of the found hands that are correctly called right or left, at a score of 0.5"),
+    "direction_error_degrees": ("direction, degrees", "mean error of the direction from the wrist to the middle knuckle"),
+    "quiet_without_hands": ("quiet", "share of the photographs without a hand in which none is found, at a score of 0.5"),
+}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What the cards of one task show."""
+
+    template: Path
+    tags: tuple[str, ...]
+    reported: dict[str, tuple[str, str]]
+    reported_by_group: tuple[str, ...]
+
+
+KINDS = {
+    TASK: Kind(
+        ROOT / "model_card.md",
+        ("hand-pose-estimation", "pose-estimation", "keypoint-detection", "u-net"),
+        REPORTED, REPORTED_BY_GROUP,
+    ),
+    "object-detection": Kind(
+        ROOT / "model_card_detector.md",
+        ("hand-detection", "object-detection", "u-net"),
+        REPORTED_OF_DETECTOR, ("ap@0.4", "recall@0.1_false", "side_accuracy"),
+    ),
+}  # fmt: skip
+
+
+def kind_of(report: dict) -> Kind:
+    """What the card of a report shows; reports that are older than detectors name no task."""
+    return KINDS[report.get("task", TASK)]
 
 
 def make_card(report: dict) -> ModelCard:
     """The card of the model that `report` describes, named `report["repo_id"]`, or USER and the output folder's name."""
-    arguments, metrics, source = report["arguments"], report["metrics"], report["source"]
+    arguments, metrics, source, kind = report["arguments"], report["metrics"], report["source"], kind_of(report)
     test, by_group = metrics["test"], metrics.get("test_by_group", {})
     own_name = re.sub(r"[^A-Za-z0-9_.-]+|--+", "-", report["output_name"]).strip("-.") or "handunet"
     repo_id = report["repo_id"] or f"{OWNER}/{own_name}"
@@ -50,8 +91,8 @@ def make_card(report: dict) -> ModelCard:
         license_name=terms["license_name"],
         license_link=terms["license_link"],
         library_name="transformers",
-        pipeline_tag=TASK,
-        tags=["custom_code", "hand-pose-estimation", "pose-estimation", "keypoint-detection", "u-net"],
+        pipeline_tag=report.get("task", TASK),
+        tags=["custom_code", *kind.tags],
         datasets=list(terms["datasets"]) or None,
         base_model=terms["base_model"],
         base_model_relation="finetune" if terms["base_model"] else None,
@@ -60,7 +101,7 @@ def make_card(report: dict) -> ModelCard:
         eval_results=[
             result
             for group, figures in [(None, test), *by_group.items()]
-            for result in evaluation_results(source, figures, group)
+            for result in evaluation_results(source, figures, group, kind, report.get("task", TASK))
         ],
     )
     values = {
@@ -68,19 +109,19 @@ def make_card(report: dict) -> ModelCard:
         "repository": repo_id,
         "terms": terms,
         "example": next(example for example in examples if example["handedness"] == "left"),
-        "results": "\n".join(f"| {title} | {number(test[key])} | {text} |" for key, (title, text) in REPORTED.items()),
-        "joints": joint_table(test["mean_error_percent_per_keypoint"]),
-        "groups": group_table(by_group),
+        "results": "\n".join(f"| {title} | {number(test[key])} | {text} |" for key, (title, text) in kind.reported.items()),
+        "joints": joint_table(test.get("mean_error_percent_per_keypoint")),
+        "groups": group_table(by_group, kind),
         "step_samples": arguments["batch_size"] * arguments["gradient_accumulation_steps"] * metrics["processes"],
     }
-    return ModelCard.from_template(data, template_path=str(TEMPLATE), **{**report, **values})
+    return ModelCard.from_template(data, template_path=str(kind.template), **{**report, **values})
 
 
-def evaluation_results(source: dict, figures: dict, group: str | None) -> list[EvalResult]:
+def evaluation_results(source: dict, figures: dict, group: str | None, kind: Kind, task: str) -> list[EvalResult]:
     """The figures of the whole test split, or of one group of it, as the Hub's model-index holds them."""
     return [
         EvalResult(
-            task_type=TASK,
+            task_type=task,
             dataset_type=source["type"],
             dataset_name=source["name"],
             dataset_config=f"{source['grouped_by']} {group}" if group else None,
@@ -89,13 +130,15 @@ def evaluation_results(source: dict, figures: dict, group: str | None) -> list[E
             metric_name=f"{title}: {definition}",
             metric_value=round(figures[metric], 5),
         )
-        for metric, (title, definition) in REPORTED.items()
-        if figures[metric] is not None and (group is None or metric in REPORTED_BY_GROUP)
+        for metric, (title, definition) in kind.reported.items()
+        if figures[metric] is not None and (group is None or metric in kind.reported_by_group)
     ]
 
 
-def joint_table(errors: list[float | None]) -> str:
-    """The rows of the table of errors by joint: the wrist, then each finger from its base to its tip."""
+def joint_table(errors: list[float | None] | None) -> str:
+    """The rows of the table of errors by joint: the wrist, then each finger from its base to its tip; empty without errors."""
+    if errors is None:
+        return ""
     rows = [f"| wrist | {number(errors[0])} | | | |"]
     for base in range(1, len(KEYPOINT_NAMES), 4):
         finger = KEYPOINT_NAMES[base].split("_")[0]
@@ -103,11 +146,11 @@ def joint_table(errors: list[float | None]) -> str:
     return "\n".join(rows)
 
 
-def group_table(by_group: dict[str, dict]) -> str:
+def group_table(by_group: dict[str, dict], kind: Kind) -> str:
     """The rows of the table of figures by background or source; empty without groups."""
     return "\n".join(
         f"| {group.replace('_', ' ')} | {figures['num_hands']} | "
-        + " | ".join(number(figures[key]) for key in REPORTED_BY_GROUP)
+        + " | ".join(number(figures[key]) for key in kind.reported_by_group)
         + " |"
         for group, figures in by_group.items()
     )

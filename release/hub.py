@@ -13,10 +13,9 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, Mo
 from huggingface_hub.utils import validate_repo_id
 
 from handunet.export import export
-from modeling_handunet import HandUNetForPoseEstimation, HandUNetImageProcessor
 from release.card import fill_block, name_repository
 from release.files import ROOT, SERVING, SPACE
-from release.saving import CODE, REQUIRED, add_code, add_companions
+from release.saving import CODE, REQUIRED, add_code, add_companions, is_detector, load_saved
 from release.terms import RESEARCH_ONLY
 
 SCREENSHOT = ROOT / "docs" / "space.jpg"
@@ -98,10 +97,11 @@ def assemble(folder: Path, repo_id: str, target: Path, space: str | None = None)
 
 
 def add_onnx(folder: Path) -> str | None:
-    """Add the ONNX file to the folder of a model; returns why not, if the packages for it are not installed."""
-    model, processor = HandUNetForPoseEstimation.from_pretrained(folder), HandUNetImageProcessor.from_pretrained(folder)
+    """Add the ONNX file to the folder of a pose model; returns why not, if the packages for it are not installed."""
+    if is_detector(folder):
+        return "detectors are not exported yet."
     try:
-        export(model, processor, folder / ONNX_FILE)
+        export(*load_saved(folder), folder / ONNX_FILE)
     except ImportError as error:
         return str(error)
     return None

@@ -4,7 +4,8 @@ The folder's card and JSON files are made from a run's `report`, which is plain 
 
     repo_id            "USER/NAME", or None while that is not known
     output_name        the name of the output folder, which names the model until it is pushed
-    model              num_parameters, image_size and sigma (px)
+    task               what transformers calls it: "keypoint-detection" or "object-detection"
+    model              num_parameters, image_size and, of a pose model, sigma (px)
     arguments          every setting, by name, without places on this machine; saved as `training_arguments.json`
     command            the command line that started the run
     init               None, or the weights that it started from: the name for the card, and the path (a folder or an id
@@ -23,7 +24,16 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from modeling_handunet import HandUNetForPoseEstimation, HandUNetImageProcessor
+from transformers import PreTrainedModel
+from transformers.image_processing_utils import BaseImageProcessor
+
+from modeling_handunet import (
+    HandUNetDetectorConfig,
+    HandUNetDetectorImageProcessor,
+    HandUNetForObjectDetection,
+    HandUNetForPoseEstimation,
+    HandUNetImageProcessor,
+)
 from release.card import make_card
 from release.files import ENDPOINT, EXAMPLES, SERVING, written_whole
 from release.terms import find_terms
@@ -36,8 +46,8 @@ CODE = ("modeling_handunet.py", "image_processing_handunet.py", "pipeline_handun
 
 def save_model(
     folder: Path,
-    model: HandUNetForPoseEstimation,
-    processor: HandUNetImageProcessor,
+    model: PreTrainedModel,
+    processor: BaseImageProcessor,
     report: dict,
     figures: Sequence[Path],
 ) -> None:
@@ -56,7 +66,7 @@ def save_model(
         add_companions(partial)
 
 
-def save_weights(folder: Path, model: HandUNetForPoseEstimation, processor: HandUNetImageProcessor) -> None:
+def save_weights(folder: Path, model: PreTrainedModel, processor: BaseImageProcessor) -> None:
     """Write weights, configuration and processor, with the code that loads them where this package is not installed."""
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -64,11 +74,25 @@ def save_weights(folder: Path, model: HandUNetForPoseEstimation, processor: Hand
 
 def add_code(folder: Path) -> None:
     """Add the code of model, processor and pipeline to a folder that was stored without it."""
-    save_weights(folder, HandUNetForPoseEstimation.from_pretrained(folder), HandUNetImageProcessor.from_pretrained(folder))
+    save_weights(folder, *load_saved(folder))
+
+
+def is_detector(folder: Path) -> bool:
+    """Whether a saved folder holds a hand detector."""
+    return json.loads((folder / "config.json").read_text()).get("model_type") == HandUNetDetectorConfig.model_type
+
+
+def load_saved(folder: Path) -> tuple[PreTrainedModel, BaseImageProcessor]:
+    """Model and processor of a saved folder."""
+    classes = HandUNetForPoseEstimation, HandUNetImageProcessor
+    if is_detector(folder):
+        classes = HandUNetForObjectDetection, HandUNetDetectorImageProcessor
+    model, processor = (one.from_pretrained(folder) for one in classes)
+    return model, processor
 
 
 def add_companions(folder: Path) -> None:
-    """Add what every model's repository has: the endpoint's files and the example pictures."""
-    for path in (ENDPOINT / "handler.py", ENDPOINT / "requirements.txt", SERVING):
+    """Add what every model's repository has: the example pictures and, for a pose model, the endpoint's files."""
+    for path in () if is_detector(folder) else (ENDPOINT / "handler.py", ENDPOINT / "requirements.txt", SERVING):
         shutil.copy(path, folder)
     shutil.copytree(EXAMPLES, folder / "examples", dirs_exist_ok=True)

@@ -23,12 +23,16 @@ ALLOWED |= {"pillow_heif"}  # only tried, where a photograph needs it
 ORDER = [
     {"versions", "keypoints"},
     {"configuration_handunet"},
-    {"heatmaps", "losses", "images", "crops", "nesting", "drawing"},
+    {"configuration_handunet_detector"},
+    {"heatmaps", "losses", "images", "crops", "nesting", "drawing", "detection_losses", "detection_decoding"},
     {"modeling_handunet", "image_processing_handunet"},
+    {"modeling_handunet_detector", "image_processing_handunet_detector"},
     {"pipeline_handunet"},
-    {"registration"},
+    {"registration", "registration_handunet_detector"},
     {"__init__"},
 ]
+# What the Hub loads, of the pose network and of the detector.
+ROLES = ("configuration", "modeling", "image_processing")
 # The one import against the order, inside a function, by which the pipeline's file travels with the model's.
 AGAINST_ORDER = ("modeling_handunet", "pipeline_handunet")
 
@@ -72,7 +76,7 @@ def test_an_old_transformers_is_refused_in_a_sentence():
         check_transformers_version(version)
 
 
-@pytest.mark.parametrize("name", ["configuration_handunet", "modeling_handunet", "image_processing_handunet"])
+@pytest.mark.parametrize("name", [f"{role}_handunet{kind}" for role in ROLES for kind in ("", "_detector")])
 def test_every_file_that_the_hub_loads_refuses_an_old_transformers_before_it_imports_anything(name):
     first = next(node for node in imports(PACKAGE / f"{name}.py") if "transformers" in ast.unparse(node).lower())
     assert ast.unparse(first) == "from .versions import MINIMUM_TRANSFORMERS"
@@ -106,7 +110,8 @@ def saved(tmp_path_factory) -> Path:
 
 
 def test_the_saved_folder_is_whole(saved):
-    code = {path.name for path in FILES} - {"__init__.py", "registration.py", "drawing.py"}
+    detector = {path.name for path in FILES if "detect" in path.name}
+    code = {path.name for path in FILES} - detector - {"__init__.py", "registration.py", "drawing.py"}
     data = {"config.json", "preprocessor_config.json", "model.safetensors"}
     assert {path.name for path in (saved / "model").iterdir()} == code | data
     config = json.loads((saved / "model" / "config.json").read_text())

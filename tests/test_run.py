@@ -113,7 +113,7 @@ def test_other_targets_are_one_function_of_the_run(tmp_path):
 
     def empty(inputs):
         seen.append(inputs.images.shape)
-        return torch.zeros(len(inputs.images), 21, 128, 128)
+        return {"labels": torch.zeros(len(inputs.images), 21, 128, 128), "visibility": inputs.visibility}
 
     run.make_targets = empty
     train_steps(run, 1)

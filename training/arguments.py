@@ -16,11 +16,11 @@ from typing import Literal
 
 import torch
 from huggingface_hub.utils import validate_repo_id
-from transformers import HfArgumentParser
+from transformers import AutoConfig, HfArgumentParser
 
 from dataset_script.sources import SOURCES, Source
 from dataset_script.sources.base import option
-from modeling_handunet import HandUNetConfig, HandUNetImageProcessor
+from modeling_handunet import HandUNetConfig, HandUNetDetectorConfig, HandUNetImageProcessor
 from modeling_handunet.image_processing_handunet import MIN_BOX_FILL
 from training.initial_weights import load_processor
 
@@ -56,14 +56,23 @@ class DataArguments(*dict.fromkeys(source.Options for source in SOURCES.values()
 class ModelArguments:
     """What is trained."""
 
+    task: Literal["pose", "detection"] = option("pose", "keypoints of a hand in a crop, or the hands in a photograph")
     init: str | None = option(None, "start from these weights, a folder or an id on the Hub")
     init_levels: int | None = option(None, "with --init: leave out the deeper levels of a deeper U-Net")
     init_hidden_sizes: list[int] | None = option(None, "with --init: widen that U-Net to these channels of each level")
-    image_size: int | None = option(None, "side of the crops in pixels (default: 128; of --init and --eval_only: the model's)")
+    image_size: int | None = option(
+        None, "side of the crops in pixels (default: 128, of photographs for detection 320; of --init and --eval_only: the "
+        "model's)"
+    )  # fmt: skip
     box_fill: float | None = option(
         None, "share of the crop's side that the longer side of a hand's box takes (default: 0.45, or the model's)"
     )
-    hidden_sizes: list[int] | None = option(None, "channels of each level of the U-Net (default: 16 32 64 128)")
+    hidden_sizes: list[int] | None = option(
+        None, "channels of each level of the U-Net (default: 16 32 64 128, of the detector 16 32 64 128 128 128)"
+    )
+    decoder_sizes: list[int] | None = option(
+        None, "detection: channels of each level on the way up, fewer than the levels down (default: 64 48 32 32)"
+    )
     sigma: float | None = option(None, "standard deviation of the target heatmaps, pixels (default: 3.0, or the model's)")
     _argument_group_name = "model"
 
@@ -156,15 +165,15 @@ class Arguments:
     def command(self) -> str:
         """The command line that gives these settings.  Options with their default, and where results go, are left out."""
         mine, published = self.to_dict(), self.public()
-        decide = ["dataset", "difficulty", "init", "eval_only", "model", "photographs_share", *(PLACES - {"cache_dir"})]
+        decide = ["task", "dataset", "difficulty", "init", "eval_only", "model", "photographs_share", *(PLACES - {"cache_dir"})]
         usual = make_arguments(**{name: mine[name] for name in decide}).to_dict()
         first = option_defaults()
         words = ["accelerate launch train.py"]
         for name, value in published.items():
             as_usual = mine[name] == (first if name in decide else usual)[name]
-            if as_usual or name in NOT_IN_COMMAND or (name == "hidden_sizes" and self.model.init):
+            if as_usual or name in NOT_IN_COMMAND or (name in ("hidden_sizes", "decoder_sizes") and self.model.init):
                 continue
-            if name == "dataset" and name_sources(dataclasses.replace(self.data, dataset=None)) == value:
+            if name == "dataset" and name_sources(dataclasses.replace(self.data, dataset=None), self.model.task) == value:
                 continue  # follows from the others
             values = value if isinstance(value, list) else [value]
             words.append(f"--{name}" if value is True else f"--{name} {shlex.join(map(str, values))}")
@@ -173,13 +182,16 @@ class Arguments:
     def differences(self, saved: dict) -> list[str]:
         """The settings that differ from those of a saved run and change what is computed, each as a sentence's part.
 
-        An option that is newer than the saved run had its default there.
+        An option that is newer than the saved run had its default there.  Options of sources that are not read change nothing.
         """
         mine, saved = self.to_dict(), {**option_defaults(), **saved}
+        read = {field.name for name in self.data.dataset for field in dataclasses.fields(SOURCES[name].Options)}
+        unread = {field.name for source in SOURCES.values() for field in dataclasses.fields(source.Options)} - read
+        free = FREE_ON_RESUME | unread
         return [
             f"--{name} was {saved[name]!r} and is {mine[name]!r}"
             for name in mine
-            if name not in FREE_ON_RESUME and saved[name] != mine[name]
+            if name not in free and saved[name] != mine[name]
         ]
 
 
@@ -197,19 +209,23 @@ def public_name(place: str) -> str:
     return f"{path.parent.name}/{path.name}" if path.name == "model" else path.name
 
 
-def name_sources(data: DataArguments) -> list[str]:
-    """The names of the sources that the options select.  Raises `ValueError` if they select several without `--dataset`."""
+def name_sources(data: DataArguments, task: str = "pose") -> list[str]:
+    """The names of the sources that the options select, of those for a task.
+
+    Raises `ValueError` if they select several without `--dataset`.
+    """
+    fitting = {name: source for name, source in SOURCES.items() if source.task == task}
     if data.dataset:
         for name in data.dataset:
-            if name not in SOURCES:
-                raise ValueError(f"--dataset {name}: choose from {', '.join(SOURCES)}.")
+            if name not in fitting:
+                raise ValueError(f"--dataset {name}: for --task {task} choose from {', '.join(fitting)}.")
         return list(data.dataset)
-    if data.photographs and data.photographs_share is not None:
+    if task == "pose" and data.photographs and data.photographs_share is not None:
         return ["scenes", "photographs"]
-    named = [name for name, source in SOURCES.items() if source.is_named_by(data)]
+    named = [name for name, source in fitting.items() if source.is_named_by(data)]
     if len(named) > 1:
         raise ValueError(f"The options name several sources: write --dataset {' '.join(named)} to mix them.")
-    return named or [next(iter(SOURCES))]
+    return named or [next(iter(fitting))]
 
 
 def make_arguments(**settings) -> Arguments:
@@ -224,7 +240,7 @@ def resolve(
 
     Raises `ValueError` for settings that make no sense, and `OSError` where `--init` or `--model` cannot be read.
     """
-    names = name_sources(data)
+    names = name_sources(data, model.task)
     sources = [SOURCES[name] for name in names]
     data = dataclasses.replace(data, dataset=names)
     refuse_without_effect(types.SimpleNamespace(**flat(data, model, optimisation, output)), sources)
@@ -237,27 +253,45 @@ def resolve(
         optimisation = dataclasses.replace(optimisation, mixed_precision="bf16" if bf16_is_fast() else "no")
     start = output.model or model.init
     try:
-        config = HandUNetConfig.from_pretrained(start) if start else HandUNetConfig()
+        config = read_config(start, model.task)
     except (OSError, ValueError) as error:
         raise OSError(f"--{'model' if output.model else 'init'} {start} cannot be read: {error}") from error
-    drawn_fill = None if output.eval_only else sources[0].drawn_fill(data)
-    settings = {
-        "image_size": config.image_size,
-        "sigma": config.sigma,
-        "box_fill": drawn_fill or (load_processor(start) if start else HandUNetImageProcessor()).box_fill,
-        "hidden_sizes": hidden_sizes(model, config),
-    }
+    settings = channels(model, config)
+    config = config or (HandUNetDetectorConfig() if model.task == "detection" else HandUNetConfig())
+    settings = {"image_size": config.image_size, "hidden_sizes": list(config.hidden_sizes), **settings}
+    if model.task == "detection":
+        settings = {"decoder_sizes": list(config.decoder_sizes), **settings}
+    else:
+        drawn_fill = None if output.eval_only else sources[0].drawn_fill(data)
+        settings["sigma"] = config.sigma
+        settings["box_fill"] = drawn_fill or (load_processor(start) if start else HandUNetImageProcessor()).box_fill
     return Arguments(data, filled(model, settings), optimisation, output)
 
 
-def hidden_sizes(model: ModelArguments, config: HandUNetConfig) -> list[int]:
-    """The channels of the network to train: as asked, or those of the weights to start from."""
+def read_config(start: str | None, task: str) -> HandUNetConfig | HandUNetDetectorConfig | None:
+    """The configuration of the weights that a run starts from or scores.  None stands for a new network; a detector is one,
+    too, if it starts from the weights of a pose network."""
+    if not start:
+        return None
+    if task == "pose":
+        return HandUNetConfig.from_pretrained(start)
+    found = AutoConfig.from_pretrained(start, trust_remote_code=False)
+    return found if isinstance(found, HandUNetDetectorConfig) else None
+
+
+def channels(model: ModelArguments, config: HandUNetConfig | HandUNetDetectorConfig | None) -> dict[str, list[int]]:
+    """The channels of the network to train, where the weights to start from, of `config`, decide them."""
+    if config is None:
+        return {}
     sizes = list(config.hidden_sizes)[: model.init_levels] if model.init_levels else list(config.hidden_sizes)
-    sizes = model.init_hidden_sizes or sizes
-    if model.init and model.hidden_sizes not in (None, sizes):
-        asked, found = (" ".join(map(str, channels)) for channels in (model.hidden_sizes, sizes))
-        raise ValueError(f"--hidden_sizes {asked}: --init {model.init} brings its own, {found}. Leave one of them out.")
-    return sizes
+    found = {"hidden_sizes": model.init_hidden_sizes or sizes}
+    if model.task == "detection":
+        found["decoder_sizes"] = list(config.decoder_sizes)
+    for name, sizes in found.items():
+        if model.init and getattr(model, name) not in (None, sizes):
+            asked, its = (" ".join(map(str, channels)) for channels in (getattr(model, name), sizes))
+            raise ValueError(f"--{name} {asked}: --init {model.init} brings its own, {its}. Leave one of them out.")
+    return found
 
 
 def flat(*parts) -> dict:
@@ -277,15 +311,20 @@ def refuse_without_effect(args: types.SimpleNamespace, sources: list[type[Source
     here = {field.name for source in sources for field in dataclasses.fields(source.Options)}
     owners = {}
     for source in SOURCES.values():
+        way = "--dataset" if source.task == args.task else f"--task {source.task} --dataset"
         for option_ in dataclasses.fields(source.Options):
-            owners.setdefault(option_.name, []).append(source.name)
+            owners.setdefault(option_.name, {}).setdefault(way, []).append(source.name)
     for name in sorted(given & owners.keys() - here):
-        raise ValueError(f"--{name} has no effect here: --dataset {' or '.join(owners[name])} has it.")
+        way = min(owners[name], key=len)  # of this task, if one of its sources has the option
+        raise ValueError(f"--{name} has no effect here: {way} {' or '.join(owners[name][way])} has it.")
     by_default = any(source.defaults.get("augmentation") for source in sources)
     augmented = by_default if args.augmentation is None else args.augmentation
     rules = [rule for source in sources for rule in source.rules(args)] + [
         (("shares", "validate_on"), len(sources) > 1, "--dataset names one source"),
         (("max_rotation",), bool(augmented), "--augmentation has it"),
+        (("box_fill", "sigma", "targets", "decoding", "init_levels", "init_hidden_sizes", "contact_sheet", "space"),
+         args.task == "pose", "--task pose has it"),
+        (("decoder_sizes",), args.task == "detection", "--task detection has it"),
         (("init_levels",), bool(args.init), "name the deeper model to start from by --init"),
         (("init_hidden_sizes",), bool(args.init), "name the narrower model to start from by --init"),
         (("credits",), args.dataset != ["freihand"], "for FreiHAND the card says it itself"),
@@ -294,7 +333,7 @@ def refuse_without_effect(args: types.SimpleNamespace, sources: list[type[Source
         (("model",), args.eval_only, "--eval_only has it; a training starts from weights by --init"),
         (("init", "resume", "push_to_hub", "space"), not args.eval_only, "nothing is trained with --eval_only"),
         (("space",), bool(args.push_to_hub), "name the repository of the model, too, by --push_to_hub"),
-    ]
+    ]  # fmt: skip
     for names, has_effect, where in rules:
         for name in names:
             if name in given and not has_effect:

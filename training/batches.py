@@ -15,6 +15,7 @@ from dataset_script.sources.scenes import gpu_has_room
 
 # So many samples of each split, evenly spread, are compared by a resumed run to check that the data is the same.
 FINGERPRINT_SAMPLES = 32
+DIGESTED = ("image", "keypoints", "visibility", "boxes", "class_labels", "directions", "ignore", "present")
 
 
 class EpochShuffle(Sampler[int]):
@@ -86,9 +87,9 @@ def fingerprint(dataset: Dataset) -> str:
 
 
 def add_to_digest(digest, batch: dict) -> None:
-    """Digest the images, keypoints and visibility of a batch, row by row."""
+    """Digest the images and labels of a batch, row by row."""
     for _, part in sorted(batch.get("parts", {}).items()):
         add_to_digest(digest, part)
     for row in range(len(batch["image"]) if "image" in batch else 0):
-        for name in ("image", "keypoints", "visibility"):
+        for name in (name for name in DIGESTED if name in batch):
             digest.update(batch[name][row].cpu().numpy().tobytes())

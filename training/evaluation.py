@@ -10,19 +10,19 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset
 
 from modeling_handunet import decode_heatmaps
-from training.inputs import Inputs, MakeTargets, normalize
+from training.inputs import Inputs, MakeHeatmaps, normalize
 
-METRIC = Path(__file__).resolve().parent.parent / "metrics" / "hand_keypoints"
+METRICS = Path(__file__).resolve().parent.parent / "metrics"
 
 
-def load_metric() -> evaluate.Metric:
-    """The project's metric, for one process: predictions are gathered before they are scored."""
-    return evaluate.load(str(METRIC), keep_in_memory=True)
+def load_metric(name: str = "hand_keypoints") -> evaluate.Metric:
+    """A metric of the project's, for one process: predictions are gathered before they are scored."""
+    return evaluate.load(str(METRICS / name), keep_in_memory=True)
 
 
 @torch.no_grad()
 def predict(
-    accelerator: Accelerator, model: torch.nn.Module, loader: DataLoader, make_targets: MakeTargets, decoding: str = "local"
+    accelerator: Accelerator, model: torch.nn.Module, loader: DataLoader, make_targets: MakeHeatmaps, decoding: str = "local"
 ) -> dict[str, np.ndarray]:
     """Predictions for all samples of a prepared `loader`, gathered on every process and ordered by sample.
 
@@ -147,8 +147,3 @@ def mean_pose_arrays(train: Dataset, arrays: dict[str, np.ndarray], most: int = 
     pose = (keypoints * weights).sum(0) / np.maximum(weights.sum(0), 1)  # (21, 2)
     predictions = np.broadcast_to(pose, arrays["predictions"].shape)
     return {**arrays, "predictions": predictions, "scores": np.ones(predictions.shape[:2])}
-
-
-def is_better(figure: float, best: float | None) -> bool:
-    """Whether an error is an improvement; NaN never is."""
-    return bool(np.isfinite(figure)) and (best is None or figure < best)

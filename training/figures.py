@@ -11,10 +11,12 @@ from PIL import Image, ImageDraw
 from torch.utils.data import Dataset
 
 from modeling_handunet import KEYPOINT_NAMES, draw_hand
+from modeling_handunet.crops import Crop
 from modeling_handunet.keypoints import keypoint_color
 
 ZOOM = 2
 GRID = "#dddddd"
+SIDE_COLORS = ("#ff8c1a", "#3c9cff")  # of a right and of a left hand
 
 
 def draw_figures(
@@ -177,4 +179,31 @@ def _draw_pairs(path: Path, arrays: dict[str, np.ndarray], test: Dataset, places
         ImageDraw.Draw(pair[1]).text((6, 6), "prediction", fill="white", stroke_width=2, stroke_fill="black")
         columns.append(np.concatenate([np.asarray(picture) for picture in pair], axis=0))
     Image.fromarray(np.concatenate(columns, axis=1)).save(path)
+    return path
+
+
+def draw_detections(path: Path, arrays: dict[str, np.ndarray], test: Dataset, threshold: float, count: int = 12) -> Path:
+    """Test photographs with the hands that were found, right ones orange and left ones blue, and a line towards the
+    fingers; true boxes are white."""
+    rows = np.linspace(0, len(arrays["index"]) - 1, min(count, len(arrays["index"]))).round().astype(int)
+    tiles = []
+    for row in rows:
+        picture = Image.fromarray(test[int(arrays["index"][row])]["image"].permute(1, 2, 0).contiguous().numpy())
+        height, width = (int(length) for length in arrays["size"][row])
+        crop, pen = Crop.of_image(width, height, picture.width), ImageDraw.Draw(picture)
+        for box in arrays["true_boxes"][row][arrays["present"][row]] * picture.width:
+            pen.rectangle(tuple(box.tolist()), outline="white")
+        for hand in np.flatnonzero(arrays["scores"][row] >= threshold):
+            corners = crop.to(arrays["boxes"][row][hand].astype(np.float64).reshape(2, 2))
+            color = SIDE_COLORS[int(arrays["labels"][row][hand])]
+            pen.rectangle(tuple(corners.flatten().tolist()), outline=color, width=2)
+            middle, reach = corners.mean(0), np.ptp(corners, axis=0).max() / 2
+            tip = middle + reach * arrays["directions"][row][hand]
+            pen.line((*middle.tolist(), *tip.tolist()), fill=color, width=2)
+            pen.text((corners[0, 0] + 3, corners[0, 1] + 2), f"{arrays['scores'][row][hand]:.2f}", fill=color)
+        tiles.append(np.asarray(picture))
+    columns = min(4, len(tiles))
+    tiles += [np.zeros_like(tiles[0])] * (-len(tiles) % columns)
+    lines = [np.concatenate(tiles[first : first + columns], 1) for first in range(0, len(tiles), columns)]
+    Image.fromarray(np.concatenate(lines)).save(path)
     return path

@@ -5,9 +5,16 @@ import os
 import numpy as np
 import torch
 from torch import nn
-from transformers import AutoModelForPoseEstimation
+from transformers import AutoConfig, AutoModelForPoseEstimation
 
-from modeling_handunet import HandUNetConfig, HandUNetForPoseEstimation, HandUNetImageProcessor
+from modeling_handunet import (
+    HandUNetConfig,
+    HandUNetDetectorConfig,
+    HandUNetForObjectDetection,
+    HandUNetForPoseEstimation,
+    HandUNetImageProcessor,
+    start_from_pose,
+)
 
 
 def make_model(settings, seed: int) -> HandUNetForPoseEstimation:
@@ -24,6 +31,22 @@ def make_model(settings, seed: int) -> HandUNetForPoseEstimation:
         torch.manual_seed(seed)
         model = widened(model, tuple(settings.init_hidden_sizes))
     return model
+
+
+def make_detector(settings, seed: int) -> HandUNetForObjectDetection:
+    """A new detector, the one that --init names, or a new one with the levels of the pose network that --init names."""
+    init, size = settings.init, settings.image_size
+    config = AutoConfig.from_pretrained(init, trust_remote_code=False) if init else None
+    if isinstance(config, HandUNetDetectorConfig):
+        return HandUNetForObjectDetection.from_pretrained(init, dtype=torch.float32, image_size=size)
+    torch.manual_seed(seed)
+    detector = HandUNetForObjectDetection(
+        HandUNetDetectorConfig(hidden_sizes=settings.hidden_sizes, decoder_sizes=settings.decoder_sizes, image_size=size)
+    )
+    if init and not start_from_pose(detector, HandUNetForPoseEstimation.from_pretrained(init, dtype=torch.float32)):
+        found, own = (" ".join(map(str, sizes)) for sizes in (config.hidden_sizes, settings.hidden_sizes))
+        raise ValueError(f"--init {init}: its channels, {found}, do not begin as the detector's, {own}. Give --hidden_sizes.")
+    return detector
 
 
 def without_deep_levels(model: HandUNetForPoseEstimation, levels: int) -> HandUNetForPoseEstimation:
@@ -84,10 +107,10 @@ def _widen_block(wide: nn.Module, block: nn.Module, read: torch.Tensor, own: tor
             mine.weight[own[:, None], inputs] = its.weight
 
 
-def load_any_model(name: str) -> HandUNetForPoseEstimation:
-    """The HandUNet `name`, a folder or an id on the Hub, with this package's code."""
+def load_any_model(name: str, auto_class=AutoModelForPoseEstimation) -> HandUNetForPoseEstimation | HandUNetForObjectDetection:
+    """The HandUNet `name`, a folder or an id on the Hub, with this package's code; for a detector give its auto class."""
     try:
-        return AutoModelForPoseEstimation.from_pretrained(name, trust_remote_code=False)
+        return auto_class.from_pretrained(name, trust_remote_code=False)
     except ValueError as error:
         if "do not fit" in str(error):
             raise

@@ -1,6 +1,6 @@
 """From a batch of samples to what a step needs: pictures, and the targets that the network learns to draw.
 
-[`gaussian_targets`] is the one place where targets are made.  Change it to train on a teacher's heatmaps or soft
+[`gaussian_targets`] is the one place where heatmaps are made.  Change it to train on a teacher's heatmaps or soft
 labels.
 """
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dataset_script.augmentation import augmentation_keys
-from dataset_script.sources import Inputs, Source
+from dataset_script.sources import DetectionInputs, Inputs, Source
 from modeling_handunet import HandUNetImageProcessor, render_heatmaps
 from training.arguments import Arguments
 
@@ -22,7 +22,7 @@ SAMPLES_AT_ONCE = 2048
 SCENE_BYTES_PER_PIXEL = 250
 
 # Heatmaps (B, 21, S, S) in [0, 1] from a batch's inputs.
-MakeTargets = Callable[[Inputs], Tensor]
+MakeHeatmaps = Callable[[Inputs], Tensor]
 
 
 def gaussian_targets(inputs: Inputs, sigma: float, quantize: bool = False) -> Tensor:
@@ -30,7 +30,7 @@ def gaussian_targets(inputs: Inputs, sigma: float, quantize: bool = False) -> Te
     return render_heatmaps(inputs.keypoints, inputs.images.shape[-1], sigma, quantize=quantize)
 
 
-def targets_of(args: Arguments) -> MakeTargets:
+def targets_of(args: Arguments) -> MakeHeatmaps:
     """The targets that the settings of a run ask for."""
     return functools.partial(gaussian_targets, sigma=args.model.sigma, quantize=args.optimisation.targets == "quantized")
 
@@ -46,18 +46,19 @@ def normalize(images: Tensor) -> Tensor:
 
 def with_inputs(
     batches: Iterable[dict], source: Source, seed: int, epoch: int, at_once: int = 1
-) -> Iterator[tuple[dict, Inputs]]:
+) -> Iterator[tuple[dict, Inputs | DetectionInputs]]:
     """Each batch with its inputs.  The inputs of `at_once` batches are made together."""
 
-    def make(batch: dict) -> Inputs:
+    def make(batch: dict) -> Inputs | DetectionInputs:
         return source.make_inputs(batch, augmentation_keys(seed, epoch, batch["index"]))
 
     batches = iter(batches)
     while group := list(itertools.islice(batches, at_once)):
         whole = source.join(group) if len(group) > 1 else group[0]
         sizes = [len(batch["index"]) for batch in group]
-        parts = zip(*(values.split(sizes) for values in make(whole)))
-        yield from zip(group, itertools.starmap(Inputs, parts))
+        made = make(whole)
+        parts = zip(*(values.split(sizes) for values in made))
+        yield from zip(group, itertools.starmap(type(made), parts))
 
 
 def batches_at_once(args: Arguments, device: torch.device) -> int:
@@ -73,4 +74,4 @@ def batches_at_once(args: Arguments, device: torch.device) -> int:
     return max(1, samples // args.optimisation.batch_size)
 
 
-__all__ = ["Inputs", "MakeTargets", "batches_at_once", "gaussian_targets", "normalize", "targets_of", "with_inputs"]
+__all__ = ["Inputs", "MakeHeatmaps", "batches_at_once", "gaussian_targets", "normalize", "targets_of", "with_inputs"]

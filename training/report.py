@@ -3,31 +3,30 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+from transformers import PreTrainedModel
 
-from modeling_handunet import HandUNetForPoseEstimation, HandUNetImageProcessor
+from modeling_handunet import HandUNetImageProcessor
 from training.arguments import Arguments
 from training.confidence import auroc_of_negatives, calibration
 from training.evaluation import mean_pose_arrays, score, score_by_group, worst_over_green_screen
-from training.run import Run
+
+if TYPE_CHECKING:
+    from training.run import Run
 
 Arrays = dict[str, np.ndarray]
 
 
-def final_metrics(run: Run, metric, test: Arrays, validation: Arrays, negatives: dict[str, Arrays]) -> dict:
-    """All figures of a run: `metrics.json`.  The arrays are those of `training.evaluation.predict`."""
+def final_metrics(run: "Run", metric, test: Arrays, validation: Arrays, negatives: dict[str, Arrays]) -> dict:
+    """All figures of a pose run: `metrics.json`.  The arrays are those of `training.evaluation.predict`."""
     splits, image_size = run.splits, run.args.model.image_size
     seen = splits.validation if splits.mean_pose_of == "validation" else splits.train
     baseline = score(metric, mean_pose_arrays(seen, test), image_size)
     figures = score(metric, test, image_size)
     metrics = {
-        "dataset": run.source.describe().name,
-        "processes": run.accelerator.num_processes,
-        "steps": run.step,
-        "skipped_steps": run.skipped_steps,
-        "best_epoch": run.best["epoch"],
-        "validation": run.best["validation"],
+        **run_figures(run),
         "test": figures,
         "mean_pose": baseline,
         "mean_pose_of": splits.mean_pose_of,
@@ -46,6 +45,18 @@ def final_metrics(run: Run, metric, test: Arrays, validation: Arrays, negatives:
     return metrics
 
 
+def run_figures(run: "Run") -> dict:
+    """What the figures of a run of any task begin with."""
+    return {
+        "dataset": run.source.describe().name,
+        "processes": run.accelerator.num_processes,
+        "steps": run.step,
+        "skipped_steps": run.skipped_steps,
+        "best_epoch": run.best["epoch"],
+        "validation": run.best["validation"],
+    }
+
+
 def make_processor(args: Arguments, metrics: dict) -> HandUNetImageProcessor:
     """The image processor of a finished model, with its temperature."""
     size = {"height": args.model.image_size, "width": args.model.image_size}
@@ -53,17 +64,17 @@ def make_processor(args: Arguments, metrics: dict) -> HandUNetImageProcessor:
     return HandUNetImageProcessor(size=size, box_fill=args.model.box_fill, temperature=temperature)
 
 
-def make_report(run: Run, model: HandUNetForPoseEstimation, metrics: dict) -> dict:
+def make_report(run: "Run", model: PreTrainedModel, metrics: dict) -> dict:
     """A run as `release` reads it: JSON data, without paths of this machine."""
     args, source = run.args, run.source
     public = args.public()
     return {
         "repo_id": args.output.push_to_hub,
         "output_name": Path(args.output.output_dir).name,
+        "task": run.task.pipeline,
         "model": {
             "num_parameters": model.num_parameters(),
-            "image_size": model.config.image_size,
-            "sigma": model.config.sigma,
+            **{name: getattr(model.config, name) for name in ("image_size", "sigma") if hasattr(model.config, name)},
         },
         "arguments": public,
         "command": args.command(),

@@ -9,8 +9,8 @@ import torch
 from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
 
-from modeling_handunet import HandUNetConfig, HandUNetForPoseEstimation
 from training.checkpoints import BEST, STATE, UNFINISHED, BrokenCheckpoint
 from training.run import Run
 
@@ -27,7 +27,7 @@ def save_checkpoint(run: Run) -> None:
     state |= {
         "arguments": run.args.to_dict(),
         "processes": run.accelerator.num_processes,
-        "model": shape_of(run.config),
+        "model": run.task.shape_of(run.config),
         "data": run.data,
         "loss_sums": gather_object([run.loss_sum.tolist()]),
         "averaged": int(run.average.n_averaged),
@@ -66,7 +66,7 @@ def save_best(run: Run) -> None:
 
     def write():
         save_file(run.best_weights, run.checkpoints.unfinished(BEST) / AVERAGE)
-        run.checkpoints.finish(BEST, {"best": run.best, "model": shape_of(run.config)})
+        run.checkpoints.finish(BEST, {"best": run.best, "model": run.task.shape_of(run.config)})
 
     failure = on_main(run, write)
     if failure:
@@ -77,9 +77,9 @@ def save_best(run: Run) -> None:
         )
 
 
-def best_model(run: Run) -> HandUNetForPoseEstimation:
+def best_model(run: Run) -> PreTrainedModel:
     """A model with the best weights of the run."""
-    model = HandUNetForPoseEstimation(run.config)
+    model = run.task.model_class(run.config)
     model.load_state_dict(run.best_weights)
     return model
 
@@ -125,7 +125,7 @@ def resume(run: Run) -> str:
 
 def check_state(run: Run, state: dict) -> None:
     """Raise [`BrokenCheckpoint`] for a checkpoint whose state is not whole, or which is of another network."""
-    mine = shape_of(run.config)
+    mine = run.task.shape_of(run.config)
     expected = dict.fromkeys(run.COUNTERS, int) | {"best": (dict, NoneType), "history": list, "arguments": dict}
     expected |= {"processes": int, "model": dict, "data": dict, "loss_sums": list, "averaged": int, "schedule": dict}
     for name, kind in expected.items():
@@ -138,16 +138,6 @@ def check_state(run: Run, state: dict) -> None:
     other = [f"{name} {its.get(name)} instead of {value}" for name, value in mine.items() if its.get(name) != value]
     if other:
         raise BrokenCheckpoint(f"holds another model, with {', '.join(other)}")
-
-
-def shape_of(config: HandUNetConfig) -> dict:
-    """What two models must share to share weights."""
-    return {
-        "hidden_sizes": list(config.hidden_sizes),
-        "num_keypoints": config.num_keypoints,
-        "image_size": config.image_size,
-        "num_channels": config.num_channels,
-    }
 
 
 def on_main(run: Run, action: Callable[[], object]) -> str | None:

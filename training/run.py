@@ -10,9 +10,9 @@ from dataset_script.sources import Source
 from training.arguments import Arguments
 from training.batches import EpochShuffle, fingerprint, make_loader, on_gpu_if_it_fits, set_epoch
 from training.checkpoints import Checkpoints
-from training.initial_weights import make_model
-from training.inputs import batches_at_once, targets_of
+from training.inputs import batches_at_once
 from training.optimisation import averaged_model, make_optimizer, make_schedule
+from training.tasks import make_task
 
 
 class Run:
@@ -24,9 +24,10 @@ class Run:
 
     def __init__(self, args: Arguments, accelerator: Accelerator, source: Source):
         self.args, self.accelerator, self.source = args, accelerator, source
+        self.task = make_task(args)
         self.splits = splits = source.splits()
         settings, workers = args.optimisation, args.data.workers
-        model = make_model(args.model, settings.seed)
+        model = self.task.make_model()
         self.config = model.config
         model = model.to(memory_format=torch.channels_last)  # faster on CPUs and on GPUs with tensor cores
         self.average = averaged_model(model, settings.ema_decay).to(accelerator.device)
@@ -46,7 +47,7 @@ class Run:
             )
         self.steps_per_epoch = math.ceil(len(self.train_loader) / settings.gradient_accumulation_steps)
         self.schedule = make_schedule(settings, self.optimizer.optimizer, self.steps_per_epoch * settings.epochs)
-        self.make_targets = targets_of(args)
+        self.make_targets = self.task.make_targets
         self.batches_at_once = batches_at_once(args, accelerator.device)
         self.checkpoints = Checkpoints(Path(args.output.output_dir) / "checkpoints", args.output.keep_checkpoints)
         self.epoch = 0  # the epoch that is running

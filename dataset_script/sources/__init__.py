@@ -5,15 +5,18 @@ from collections.abc import Sequence
 
 from dataset_script.sources.base import Description, Inputs, Source, SourceOptions, Splits, Stream, Terms
 from dataset_script.sources.coco import CocoSource
+from dataset_script.sources.detection import DetectionInputs, PeopleSource
 from dataset_script.sources.freihand import FreiHANDSource
 from dataset_script.sources.mixture import Mixture
 from dataset_script.sources.photographs import PhotographsSource
 from dataset_script.sources.scenes import ScenesSource
 from dataset_script.sources.synthetic import SyntheticSource
 
-# --help lists their options in this order.  A run without options reads the first.
+# --help lists their options in this order.  A run without options reads the first of its task.  A source whose options extend
+# another's stands before it.
 SOURCES: dict[str, type[Source]] = {
-    source.name: source for source in (SyntheticSource, ScenesSource, FreiHANDSource, CocoSource, PhotographsSource)
+    source.name: source
+    for source in (SyntheticSource, PeopleSource, ScenesSource, FreiHANDSource, CocoSource, PhotographsSource)
 }
 
 
@@ -27,4 +30,7 @@ def make_source(names: Sequence[str], shares: Sequence[float] | None, options, *
     return Mixture(sources, shares or [1] * len(names), judges)
 
 
-__all__ = ["SOURCES", "Description", "Inputs", "Mixture", "Source", "SourceOptions", "Splits", "Stream", "Terms", "make_source"]
+__all__ = [
+    "SOURCES", "Description", "DetectionInputs", "Inputs", "Mixture", "Source", "SourceOptions", "Splits", "Stream", "Terms",
+    "make_source",
+]  # fmt: skip

@@ -78,7 +78,8 @@ class Splits:
 
     An item is a dict: `image` (3, S, S) uint8, `keypoints` (21, 2) px of it, `visibility` (21,) bool, `box_size` px (the
     longer side of the hand's box) and `index`, its number in the split.  A source with its own [`Source.make_pictures`] may
-    have other training items.  `__getitems__` takes a list of numbers and returns their items, or a batch for training.
+    have other training items; an item of the detector's source is one of [`dataset_script.people.People`].  `__getitems__`
+    takes a list of numbers and returns their items, or a batch for training.
     """
 
     train: Dataset | None
@@ -130,6 +131,7 @@ class Source:
     """One source of hands.  Subclasses set the class attributes and write `load` and `describe`."""
 
     name: ClassVar[str]
+    task: ClassVar[str] = "pose"  # what is trained on it, a name in `training.tasks.TASKS`
     Options: ClassVar[type[SourceOptions]] = SourceOptions
     # Values for general options that the command line does not give.
     defaults: ClassVar[dict] = {}

@@ -31,7 +31,10 @@ SECOND_BODY = 0.6  # layers of a second body for each one of the first
 class ScenesOptions(DrawnOptions):
     """What the scenes are made of."""
 
-    layers: int = option(20000, "scenes: drawn hands that are stored for new scenes; with --streaming none is stored")
+    layers: int | None = option(
+        None, "scenes: drawn hands that are stored for new scenes; with --streaming none is stored (default: scenes: 20000, "
+        "people: 4000)"
+    )  # fmt: skip
     cutouts: str | None = option(None, "scenes: a folder of cut-out photographs of hands with keypoints")
     cutouts_share: float = option(0.35, "scenes: share of the samples that are cut-outs")
     photos: str | None = option(None, "scenes: a folder of photographs without hands, as backgrounds")
@@ -39,6 +42,39 @@ class ScenesOptions(DrawnOptions):
         None, "scenes: share with no hand, a left hand or a hand far off centre (default: 0.1 with --init; else 0, because a "
         "training from random weights learns nothing with them)"
     )  # fmt: skip
+
+
+def hands_for_scenes(options, size: int, seed: int, cache: Path, device: torch.device, **more) -> tuple[list, list[float]]:
+    """Drawn hands of each body and cut-outs, as layers of `size` pixels, and the share of the samples that each gets.
+
+    Hands that are not streamed are stored in the memory of `device` if it is a GPU that has room, which is faster; else on
+    the disk.  `more` is given to [`Cutouts`].
+    """
+
+    def stored(hands: SyntheticHands | Cutouts) -> HandLayers | DeviceRows:
+        if not gpu_has_room(device, len(hands) * 4 * size**2):
+            return HandLayers(hands, cache)
+        return layers_on_device(hands if isinstance(hands, SyntheticHands) else HandLayers(hands, cache), device)
+
+    meshes = bodies(options)
+    counts = [options.layers, *[round(SECOND_BODY * options.layers)] * (len(meshes) - 1)]
+    hands = [drawn_layers(count, seed, mesh, size) for count, mesh in zip(counts, meshes)]
+    hands = hands if options.streaming else [stored(one) for one in hands]
+    shares = [count / sum(counts) for count in counts]
+    if options.cutouts:
+        hands.append(stored(Cutouts(options.cutouts, "train", image_size=size, **more)))
+        shares = [share * (1 - options.cutouts_share) for share in shares] + [options.cutouts_share]
+    return hands, shares
+
+
+def bodies(options) -> list[str | None]:
+    """The modelled hand, None, and the mesh that is drawn beside it."""
+    return [None, options.hand_mesh] if options.hand_mesh else [None]
+
+
+def drawn_layers(count: int, seed: int, mesh: str | None, size: int = LAYER_SIZE) -> SyntheticHands:
+    """Drawn hands without a background, in squares of `size` pixels."""
+    return SyntheticHands(count, seed=seed, image_size=size, difficulty="layers", hand_mesh=mesh)
 
 
 class LayerStream(Stream):
@@ -113,6 +149,7 @@ class ScenesSource(DrawnSource):
     name = "scenes"
     Options = ScenesOptions
     defaults = {
+        "layers": 20_000,
         "train_samples": 10_000,
         "validation_samples": 300,
         "test_samples": 300,
@@ -141,21 +178,11 @@ class ScenesSource(DrawnSource):
 
     def load(self) -> Splits:
         options = self.options
-        meshes = [None, options.hand_mesh] if options.hand_mesh else [None]
         batches_from = draws_on(options, self.device)
-
-        def drawn(count: int, seed: int, mesh: str | None) -> SyntheticHands:
-            return SyntheticHands(count, seed=seed, image_size=LAYER_SIZE, difficulty="layers", hand_mesh=mesh)
-
-        def stored(hands: SyntheticHands | Cutouts) -> HandLayers | DeviceRows:
-            """In the memory of the GPU that makes the batches, which is faster, if there is room; else on the disk."""
-            if not gpu_has_room(batches_from, len(hands) * 4 * LAYER_SIZE**2):
-                return HandLayers(hands, self.cache)
-            return layers_on_device(hands if isinstance(hands, SyntheticHands) else HandLayers(hands, self.cache), batches_from)
 
         def fixed(seed: int, count: int, **changes) -> tuple[Items, list[str]]:
             scenes = dataclasses.replace(self.scenes, **{"negatives": 0.0, **changes})
-            unseen = [("drawn", HandLayers(drawn(count, seed, mesh), self.cache)) for mesh in meshes]
+            unseen = [("drawn", HandLayers(drawn_layers(count, seed, mesh), self.cache)) for mesh in bodies(options)]
             if options.cutouts:
                 unseen.append(("cut-outs", HandLayers(Cutouts(options.cutouts, "held out", variants=1), self.cache)))
             items = (item for _, layers in unseen for item in scene_crops(layers, scenes, seed, self.device))
@@ -169,13 +196,7 @@ class ScenesSource(DrawnSource):
             return splits
         for kind in NEGATIVES:
             splits.test_negatives[kind], _ = fixed(TEST_SEED, options.test_samples, negatives=1.0, kinds=(kind,))
-        counts = [options.layers, *[round(SECOND_BODY * options.layers)] * (len(meshes) - 1)]
-        hands = [drawn(count, self.seed, mesh) for count, mesh in zip(counts, meshes)]
-        hands = hands if options.streaming else [stored(one) for one in hands]
-        shares = [count / sum(counts) for count in counts]
-        if options.cutouts:
-            hands.append(stored(Cutouts(options.cutouts, "train")))
-            shares = [share * (1 - options.cutouts_share) for share in shares] + [options.cutouts_share]
+        hands, shares = hands_for_scenes(options, LAYER_SIZE, self.seed, self.cache, batches_from)
         splits.train = LayerStream(hands, shares, options.train_samples, self.seed, batches_from)
         splits.validation, _ = fixed(VALIDATION_SEED, options.validation_samples)
         return splits

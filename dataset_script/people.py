@@ -1,0 +1,122 @@
+"""Whole photographs of people whose hands are marked with boxes.
+
+    people = People("people", "train", 448, "cache")
+    people[0]["boxes"]                                 # (16, 4), shares of the letterboxed square's side
+
+`annotations.json` is a COCO file.  Its images have `split` ("train", "validation" or "test"), `source` and `marked`: "by
+eye" (every hand, from the wrist to the finger tips) or "teacher" (hands that a model found; others are not marked).  Its
+annotations have `bbox`, `handedness` ("right", "left" or null), `ignore` and, where known, 21 `keypoints`.
+"""
+
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from dataset_script.files import MAX_JSON_BYTES, FileTree, parse_json
+from dataset_script.squares import Squares
+from modeling_handunet.crops import Crop
+
+PARTS = ("train", "validation", "test")
+SIDES = {"right": 0, "left": 1}
+WRIST, MIDDLE_KNUCKLE = 0, 9
+# A box round keypoints lies within the hand.  This much of its longer side, added at each edge, makes it the box that people
+# draw: the median over the hands that have both.
+MARGIN = 0.07
+# A source counts as often as this many pictures at most, since frames of one source are alike.
+SOURCE_PICTURES = 400
+
+
+def box_of_keypoints(keypoints: Tensor) -> Tensor:
+    """Boxes (..., 4), (x_min, y_min, x_max, y_max), of the hands with `keypoints` (..., 21, 2)."""
+    low, high = keypoints.amin(-2), keypoints.amax(-2)
+    margin = MARGIN * (high - low).amax(-1, keepdim=True)
+    return torch.cat([low - margin, high + margin], -1)
+
+
+class People(Dataset):
+    """The photographs of one part, letterboxed to squares of `size` pixels; with `marked`, those marked in that way alone.
+
+    Attributes: `boxes` (N, M, 4) as shares of the square's side, `class_labels` (N, M) with 0 right, 1 left, -1 not known,
+    `directions` (N, M, 2) unit vectors from the wrist to the middle knuckle or NaN, `ignore` and `present` (N, M) bool,
+    `extent` (N, 4) the photograph's own box in its square, `sizes` (N, 2) its height and width in pixels, `by_eye` (N,) bool,
+    `weights` (N,) how often to draw each.
+
+    Raises `FileNotFoundError` for a missing file and `ValueError` for annotations that are not as the module's docstring
+    says, naming them.
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike, part: str, size: int, cache_dir: str | os.PathLike, *, marked: str | None = None
+    ):
+        if part not in PARTS:
+            raise ValueError(f"part is {part!r}; choose {', '.join(PARTS)}")
+        tree = FileTree(Path(folder))
+        where = tree.where("annotations.json")
+        coco = parse_json(tree.read("annotations.json", MAX_JSON_BYTES), where)
+        try:
+            images = [row for row in coco["images"] if row["split"] == part and marked in (None, row["marked"])]
+            hands: dict[int, list] = {row["id"]: [] for row in images}
+            for hand in coco["annotations"]:
+                hands.get(hand["image_id"], []).append(hand)
+            self.names, self.sources = [row["file_name"] for row in images], [row["source"] for row in images]
+            self.by_eye = torch.tensor([row["marked"] == "by eye" for row in images])
+            self._read(images, [hands[row["id"]] for row in images])
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"{where} is not a COCO file of marked hands ({error!r})") from error
+        if not images:
+            raise ValueError(f"{where} has no image of the part {part!r}")
+        self.squares = Squares([(Path(folder) / "images" / name, None) for name in self.names], size, cache_dir)
+        self.weights = self._weights()
+
+    def _read(self, images: list[dict], hands: list[list[dict]]) -> None:
+        count, most = len(images), max([len(row) for row in hands], default=1) or 1
+        self.boxes, self.extent, self.sizes = torch.zeros(count, most, 4), torch.zeros(count, 4), torch.zeros(count, 2)
+        self.class_labels = torch.full((count, most), -1)
+        self.directions = torch.full((count, most, 2), math.nan)
+        self.ignore, self.present = (torch.zeros(count, most, dtype=torch.bool) for _ in range(2))
+        for number, (image, marked) in enumerate(zip(images, hands)):
+            width, height = image["width"], image["height"]
+            left, top, side = Crop.of_image(width, height, 1).square
+            corner = np.array([left, top] * 2)
+            self.sizes[number] = torch.tensor([height, width])
+            self.extent[number] = torch.from_numpy((np.array([0, 0, width, height]) - corner) / side)
+            for place, hand in enumerate(marked):
+                x, y, box_width, box_height = hand["bbox"]
+                box = torch.tensor([x, y, x + box_width, y + box_height], dtype=torch.float64)
+                if hand.get("keypoints"):
+                    points = torch.tensor(hand["keypoints"], dtype=torch.float64).view(21, -1)[:, :2]
+                    toward = points[MIDDLE_KNUCKLE] - points[WRIST]
+                    self.directions[number, place] = toward / toward.norm().clamp_min(1e-6)
+                    box = box if image["marked"] == "by eye" else box_of_keypoints(points)
+                box = ((box - torch.from_numpy(corner)) / side).float()
+                limits = self.extent[number]
+                self.boxes[number, place] = torch.minimum(torch.maximum(box, limits[:2].repeat(2)), limits[2:].repeat(2))
+                self.class_labels[number, place] = SIDES.get(hand["handedness"], -1)
+                self.ignore[number, place], self.present[number, place] = bool(hand["ignore"]), True
+
+    def _weights(self) -> Tensor:
+        """Half of the draws are pictures marked by eye, and no source of the others counts as more than 400."""
+        counts = {source: self.sources.count(source) for source in set(self.sources)}
+        weights = torch.tensor([min(1.0, SOURCE_PICTURES / counts[source]) for source in self.sources])
+        for group in (self.by_eye, ~self.by_eye):
+            weights[group] /= weights[group].sum().clamp_min(1e-9)
+        return weights / weights.sum()
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def labels(self, numbers: Tensor | list[int]) -> dict[str, Tensor]:
+        """The padded labels of some pictures, as `modeling_handunet/detection_losses.py` describes them."""
+        names = ("boxes", "class_labels", "directions", "ignore", "present")
+        return {name: getattr(self, name)[numbers] for name in names}
+
+    def __getitem__(self, number: int) -> dict[str, Tensor]:
+        """`image` (3, size, size) uint8, the labels of that picture, the photograph's `size` (2,) and its `index`."""
+        labels = {name: values[0] for name, values in self.labels([number]).items()}
+        image = self.squares.rows([number])["image"][0]
+        return {"image": image, **labels, "size": self.sizes[number], "index": torch.tensor(number)}
