@@ -1,6 +1,6 @@
 """What the endpoint and the Space share: images of strangers are decoded with a budget, and doubt is said in words.
 
-A stranger's image is decoded in a process of its own, which gets so much memory and so many seconds and is then killed.
+A stranger's image is decoded in a process of its own, which gets so much memory and so many seconds and is then ended.
 So an image that was built to take minutes costs its sender an answer, and nobody else anything.
 
 This file imports Pillow only, because each of those processes runs it: `python serving.py IMAGES_FILE PIXELS`, where
@@ -12,11 +12,14 @@ import contextlib
 import importlib.util
 import io
 import json
+import math
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
+import time
 import warnings
 import weakref
 
@@ -25,7 +28,8 @@ from PIL import Image
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF")  # what cameras, phones and browsers make; JPEG: MPO too
 MAX_BYTES = 32 * 1024**2
 MAX_SCANS = 100  # of a JPEG; photographs have 1 to about 10
-MAX_SECONDS = 5.0  # to decode an image; a photograph of 25 megapixels takes a third of one
+MAX_SECONDS = 5.0  # of processor time, to decode an image; a photograph of 25 megapixels takes a third of one
+PATIENCE = 4  # times as long may it take by the clock, because the machine may be busy
 START_SECONDS = 60.0  # for a process to start on a busy machine
 MAX_MESSAGE = 500  # characters
 # Below this mean score there is no clear hand: a score is the chance that a keypoint is correct, so fewer than one in four
@@ -82,7 +86,8 @@ class Decoders:
             raise too_many_bytes(len(data))
         with self._free:
             process = self._take()
-            answer = process.ask({"bytes": len(data), "text": is_text, "most_pixels": most_pixels}, data, seconds)
+            request = {"bytes": len(data), "text": is_text, "most_pixels": most_pixels, "seconds": seconds}
+            answer = process.ask(request, data)
             if answer is None:
                 process.close()
                 self._idle.append(_Process(self.command))
@@ -115,13 +120,13 @@ class _Process:
     def is_alive(self) -> bool:
         return self.process.poll() is None
 
-    def ask(self, request: dict, data: bytes, seconds: float) -> dict | None:
+    def ask(self, request: dict, data: bytes) -> dict | None:
         """The answer, or None if the process did not give one in time and is dead now."""
         try:
             if not self.is_ready:
                 with self._killed_after(START_SECONDS):
                     self.is_ready = bool(self.process.stdout.readline())
-            with self._killed_after(seconds):
+            with self._killed_after(PATIENCE * request["seconds"]):
                 self.process.stdin.write(json.dumps(request).encode() + b"\n")
                 self.process.stdin.write(data)
                 self.process.stdin.flush()
@@ -150,7 +155,7 @@ class _Process:
 
     def close(self) -> None:
         self.process.kill()
-        self.process.wait()
+        self.was_too_slow |= self.process.wait() == -getattr(signal, "SIGXCPU", 0)
         for pipe in (self.process.stdin, self.process.stdout):
             with contextlib.suppress(OSError):
                 pipe.close()
@@ -205,9 +210,11 @@ def main(images_file: str, most_pixels: str) -> None:
     images = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(images)
     warnings.simplefilter("ignore")  # among them Pillow's about many pixels, for which this file has a limit
-    with contextlib.suppress(ImportError, ValueError, OSError):  # not on every system
+    try:
         import resource
-
+    except ImportError:  # not on every system
+        resource = None
+    else:
         memory = 2**29 + 32 * int(most_pixels)  # Pillow's WebP takes the most, about 20 bytes a pixel
         resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     receive, send = sys.stdin.buffer, sys.stdout.buffer
@@ -216,6 +223,9 @@ def main(images_file: str, most_pixels: str) -> None:
     send.flush()
     while line := receive.readline():
         request = json.loads(line)
+        if resource:  # beyond it the system ends this process
+            spent = math.ceil(time.process_time() + max(request["seconds"], 0)) + 1
+            resource.setrlimit(resource.RLIMIT_CPU, (spent, resource.getrlimit(resource.RLIMIT_CPU)[1]))
         data, pixels = receive.read(request["bytes"]), b""
         if len(data) < request["bytes"]:
             return

@@ -28,6 +28,7 @@ from transformers import pipeline
 
 from modeling_handunet import HandUNetConfig, HandUNetForPoseEstimation, HandUNetImageProcessor
 from tests.hub_server import WITHOUT_THE_PACKAGE
+from tools import load_test
 
 ENDPOINT = Path(__file__).resolve().parents[1] / "demo" / "endpoint"
 BOXES = [[20.0, 15.0, 40.0, 30.0], [60.5, 40.0, 25.0, 50.0]]
@@ -559,3 +560,11 @@ def test_the_health_check_runs_the_model_but_not_for_everybody_who_asks(serve, h
         assert status == 503 and "cannot answer" in answer["error"] and "retry-after" in headers
         assert ask(port, "GET", "/health")[0] == 200
     assert "the weights are gone" in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_ordinary_visitors_are_answered_while_bombs_and_slow_clients_come(folder, capfd):
+    load_test.main(["--model", str(folder), "--seconds", "6", "--visitors", "2", "--bombs", "2", "--slow", "10"])
+    printed = capfd.readouterr().out
+    assert re.search(r"together: \d+ requests .* median wait [\d.]+ s, worst [\d.]+ s, without an answer 0", printed)
+    assert "JPEG of 5000 scans: 413" in printed

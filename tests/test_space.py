@@ -46,6 +46,50 @@ def test_the_spaces_metadata_and_files_fit_each_other():
         assert path.stat().st_size < 50_000 and example["handedness"] in ("right", "left")
 
 
+@pytest.fixture(scope="module")
+def app():
+    """The module app.py."""
+    pytest.importorskip("gradio", reason="Gradio is not installed: pip install -e '.[space]'")
+    spec = importlib.util.spec_from_file_location("app", SPACE / "app.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+LIMITS = """
+import json, runpy, sys
+app = runpy.run_path(sys.argv[1])
+page = app["build_app"](app["Model"]("nowhere"))
+functions = {one.name: [one.concurrency_id, one.concurrency_limit, one.show_progress] for one in page.fns.values()}
+print(json.dumps([page._queue.max_size, app["MAX_WAITING"], app["AT_ONCE"], functions]))
+"""
+
+
+def test_few_visitors_are_answered_at_once_and_the_others_wait_in_a_queue_that_ends(tmp_path):
+    if importlib.util.find_spec("gradio") is None:
+        pytest.skip("Gradio is not installed: pip install -e '.[space]'")
+    command = [sys.executable, "-c", LIMITS, str(SPACE / "app.py")]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "GRADIO_TEMP_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    waiting, most_waiting, at_once, functions = json.loads(done.stdout)
+    assert waiting == most_waiting
+    for name in ("open_photo", "find_keypoints"):  # they share their places
+        assert functions[name][:2] == ["photographs", at_once]
+        assert functions[name][2] != "hidden"  # Gradio shows the number in the queue there
+
+
+def test_a_guess_is_drawn_fainter_than_a_hand_and_labelled(app):
+    photo = Image.new("RGB", (640, 480), (40, 40, 40))
+    points = [(300 + 10 * (index % 5), 250 + 8 * index) for index in range(21)]
+    hand, guess = app.draw_hand(photo, points), app.draw_guess(photo, points, "No clear hand")
+    hand, guess = (np.abs(np.asarray(image, int) - 40).max(2) for image in (hand, guess))
+    assert 0 < guess[250:450].max() < 0.5 * hand[250:450].max()
+    assert guess[:240].max() > 150 and hand[:240].max() == 0  # the label, above the guess
+    far = app.draw_guess(photo, [(-5000.0, -5000.0)] * 21, "No clear hand")
+    assert np.abs(np.asarray(far, int) - 40).max() > 150  # also for keypoints outside
+
+
 @contextlib.contextmanager
 def served(model: Path, folder: Path, **variables: str):
     """The address of the app in a process of its own, on `model`."""
@@ -385,6 +429,19 @@ def test_bad_files_are_answered_with_a_sentence_and_good_ones_work_afterwards(pa
         page.wait_for_function("document.querySelector('#stage output').textContent.startsWith('405')")
         choose("film.tiff", png(hand[0], "TIFF"))
         says(page, "choose a JPEG, PNG, WebP or AVIF")
+
+
+@pytest.mark.slow
+def test_a_box_without_a_clear_hand_is_answered_in_words(chromium, tmp_path):
+    Image.new("RGB", (300, 300), (90, 120, 60)).save(tmp_path / "lawn.png")
+    with served(ROOT / "weights" / "handunet-base", tmp_path) as address, opened(chromium, address) as page:
+        page.set_input_files("#stage input[type=file]", tmp_path / "lawn.png")
+        says(page, "Draw a box")
+        page.click("#find")
+        says(page, "No clear right hand here: only ")
+        page.locator("#summary", has_text="What is drawn faintly is a guess").wait_for()
+        (hand,) = json.loads(download(page, "#json"))["hands"]
+        assert hand["score"] < 0.25 and hand["note"].endswith("Draw a box close round one hand.")
 
 
 @pytest.mark.slow
