@@ -24,6 +24,7 @@ CODE = {
     "pipeline_handunet.py",
     "versions.py",
 }
+PROCESSOR = {"crops.py", "heatmaps.py", "image_processing_handunet.py"}  # comes with a processor only
 DATA = {"config.json", "model.safetensors", "preprocessor_config.json"}
 
 PUSH = """
@@ -215,8 +216,7 @@ def test_a_push_that_broke_off_left_the_older_model_as_it_was(pushed):
     assert len(hub.commits("tester/flaky")) == 2  # the creation and the push before
     before = hub.files("tester/parts", revision=answers["shas"][0])
     files = {name: content for name, content in hub.files("tester/flaky").items() if name in CODE | DATA}
-    of_model = CODE - {"crops.py", "heatmaps.py", "image_processing_handunet.py"}  # these come with the processor
-    assert files == {name: before[name] for name in of_model | {"config.json", "model.safetensors"}}
+    assert files == {name: before[name] for name in CODE - PROCESSOR | {"config.json", "model.safetensors"}}
 
 
 def test_what_was_pulled_is_pushed_again_whole_and_needs_no_other_repository(pushed, tmp_path):

@@ -132,7 +132,7 @@ def test_eval_only_gives_the_figures_of_the_run(trained, tmp_path):
     assert title == f"{trained.output / 'model'} on synthetic hands (easy): 6 hands"
     assert len({len(line) for line in (head, every, *groups, mean)}) == 1  # columns are aligned
     assert every.split()[:3] == ["all", "6", f"{metrics['test']['mean_error_over_box']:.3f}"]
-    assert [line.split()[0] for line in groups] == list(figures["by_background"])
+    assert [line.split("  ")[0] for line in groups] == list(figures["by_background"])
     assert mean.startswith("mean over backgrounds")
 
 
