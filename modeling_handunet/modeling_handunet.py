@@ -112,7 +112,8 @@ class HandUNetPreTrainedModel(PreTrainedModel):
             )
         if problems:
             logger.warning(f"Initialised or left out, from {pretrained_model_name_or_path}: {'; '.join(problems)}.")
-        not_finite = [name for name, tensor in model.state_dict().items() if not torch.isfinite(tensor).all()]
+        tensors = {name: tensor for name, tensor in model.state_dict().items() if tensor.device.type != "meta"}
+        not_finite = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
         if not_finite:
             raise ValueError(
                 f"The weights in {pretrained_model_name_or_path} hold NaN or infinite values in {_enumerate(not_finite)}: "

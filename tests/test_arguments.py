@@ -67,7 +67,9 @@ def test_every_recipe_is_taken(recipe):
     given += ["--init", "M"] if "--init" in words else []  # the recipe's own start is in no clone
     args = parse_arguments([f"@{recipe}", *given])
     assert args.optimisation.learning_rate == float(words[words.index("--learning_rate") + 1])
-    if recipe.stem.startswith("handunet"):
+    if recipe.stem == "handunet-detector":
+        assert args.data.dataset == ["people"] and args.model.task == "detection"
+    elif recipe.stem.startswith("handunet"):
         assert args.data.dataset == ["scenes", "photographs"] and args.data.shares[1] == 0.7
 
 
