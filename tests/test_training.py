@@ -493,7 +493,7 @@ def test_the_documented_way_to_freihand_starts_from_the_repositorys_weights(tmp_
     if backgrounds == "all":
         errors = {name: part["mean_error_percent"] for name, part in metrics["test_by_group"].items()}
         assert figures["worst_over_green_screen"] == max(errors.values()) / errors["green_screen"]
-        assert "The worst background has" in card
+        assert "The error on the worst background is" in card
 
 
 @pytest.mark.slow
