@@ -196,7 +196,7 @@ class _Categories:
 
     def that_orders(self, entry: dict) -> dict | None:
         """The category by whose names the keypoints of an annotation are ordered."""
-        category = self.of(entry)
+        category = self.of(entry) if entry.get("category_id") is not None else None
         if category is None and self.several_orders:
             raise ValueError(
                 f"has the category_id {reprlib.repr(entry.get('category_id'))}, and the categories order their keypoints "

@@ -180,6 +180,16 @@ def test_keypoint_names_that_say_something_else_are_refused(tmp_path, names, mes
         read(tmp_path, {"keypoints": keypoints(), "category_id": 1}, categories=categories)
 
 
+def test_an_annotation_without_a_category_is_read_by_the_only_one_that_names_21_keypoints(tmp_path):
+    orders = [["wrist"], [*by_finger(4, 3, 2, 1), "wrist"]]
+    for names, wrist in zip(orders, ([40, 30], [80, 70])):
+        (hand,), _ = read(tmp_path, {"keypoints": keypoints()}, categories=[{"id": 1, "name": "left_hand", "keypoints": names}])
+        assert hand["uv"][0].tolist() == wrist and hand["handedness"] == "left"
+    categories = [{"id": 1, "keypoints": MEDIAPIPE}, {"id": 2, "keypoints": orders[1]}]
+    with pytest.raises(ValueError, match="annotation 1 has the category_id None, and the categories order their keypoints"):
+        read(tmp_path, {"keypoints": keypoints()}, categories=categories)
+
+
 # Where
 
 
