@@ -52,6 +52,7 @@ from dataset_script.files import image_size
 from dataset_script.synthetic.gltf import load_gltf_hand
 from modeling_handunet import HandUNetConfig, HandUNetForPoseEstimation, HandUNetImageProcessor
 from modeling_handunet.images import load_image
+from modeling_handunet.keypoints import KEYPOINT_NAMES
 
 ROOT = Path(__file__).resolve().parents[1]
 DRAWN = ROOT / "demo" / "space" / "examples"
@@ -459,7 +460,7 @@ def make_coco(corpus: dict[str, bytes], draw: random.Random, folder: Path) -> No
         annotations.append({"id": number, "image_id": number, "keypoints": points, "handedness": ("right", "left")[number % 2]})
         if number:
             annotations[-1]["bbox"] = [5, 10, 40, 20.5]
-    coco = {"images": images, "annotations": annotations, "categories": [{"id": 1, "keypoints": ["wrist"]}]}
+    coco = {"images": images, "annotations": annotations, "categories": [{"id": 1, "keypoints": list(KEYPOINT_NAMES)}]}
     if draw.random() < 0.3:
         (folder / "images" / "c.jpg").write_bytes(damaged_photograph(draw, corpus))
         text = json.dumps(coco).encode()
