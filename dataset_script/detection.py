@@ -18,13 +18,14 @@ from dataset_script import counter_rng
 from dataset_script.affine import apply, rotation
 from dataset_script.caches import DeviceRows
 from dataset_script.detection_scenes import DetectionScenes, cut_boxes, halved, look_up, photo_parts
+from dataset_script.hand_tiles import HandTiles
 from dataset_script.jpeg import compress
 from dataset_script.people import People
 from dataset_script.squares import Squares
 from dataset_script.synthetic.compositing import soften
 from modeling_handunet.detection_losses import empty_labels
 
-KINDS = ("people", "scene", "background")
+KINDS = ("people", "scene", "background", "tiles")
 GREY = (0.299, 0.587, 0.114)
 # A hand smaller than this share of the picture's side is ignored: nobody marked all of them.
 LEAST_HAND = 0.028
@@ -190,12 +191,14 @@ class Looks:
 
 @dataclass(frozen=True)
 class DetectionSamples:
-    """Pictures of people, scenes of drawn and cut-out hands, and backgrounds, by `shares` in the order of `KINDS`."""
+    """Pictures of people, scenes of drawn and cut-out hands, backgrounds, and tiles of close photographs, by `shares` in the
+    order of `KINDS`; a kind without its source has none."""
 
     size: int
     people: PeopleViews | None
     scenes: DetectionScenes
-    shares: tuple[float, float, float] = (0.55, 0.37, 0.08)
+    tiles: HandTiles | None = None
+    shares: tuple[float, ...] = (0.5, 0.22, 0.06, 0.22)
     max_hands: int = 16
     looks: Looks = field(default_factory=Looks)
 
@@ -204,8 +207,9 @@ class DetectionSamples:
         """The samples of `keys` (B, 2): `image` (B, 3, size, size) uint8, padded labels with room for `max_hands`, and
         `kind` (B,), the index in `KINDS`."""
         shares = torch.tensor(self.shares, device=keys.device)
-        if self.people is None:
-            shares[0] = 0
+        for number, source in ((0, self.people), (3, self.tiles)):
+            if source is None:
+                shares[number] = 0
         kind = torch.bucketize(counter_rng.uniform(keys, "kind"), shares.cumsum(0)[:-1] / shares.sum(), right=True)
         images = torch.empty(len(keys), 3, self.size, self.size, device=keys.device)
         labels = empty_labels(len(keys), self.max_hands, keys.device)
@@ -214,7 +218,10 @@ class DetectionSamples:
             if not len(chosen):
                 continue
             mine = keys[chosen]
-            made = self.people(mine, self.size) if name == "people" else self.scenes(mine, hands=name == "scene")
+            if name in ("people", "tiles"):
+                made = getattr(self, name)(mine, self.size)
+            else:
+                made = self.scenes(mine, hands=name == "scene")
             images[chosen] = made[0]
             for field_name, values in made[1].items():
                 count = min(values.shape[1], self.max_hands)

@@ -136,8 +136,11 @@ class Photographs:
 
     def sample(self, keys: Tensor, purpose: str = "photograph") -> Tensor:
         """Rows (B,) drawn by `weights`, each a function of its key of `keys` (B, 2) and of `purpose` alone."""
-        place = counter_rng.uniform(keys, purpose).double() * self._ends[-1]
-        return torch.searchsorted(self._ends, place, right=True).clamp(max=len(self) - 1)
+        return self.draw(counter_rng.uniform(keys, purpose))
+
+    def draw(self, numbers: Tensor) -> Tensor:
+        """Rows (B,) by `weights`, from `numbers` (B,) that are uniform in [0, 1)."""
+        return torch.searchsorted(self._ends, numbers.double() * self._ends[-1], right=True).clamp(max=len(self) - 1)
 
     def to(self, device: str | torch.device) -> "Photographs":
         """The same photographs in the memory of a device."""

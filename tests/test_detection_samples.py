@@ -14,6 +14,7 @@ from dataset_script.augmentation import augmentation_keys
 from dataset_script.caches import DeviceRows
 from dataset_script.detection import DetectionSamples, Looks, PeopleViews
 from dataset_script.detection_scenes import DetectionScenes, cut_boxes, hide_behind_strips, look_up, paint_strip
+from dataset_script.hand_tiles import HandTiles
 from dataset_script.layers import HandLayers
 from dataset_script.people import People, box_of_keypoints
 from dataset_script.squares import Squares, background_squares, squares_on_device
@@ -210,13 +211,13 @@ class TestSamples:
             torch.testing.assert_close(again[name], batch[name][[7, 2]], equal_nan=True)
 
     def test_the_kinds_come_by_their_shares(self, samples):
-        kind = dataclasses.replace(samples, shares=(0.5, 0.0, 0.5), looks=PLAIN)(keys(60))["kind"]
+        kind = dataclasses.replace(samples, shares=(0.5, 0.0, 0.5, 0.0), looks=PLAIN)(keys(60))["kind"]
         assert 15 < (kind == 0).sum() < 45 and not (kind == 1).any()
         alone = dataclasses.replace(samples, people=None)(keys(20))
         assert not (alone["kind"] == 0).any()
 
     def test_backgrounds_have_no_hands(self, samples):
-        assert not dataclasses.replace(samples, shares=(0.0, 0.0, 1.0))(keys(8))["present"].any()
+        assert not dataclasses.replace(samples, shares=(0.0, 0.0, 1.0, 0.0))(keys(8))["present"].any()
 
     def test_looks_change_colours_but_not_places(self, samples):
         plain = dataclasses.replace(samples, looks=PLAIN)(keys(8))
@@ -224,6 +225,51 @@ class TestSamples:
         assert not torch.equal(plain["image"], changed["image"]) and torch.equal(plain["boxes"], changed["boxes"])
         images = torch.rand(4, 3, 32, 32)
         torch.testing.assert_close(PLAIN(images.clone(), keys(4)), images, atol=1e-5, rtol=0)
+
+
+class Squares224:
+    """Two hands as `Photographs` has them: red squares on blue, the second with its wrist to the right."""
+
+    def __init__(self):
+        self.points = torch.full((2, 21, 2), 112.0)
+        self.points[:, 1], self.points[:, 2] = torch.tensor([72.0, 82.0]), torch.tensor([152.0, 142.0])
+        self.points[0, 0], self.points[1, 0] = torch.tensor([112.0, 142.0]), torch.tensor([152.0, 112.0])
+        self.images = torch.zeros(2, 3, 224, 224, dtype=torch.uint8)
+        self.images[:, 2] = 255
+        self.images[:, :, 82:142, 72:152] = torch.tensor([255, 0, 0], dtype=torch.uint8)[:, None, None]
+
+    def draw(self, numbers):
+        return (numbers * 2).long()
+
+    def rows(self, numbers):
+        return {"image": self.images[numbers], "keypoints": self.points[numbers]}
+
+
+class TestTiles:
+    @pytest.mark.parametrize("side", [1, 2, 3, 4])
+    def test_boxes_sides_and_directions_go_with_the_tiles(self, photos, side):
+        grids = tuple(float(number == side) for number in range(1, 5))
+        images, labels = HandTiles(Squares224(), photos, grids=grids, angle=0.0, empty=0.0)(keys(8), SIZE)
+        assert labels["present"].sum(1).tolist() == [side**2] * 8
+        for image, boxes, sides, toward in zip(images, labels["boxes"], labels["class_labels"], labels["directions"]):
+            red = (image[0] > 0.5) & (image[2] < 0.5)
+            for box, left, (x, y) in list(zip(boxes, sides, toward))[: side**2]:
+                low, high = (box * SIZE).view(2, 2).round().int().tolist()
+                part = red[low[1] : high[1], low[0] : high[0]]
+                assert part.float().mean() > 0.5  # the margin is blue
+                part.zero_()
+                assert (round(float(x)), round(float(y))) in ((0, -1), (1 if left else -1, 0))
+            assert not red.any()
+        assert set(labels["class_labels"][labels["present"]].tolist()) == {0, 1}
+
+    def test_tiles_without_a_hand_are_parts_of_photographs(self, photos):
+        images, labels = HandTiles(Squares224(), photos, grids=(0, 1), empty=1.0)(keys(4), SIZE)
+        assert not labels["present"].any() and labels["directions"].isnan().all() and images.std() > 0.1
+
+    def test_they_are_a_kind_of_sample(self, people, photos, scenes):
+        tiles = HandTiles(Squares224(), photos)
+        batch = DetectionSamples(SIZE, PeopleViews(people, photos), scenes, tiles, shares=(0, 0, 0, 1.0))(keys(6))
+        assert (batch["kind"] == 3).all() and batch["present"].any()
 
 
 def test_boxes_are_cut_to_the_picture():

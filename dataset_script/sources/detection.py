@@ -10,8 +10,10 @@ from dataset_script.augmentation import augmentation_keys
 from dataset_script.caches import DeviceRows
 from dataset_script.detection import DetectionSamples, PeopleViews
 from dataset_script.detection_scenes import DetectionScenes
+from dataset_script.hand_tiles import HandTiles
 from dataset_script.layers import layer_rows
 from dataset_script.people import People
+from dataset_script.photographs import Photographs
 from dataset_script.sources.base import Description, Items, Rule, Splits, Stream, option
 from dataset_script.sources.photographs import rows_of, spread
 from dataset_script.sources.scenes import ScenesOptions, gpu_has_room, hands_for_scenes
@@ -29,6 +31,7 @@ class PeopleOptions(ScenesOptions):
     """Where the photographs of people are; the scenes' options say which hands are put into pictures."""
 
     people: str | None = option(None, "people: a folder of photographs with boxes round hands, as `dataset_script.people` says")
+    hand_tiles: str | None = option(None, "people: a folder as --photographs names, of close hands laid side by side")
 
 
 class DetectionInputs(NamedTuple):
@@ -87,7 +90,7 @@ class PeopleSource(DrawnSource):
     task = "detection"
     Options = PeopleOptions
     defaults = {"layers": 4000, "train_samples": 10_000, "epochs": 30, "batch_size": 32, "augmentation": 0.0}
-    places = ("cache_dir", "people", "hand_mesh", "cutouts", "photos")
+    places = ("cache_dir", "people", "hand_tiles", "hand_mesh", "cutouts", "photos")
 
     @classmethod
     def is_named_by(cls, options) -> bool:
@@ -141,7 +144,11 @@ class PeopleSource(DrawnSource):
         hands, shares = hands_for_scenes(options, stored_side(LAYER_SIDE, size), self.seed, self.cache, device, variants=1)
         hands = [NewLayers(one, device) if isinstance(one, SyntheticHands) else one for one in hands]
         scenes = DetectionScenes(size, hands, photos, tuple(shares))
-        return DetectionSamples(size, PeopleViews(people, photos, fastest(people.squares)), scenes)
+        tiles = None
+        if options.hand_tiles:
+            photographs = Photographs(options.hand_tiles, "train", cache_dir=self.cache)
+            tiles = HandTiles(photographs.to(device) if device.type != "cpu" else photographs, photos)
+        return DetectionSamples(size, PeopleViews(people, photos, fastest(people.squares)), scenes, tiles)
 
     def make_inputs(self, batch: dict, keys: Tensor) -> DetectionInputs:
         """A training batch's pictures and labels; the stream has drawn them by such keys."""
