@@ -38,7 +38,7 @@ class PeopleViews:
     people: People
     photos: Squares | DeviceRows | None  # lie around photographs that are seen from farther away
     pictures: Squares | DeviceRows | None = None  # those of `people`, where they are read from faster
-    zoomed: float = 0.65  # share that is zoomed so that one hand gets a size of `hand`
+    zoomed: float = 0.4  # share that is zoomed so that one hand gets a size of `hand`
     hand: tuple[float, float] = (0.045, 0.75)  # log-uniform
     zoom: tuple[float, float] = (0.3, 4.0)  # sides of the part that is seen at most, of the letterboxed photograph's
     angle: float = 15.0  # degrees, either way, for half of them
@@ -198,7 +198,7 @@ class DetectionSamples:
     people: PeopleViews | None
     scenes: DetectionScenes
     tiles: HandTiles | None = None
-    shares: tuple[float, ...] = (0.5, 0.22, 0.06, 0.22)
+    shares: tuple[float, ...] = (0.75, 0.11, 0.04, 0.10)
     max_hands: int = 16
     looks: Looks = field(default_factory=Looks)
 

@@ -29,6 +29,7 @@ WRIST, MIDDLE_KNUCKLE = 0, 9
 MARGIN = 0.07
 # A source counts as often as this many pictures at most, since frames of one source are alike.
 SOURCE_PICTURES = 400
+BY_EYE = 0.65  # share of the draws that are pictures marked by eye
 
 
 def box_of_keypoints(keypoints: Tensor) -> Tensor:
@@ -100,11 +101,11 @@ class People(Dataset):
                 self.ignore[number, place], self.present[number, place] = bool(hand["ignore"]), True
 
     def _weights(self) -> Tensor:
-        """Half of the draws are pictures marked by eye, and no source of the others counts as more than 400."""
+        """`BY_EYE` of the draws are pictures marked by eye, and no source counts as more than 400."""
         counts = {source: self.sources.count(source) for source in set(self.sources)}
         weights = torch.tensor([min(1.0, SOURCE_PICTURES / counts[source]) for source in self.sources])
-        for group in (self.by_eye, ~self.by_eye):
-            weights[group] /= weights[group].sum().clamp_min(1e-9)
+        for group, share in ((self.by_eye, BY_EYE), (~self.by_eye, 1 - BY_EYE)):
+            weights[group] *= share / weights[group].sum().clamp_min(1e-9)
         return weights / weights.sum()
 
     def __len__(self) -> int:
