@@ -28,6 +28,9 @@ class HandUNetConfig(PreTrainedConfig):
             Bones as pairs of keypoint indices; for drawing only.
         id2label (`dict[int, str]`):
             Keypoint names by index; their number is the number of heatmaps.  Defaults to the 21 of a hand.
+        detector (`str`, defaults to `"detector"`):
+            Where the hand detector lies that finds hands for this model: a folder, seen from the model's own folder or
+            repository (such as `"../handunet-detector"`), or an id on the Hub, USER/NAME.
 
     Raises `huggingface_hub.errors.StrictDataclassError` or `ValueError` when a field has the wrong type or does not fit
     another one.
@@ -42,6 +45,7 @@ class HandUNetConfig(PreTrainedConfig):
     hidden_sizes: list[int] | tuple[int, ...] = (16, 32, 64, 128)
     sigma: float | int = 3.0
     skeleton: list[list[int]] | tuple[tuple[int, int], ...] | tuple[list[int], ...] = SKELETON
+    detector: str = "detector"
 
     def __post_init__(self, **kwargs):
         if self.pipeline_is_registered:

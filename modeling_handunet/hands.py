@@ -1,7 +1,7 @@
 """From a photograph to its hands: detect, crop, read, look again, and two answers of one hand become one.
 
-These are rules on numbers, without torch and transformers.  Whatever runs the two networks ([`HandModels`]: torch or
-onnxruntime) follows them by [`find_hands`], and the pipeline for many photographs at a time by [`steps`].
+These are rules on numbers, without torch and transformers.  Whatever runs the two networks ([`HandModels`]: `TorchHands` in
+torch_hands.py, or onnxruntime) follows them by [`find_hands`], and the pipeline for many photographs at a time by [`steps`].
 
 Boxes here are (x_min, y_min, x_max, y_max) in pixels of the upright photograph, but (x, y, width, height) where callers give
 them.  Sides are "right" and "left".

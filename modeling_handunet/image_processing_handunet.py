@@ -158,6 +158,15 @@ class HandUNetImageProcessor(PilBackend):
         hands = self._place_hands(boxes, sizes or [None] * len(boxes), handedness, size)
         if (count := sum(map(len, hands))) != len(heatmaps):
             raise ValueError(f"Got the heatmaps of {len(heatmaps)} hands, but boxes or target sizes for {count}.")
+        keypoints, scores = self.decode(heatmaps, method)
+        decoded = zip(keypoints.double(), scores)
+        return [[_pose(crop, corners, *next(decoded), threshold) for crop, corners in placed] for placed in hands]
+
+    def decode(self, heatmaps: torch.Tensor, method: str = "local") -> tuple[torch.Tensor, torch.Tensor]:
+        """Keypoints (hands, 21, 2) in pixels of the crop and scores (hands, 21), on the CPU, from the network's heatmaps.
+
+        Raises `ValueError` for a heatmap with NaN.
+        """
         keypoints, scores = (values.cpu() for values in decode_heatmaps(heatmaps.detach(), method))
         if not scores.all():  # a score is 0 where a heatmap holds NaN, else hardly ever
             for hand in heatmaps.isnan().flatten(1).any(1).nonzero().flatten().tolist():
@@ -165,9 +174,7 @@ class HandUNetImageProcessor(PilBackend):
                     f"The network answered NaN for hand {hand}, so it has no keypoints. Its weights are damaged, or its dtype "
                     "is too small for them: load them again, in float32."
                 )
-        scores = calibrate_scores(scores, self.temperature)  # (hands, 21)
-        decoded = zip(keypoints.double(), scores)
-        return [[_pose(crop, corners, *next(decoded), threshold) for crop, corners in placed] for placed in hands]
+        return keypoints, calibrate_scores(scores, self.temperature)
 
     def _place_hands(self, boxes, sizes, handedness, size: int) -> list[list[tuple[Crop, tuple[float, ...]]]]:
         """Per image, per hand: its crop of `size` px, and its box (or the whole image) as (x_min, y_min, x_max, y_max).
