@@ -16,11 +16,10 @@ from PIL import Image
 
 from .crops import Crop, check_box
 from .keypoints import describe_hand
-from .nesting import HANDEDNESS, as_lists
+from .nesting import HANDEDNESS, WHOLE_IMAGE, boxes_by_image, count_hands, handedness_by_image
 
 # Detections of a lower score are no hands.
 DETECTION_THRESHOLD = 0.3
-WHOLE_IMAGE = "image"  # instead of boxes: the photograph is the crop of one hand
 # Two found hands are one if their keypoints lie, on average, within this share of the larger one's size.
 SAME_HAND = 0.2
 
@@ -138,9 +137,11 @@ def steps(
         raise ValueError(f"detection_threshold={detection_threshold!r}: give a number from 0 to 1.")
     if max_hands is not None and (max_hands != int(max_hands) or max_hands < 1):
         raise ValueError(f"max_hands={max_hands!r}: give a whole number from 1 on, or None for all.")
+    (boxes,) = boxes_by_image(boxes, 1)
+    (handedness,) = handedness_by_image(handedness, [count_hands(boxes)])
     if boxes is None:
-        found = yield from _ask_detector(handedness)
-        waiting = [found_place(hand, image_size, box_fill, handedness) for hand in found if hand.score >= detection_threshold]
+        found = [hand for hand in (yield None) if hand.score >= detection_threshold]
+        waiting = [found_place(hand, image_size, box_fill, handedness[0]) for hand in found]
     else:
         waiting = given_places(photo_size, boxes, handedness, image_size, box_fill)
     hands: list[tuple[Place, Reading]] = []
@@ -152,12 +153,6 @@ def steps(
             if not is_known:
                 hands.append((place, reading))
     return [_describe(place, reading, keypoint_names) for place, reading in hands]
-
-
-def _ask_detector(handedness):
-    if handedness not in (None, *HANDEDNESS):
-        raise ValueError(f"handedness={handedness!r}: without boxes give 'right' or 'left' for all hands, or nothing.")
-    return (yield None)
 
 
 def _read_places(places: list[Place]):
@@ -184,30 +179,19 @@ def found_place(hand: FoundHand, image_size: int, box_fill: float, handedness: s
 
 
 def given_places(photo_size: tuple[int, int], boxes, handedness, image_size: int, box_fill: float) -> list[Place]:
-    """Where the hands are that the caller gave by boxes (x, y, width, height) or by "image"."""
-    boxes = as_lists(boxes)
-    is_whole = isinstance(boxes, str) and boxes == WHOLE_IMAGE
-    if not is_whole and not isinstance(boxes, list):
-        raise ValueError(f"boxes={boxes!r}: give a list of boxes (x, y, width, height), {WHOLE_IMAGE!r}, or None.")
-    count = 1 if is_whole else len(boxes)
-    known = as_lists(handedness)
-    known = known if isinstance(known, list) else [known] * count
-    if len(known) != count:
-        raise ValueError(f"Got handedness for {len(known)} hands, but {count} boxes.")
+    """Where the hands are that the caller gave by boxes (x, y, width, height) or by "image", with each one's handedness."""
     places = []
-    for index, hand in enumerate(known):
-        if hand not in (None, *HANDEDNESS):
-            raise ValueError(f"handedness={hand!r}: a hand is 'right' or 'left'.")
+    for box, hand in zip([None] if boxes == WHOLE_IMAGE else boxes, handedness, strict=True):
         possible = HANDEDNESS if hand is None else (hand,)
-        if is_whole:
-            box = (0.0, 0.0, *map(float, photo_size))
+        if box is None:
+            corners = (0.0, 0.0, *map(float, photo_size))
             crops = [Crop.of_image(*photo_size, image_size, mirrored=side == "left") for side in possible]
         else:
-            check_box(boxes[index], *photo_size)
-            x, y, width, height = map(float, boxes[index])
-            box = (x, y, x + width, y + height)
-            crops = [box_crop(box, side, image_size, box_fill) for side in possible]
-        places.append(Place(box, crops))
+            check_box(box, *photo_size)
+            x, y, width, height = map(float, box)
+            corners = (x, y, x + width, y + height)
+            crops = [box_crop(corners, side, image_size, box_fill) for side in possible]
+        places.append(Place(corners, crops))
     return places
 
 
@@ -235,7 +219,6 @@ def is_same_hand(one: Reading, other: Reading) -> bool:
 
 __all__ = [
     "DETECTION_THRESHOLD",
-    "WHOLE_IMAGE",
     "FoundHand",
     "HandModels",
     "box_crop",

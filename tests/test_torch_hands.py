@@ -1,24 +1,12 @@
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from modeling_handunet import HandUNetDetectorConfig, HandUNetForObjectDetection, HandUNetImageProcessor
+from modeling_handunet import HandUNetForPoseEstimation, HandUNetImageProcessor
 from modeling_handunet.crops import Crop
 from modeling_handunet.image_processing_handunet_detector import HandUNetDetectorImageProcessor
 from modeling_handunet.torch_hands import TorchHands
-from tests.small_model import small_network
-
-
-def small_detector(seed: int = 0) -> HandUNetForObjectDetection:
-    """A detector of random weights whose answers depend on the photograph."""
-    torch.manual_seed(seed)
-    config = HandUNetDetectorConfig(image_size=64, hidden_sizes=(4, 8, 8), decoder_sizes=(8,))
-    model = HandUNetForObjectDetection(config)
-    with torch.no_grad():
-        model(torch.randn(8, 3, 64, 64))
-        model.head.weight *= 6
-    return model.eval()
+from tests.small_model import small_detector, small_network
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +39,6 @@ def test_both_networks_answer_in_pixels_of_the_photograph(photo):
 
 
 def test_the_detector_lies_where_the_pose_model_says(tmp_path, photo):
-    from modeling_handunet import HandUNetForPoseEstimation
-
     pose = small_network()
     pose.config.detector = "../finder"
     pose.save_pretrained(tmp_path / "pose")
