@@ -1,5 +1,6 @@
 """`pipeline("keypoint-detection")`: photographs in, named keypoints with scores out."""
 
+import os
 from collections.abc import Sized
 from itertools import islice
 from types import GeneratorType
@@ -99,6 +100,18 @@ class HandKeypointDetectionPipeline(Pipeline):
         if not isinstance(inputs, (list, dict, Dataset, GeneratorType)):
             inputs = (item for item in inputs)  # transformers streams only from these types
         return super().__call__(inputs, **kwargs)
+
+    def save_pretrained(self, save_directory, **kwargs):
+        """As in transformers; the detector is saved into the folder `detector` there, unless an id on the Hub names it."""
+        config, named = self.model.config, self.model.config.detector
+        try:
+            if self.hands.has_own_detector:
+                config.detector = "detector"
+                for part in self.hands.detector:
+                    part.save_pretrained(os.path.join(save_directory, config.detector))
+            super().save_pretrained(save_directory, **kwargs)
+        finally:
+            config.detector = named
 
     def run_single(self, inputs, preprocess_params, forward_params, postprocess_params):
         """The hands of one photograph."""

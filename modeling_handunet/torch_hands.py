@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from transformers import PreTrainedModel
 
+from .configuration_handunet_detector import HandUNetDetectorConfig
 from .crops import Crop
 from .hands import FoundHand
 from .image_processing_handunet_detector import HandUNetDetectorImageProcessor
@@ -38,6 +39,16 @@ class TorchHands:
             detector.to(self.model.device, self.model.dtype).eval()
             self._detector = detector, processor
         return self._detector
+
+    @property
+    def has_own_detector(self) -> bool:
+        """Whether a folder that this model is saved to must hold the detector, since no other place names it for good."""
+        if self._detector is None and is_on_hub(self.model.config.detector):
+            return False
+        try:
+            return self.detector is not None
+        except OSError:  # there is none
+            return False
 
     def detect(self, photo: Image.Image) -> list[FoundHand]:
         """The hands of an RGB photograph, falling by score."""
@@ -93,6 +104,10 @@ def load_detector(
     if isinstance(detector, tuple):
         return detector
     name, options = (os.fspath(detector), {}) if detector else detector_place(model)
+    # As the auto classes do: saving then copies the code, also where it came from a repository itself.
+    HandUNetDetectorConfig.register_for_auto_class("AutoConfig")
+    HandUNetForObjectDetection.register_for_auto_class("AutoModelForObjectDetection")
+    HandUNetDetectorImageProcessor.register_for_auto_class("AutoImageProcessor")
     try:
         return (
             HandUNetForObjectDetection.from_pretrained(name, **options),
@@ -106,10 +121,15 @@ def load_detector(
         ) from error
 
 
+def is_on_hub(detector: str) -> bool:
+    """Whether `config.detector` is an id on the Hub, USER/NAME, and no folder seen from the model's own."""
+    return not detector.startswith(".") and detector.count("/") == 1
+
+
 def detector_place(model: PreTrainedModel) -> tuple[str, dict]:
     """The folder or the id on the Hub of the detector that a pose model names, and options to load it from there."""
     own, named = model.config.name_or_path, model.config.detector
-    if not named.startswith(".") and named.count("/") == 1:
+    if is_on_hub(named):
         return named, {}
     if os.path.isdir(own) or not own:
         return os.path.join(own, named), {}
