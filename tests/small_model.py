@@ -9,6 +9,7 @@ from dataset_script import HandCrops, SyntheticHands
 from modeling_handunet import (
     HandUNetConfig,
     HandUNetDetectorConfig,
+    HandUNetDetectorImageProcessor,
     HandUNetForObjectDetection,
     HandUNetForPoseEstimation,
     HandUNetImageProcessor,
@@ -123,5 +124,8 @@ def save_small_model(folder: Path, seed: int = 0) -> Path:
     metrics, hands, arrays = small_run(model)
     figures = draw_figures(folder / "figures", metrics, arrays, hands)
     processor = HandUNetImageProcessor(temperature=round(metrics["calibration"]["temperature"], 4))
-    save_model(folder / "model", model, processor, small_report(model, metrics, output_name=folder.name), figures)
+    small_detector().save_pretrained(folder / "finder")
+    HandUNetDetectorImageProcessor(size=64).save_pretrained(folder / "finder")
+    report = small_report(model, metrics, output_name=folder.name)
+    save_model(folder / "model", model, processor, report, figures, folder / "finder")
     return folder / "model"
