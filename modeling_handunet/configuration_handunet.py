@@ -11,8 +11,20 @@ from transformers import PreTrainedConfig
 from .keypoints import KEYPOINT_NAMES, SKELETON
 
 
+class SavedConfig(PreTrainedConfig):
+    """A configuration whose file must be there."""
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
+        """As in transformers, but raises `OSError` if there is no file, instead of answering the defaults."""
+        settings, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if not settings:
+            raise OSError(f"There is no config.json, or an empty one, in {pretrained_model_name_or_path}: save it again.")
+        return settings, kwargs
+
+
 @strict
-class HandUNetConfig(PreTrainedConfig):
+class HandUNetConfig(SavedConfig):
     r"""Configuration of a [`HandUNetForPoseEstimation`].
 
     Args:
@@ -57,14 +69,6 @@ class HandUNetConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         self.label2id = {name: index for index, name in self.id2label.items()}
 
-    @classmethod
-    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
-        """As in transformers, but raises `OSError` if there is no file, instead of answering the defaults."""
-        settings, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        if not settings:
-            raise OSError(f"There is no config.json, or an empty one, in {pretrained_model_name_or_path}: save it again.")
-        return settings, kwargs
-
     @property
     def num_keypoints(self) -> int:
         """Number of keypoints, which is the number of heatmaps."""
@@ -98,4 +102,4 @@ class HandUNetConfig(PreTrainedConfig):
                 )
 
 
-__all__ = ["HandUNetConfig"]
+__all__ = ["HandUNetConfig", "SavedConfig"]

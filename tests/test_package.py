@@ -30,7 +30,7 @@ ORDER = [
     {"modeling_handunet_detector", "image_processing_handunet_detector"},
     {"torch_hands"},
     {"pipeline_handunet"},
-    {"registration", "registration_handunet_detector"},
+    {"registration"},
     {"__init__"},
 ]
 # What the Hub loads, of the pose network and of the detector.
