@@ -171,7 +171,7 @@ def predict(folder: Path, how: str, count: int = 1) -> Way:
         from transformers import pipeline
 
         pipe = pipeline("keypoint-detection", model=str(folder / "model"), dtype=DTYPES[how])
-        return lambda: pipe(files, batch_size=count), count
+        return lambda: pipe(files, boxes="image", batch_size=count), count
     if how == "onnxruntime":
         session, processor = onnx_session(folder), HandUNetImageProcessor()
 

@@ -24,10 +24,8 @@ from .modeling_handunet import HandUNetForPoseEstimation, HandUNetPoseEstimatorO
 from .modeling_handunet_detector import HandUNetForObjectDetection, HandUNetObjectDetectionOutput, start_from_pose
 from .pipeline_handunet import HandKeypointDetectionPipeline
 from .registration import register
-from .registration_handunet_detector import register_detector
 
 register()
-register_detector()
 
 __all__ = [
     "KEYPOINT_NAMES",

@@ -11,8 +11,20 @@ from transformers import PreTrainedConfig
 from .keypoints import KEYPOINT_NAMES, SKELETON
 
 
+class SavedConfig(PreTrainedConfig):
+    """A configuration whose file must be there."""
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
+        """As in transformers, but raises `OSError` if there is no file, instead of answering the defaults."""
+        settings, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if not settings:
+            raise OSError(f"There is no config.json, or an empty one, in {pretrained_model_name_or_path}: save it again.")
+        return settings, kwargs
+
+
 @strict
-class HandUNetConfig(PreTrainedConfig):
+class HandUNetConfig(SavedConfig):
     r"""Configuration of a [`HandUNetForPoseEstimation`].
 
     Args:
@@ -28,6 +40,9 @@ class HandUNetConfig(PreTrainedConfig):
             Bones as pairs of keypoint indices; for drawing only.
         id2label (`dict[int, str]`):
             Keypoint names by index; their number is the number of heatmaps.  Defaults to the 21 of a hand.
+        detector (`str`, defaults to `"detector"`):
+            Where the hand detector lies that finds hands for this model: a folder, seen from the model's own folder or
+            repository (such as `"../handunet-detector"`), or an id on the Hub, USER/NAME.
 
     Raises `huggingface_hub.errors.StrictDataclassError` or `ValueError` when a field has the wrong type or does not fit
     another one.
@@ -42,6 +57,7 @@ class HandUNetConfig(PreTrainedConfig):
     hidden_sizes: list[int] | tuple[int, ...] = (16, 32, 64, 128)
     sigma: float | int = 3.0
     skeleton: list[list[int]] | tuple[tuple[int, int], ...] | tuple[list[int], ...] = SKELETON
+    detector: str = "detector"
 
     def __post_init__(self, **kwargs):
         if self.pipeline_is_registered:
@@ -52,14 +68,6 @@ class HandUNetConfig(PreTrainedConfig):
         self.skeleton = tuple((int(parent), int(child)) for parent, child in self.skeleton)
         super().__post_init__(**kwargs)
         self.label2id = {name: index for index, name in self.id2label.items()}
-
-    @classmethod
-    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
-        """As in transformers, but raises `OSError` if there is no file, instead of answering the defaults."""
-        settings, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        if not settings:
-            raise OSError(f"There is no config.json, or an empty one, in {pretrained_model_name_or_path}: save it again.")
-        return settings, kwargs
 
     @property
     def num_keypoints(self) -> int:
@@ -94,4 +102,4 @@ class HandUNetConfig(PreTrainedConfig):
                 )
 
 
-__all__ = ["HandUNetConfig"]
+__all__ = ["HandUNetConfig", "SavedConfig"]

@@ -4,7 +4,8 @@ from .versions import MINIMUM_TRANSFORMERS  # noqa: F401  comes first, because i
 
 # isort: split
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
+
+from .configuration_handunet import SavedConfig
 
 # Far beyond any network of this kind, so that a hostile file is refused before it takes memory or time.
 MAX_IMAGE_SIZE = 2048
@@ -14,7 +15,7 @@ SIDES = ("right hand", "left hand")
 
 
 @strict
-class HandUNetDetectorConfig(PreTrainedConfig):
+class HandUNetDetectorConfig(SavedConfig):
     r"""Configuration of a [`HandUNetForObjectDetection`].
 
     Args:
@@ -55,14 +56,6 @@ class HandUNetDetectorConfig(PreTrainedConfig):
     def stride(self) -> int:
         """Pixels of the input a cell of the answers has, along each axis."""
         return 2 ** (len(self.hidden_sizes) - len(self.decoder_sizes))
-
-    @classmethod
-    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
-        """As transformers' own; raises `OSError` where there is no file, instead of answering the defaults."""
-        settings, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        if not settings:
-            raise OSError(f"There is no config.json, or an empty one, in {pretrained_model_name_or_path}: save it again.")
-        return settings, kwargs
 
     def validate_architecture(self):
         """Check the rules between fields; each message says what to change."""

@@ -14,7 +14,7 @@ from transformers.image_utils import PILImageResampling
 from .crops import Crop, check_box, normalize_crops, parse_box
 from .heatmaps import calibrate_scores, decode_heatmaps
 from .images import load_image
-from .nesting import boxes_by_image, handedness_by_image
+from .nesting import WHOLE_IMAGE, boxes_by_image, count_hands, handedness_by_image
 
 MIN_BOX_FILL = 0.01
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 100
@@ -74,7 +74,8 @@ class HandUNetImageProcessor(PilBackend):
 
         Args:
             images: one image or a list: paths, URLs, bytes, PIL images, arrays or tensors; see `images.load_image`.
-            boxes: per image a list of (x, y, width, height); for a single image the list itself.
+            boxes: per image a list of (x, y, width, height); for a single image the list itself.  None and "image": the
+                image is itself the crop of one hand.
             handedness: "right" or "left" for all, per image, or per hand (nested like `boxes`); right by default.
             return_tensors: "pt" or "np".
             kwargs: options of this processor to change for this call; not `box_fill` and `temperature`, because
@@ -99,9 +100,9 @@ class HandUNetImageProcessor(PilBackend):
         images = [load_image(image) for image in (images if several else [images])]
         if not images:
             raise ValueError("Got an empty list of images: give at least one.")
-        boxes = boxes_by_image(boxes, len(images))
+        boxes = _boxes_or_whole(boxes, len(images))
         for image, image_boxes in zip(images, boxes):
-            for box in image_boxes or ():
+            for box in () if image_boxes == WHOLE_IMAGE else image_boxes:
                 check_box(box, *image.size)
         size = options["size"].height
         hands = self._place_hands(boxes, [image.size for image in images], handedness, size)
@@ -152,12 +153,22 @@ class HandUNetImageProcessor(PilBackend):
             sizes = [(int(width), int(height)) for height, width in target_sizes]
         else:
             sizes = [(size, size)] * len(heatmaps) if boxes is None else None
-        boxes = boxes_by_image(boxes, None if sizes is None else len(sizes))
-        if sizes is None and None in boxes:
-            raise ValueError(f"Image {boxes.index(None)} has no boxes: give target_sizes, so that its own size is known.")
+        boxes = _boxes_or_whole(boxes, None if sizes is None else len(sizes))
+        if sizes is None and WHOLE_IMAGE in boxes:
+            index = boxes.index(WHOLE_IMAGE)
+            raise ValueError(f"Image {index} has no boxes: give target_sizes, so that its own size is known.")
         hands = self._place_hands(boxes, sizes or [None] * len(boxes), handedness, size)
         if (count := sum(map(len, hands))) != len(heatmaps):
             raise ValueError(f"Got the heatmaps of {len(heatmaps)} hands, but boxes or target sizes for {count}.")
+        keypoints, scores = self.decode(heatmaps, method)
+        decoded = zip(keypoints.double(), scores)
+        return [[_pose(crop, corners, *next(decoded), threshold) for crop, corners in placed] for placed in hands]
+
+    def decode(self, heatmaps: torch.Tensor, method: str = "local") -> tuple[torch.Tensor, torch.Tensor]:
+        """Keypoints (hands, 21, 2) in pixels of the crop and scores (hands, 21), on the CPU, from the network's heatmaps.
+
+        Raises `ValueError` for a heatmap with NaN.
+        """
         keypoints, scores = (values.cpu() for values in decode_heatmaps(heatmaps.detach(), method))
         if not scores.all():  # a score is 0 where a heatmap holds NaN, else hardly ever
             for hand in heatmaps.isnan().flatten(1).any(1).nonzero().flatten().tolist():
@@ -165,20 +176,18 @@ class HandUNetImageProcessor(PilBackend):
                     f"The network answered NaN for hand {hand}, so it has no keypoints. Its weights are damaged, or its dtype "
                     "is too small for them: load them again, in float32."
                 )
-        scores = calibrate_scores(scores, self.temperature)  # (hands, 21)
-        decoded = zip(keypoints.double(), scores)
-        return [[_pose(crop, corners, *next(decoded), threshold) for crop, corners in placed] for placed in hands]
+        return keypoints, calibrate_scores(scores, self.temperature)
 
     def _place_hands(self, boxes, sizes, handedness, size: int) -> list[list[tuple[Crop, tuple[float, ...]]]]:
         """Per image, per hand: its crop of `size` px, and its box (or the whole image) as (x_min, y_min, x_max, y_max).
 
-        boxes: per image a list, or None if the whole image is the crop of one hand; `sizes` then has its (width, height).
+        boxes: per image a list, or "image" if it is itself the crop of one hand; `sizes` then has its (width, height).
         """
-        counts = [1 if image_boxes is None else len(image_boxes) for image_boxes in boxes]
+        counts = [count_hands(image_boxes) for image_boxes in boxes]
         hands = []
         for image_boxes, image_size, image_handedness in zip(boxes, sizes, handedness_by_image(handedness, counts)):
             placed = []
-            for box, hand_handedness in zip([None] if image_boxes is None else image_boxes, image_handedness):
+            for box, hand_handedness in zip([None] if image_boxes == WHOLE_IMAGE else image_boxes, image_handedness):
                 mirrored = hand_handedness == "left"
                 if box is None:
                     placed.append((Crop.of_image(*image_size, size, mirrored=mirrored), (0.0, 0.0, *image_size)))
@@ -204,6 +213,11 @@ class HandUNetImageProcessor(PilBackend):
             raise ValueError("do_convert_rgb and do_resize cannot be switched off: the network reads one size, in RGB.")
         if options["resample"] != PILImageResampling.BILINEAR:
             raise ValueError(f"resample={options['resample']!r}: images are resized with PIL's bilinear filter, 2.")
+
+
+def _boxes_or_whole(boxes, num_images: int | None) -> list[list | str]:
+    """[`boxes_by_image`], with "image" for images of which nothing is said."""
+    return [WHOLE_IMAGE if image_boxes is None else image_boxes for image_boxes in boxes_by_image(boxes, num_images)]
 
 
 def _pose(crop: Crop, corners, points: torch.Tensor, scores: torch.Tensor, threshold: float | None) -> dict[str, torch.Tensor]:

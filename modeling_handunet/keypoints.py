@@ -24,18 +24,20 @@ def keypoint_color(index: int) -> tuple[int, int, int]:
     return WRIST_COLOR if index == 0 else FINGER_COLORS[(index - 1) // 4 % len(FINGER_COLORS)]
 
 
-def describe_hand(handedness: str, box, names, keypoints, scores) -> dict:
-    """One hand as the `keypoint-detection` pipeline answers it: `{"label", "score", "box", "keypoints"}`.
+def describe_hand(handedness: str, box, names, keypoints, scores, hand_score: float | None = None) -> dict:
+    """One hand as the `keypoint-detection` pipeline answers it: `{"label", "score", "hand_score", "box", "keypoints"}`.
 
     Args:
         handedness: "right" or "left".
         box: (x_min, y_min, x_max, y_max) in pixels.
         names, keypoints, scores: lists with each keypoint's name, (x, y) in pixels, and score.
+        hand_score: how sure the detector is that there is a hand; None for a box that the caller gave.
     """
     points = zip(names, keypoints, scores)
     return {
         "label": f"{handedness} hand",
         "score": sum(scores) / len(scores),
+        "hand_score": hand_score,
         "box": dict(zip(("xmin", "ymin", "xmax", "ymax"), box)),
         "keypoints": [{"name": name, "x": x, "y": y, "score": score} for name, (x, y), score in points],
     }

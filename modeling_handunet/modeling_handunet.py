@@ -119,24 +119,8 @@ class HandUNetPreTrainedModel(PreTrainedModel):
                 f"The weights in {pretrained_model_name_or_path} hold NaN or infinite values in {_enumerate(not_finite)}: "
                 "load another checkpoint."
             )
-        register_task()
         model.to(memory_format=torch.channels_last)  # otherwise each call would reorder the weights
         return (model, info) if output_loading_info else model
-
-
-def register_task() -> None:
-    """Register the pipeline with transformers, so that `pipeline("keypoint-detection", model=model, ...)` finds it.
-
-    A model that was loaded with its own code, without this package, needs it.  The import is against the package's
-    direction, because transformers copies the files that this file imports: the pipeline's file must travel with the
-    weights.  This also works when the model is saved again without the package installed.
-    """
-    from .pipeline_handunet import TASK, HandKeypointDetectionPipeline
-
-    if TASK not in PIPELINE_REGISTRY.get_supported_tasks():
-        PIPELINE_REGISTRY.register_pipeline(
-            TASK, pipeline_class=HandKeypointDetectionPipeline, pt_model=AutoModelForPoseEstimation, type="image"
-        )
 
 
 class HandUNetForPoseEstimation(HandUNetPreTrainedModel):
@@ -159,6 +143,26 @@ class HandUNetForPoseEstimation(HandUNetPreTrainedModel):
         self.head = nn.Conv2d(sizes[0], config.num_keypoints, 3, padding=1, bias=False)
         self.loss = self.loss_class(config.sigma)
         self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """As [`HandUNetPreTrainedModel`], and `pipeline("keypoint-detection", model=model, ...)` knows the model then."""
+        cls.register_task()
+        return super().from_pretrained(*args, **kwargs)
+
+    @staticmethod
+    def register_task() -> None:
+        """Register the pipeline with transformers, which a model needs that was loaded with its own code, without this package.
+
+        The import is against the package's direction, because transformers copies the files that this file imports: the
+        pipeline's file must travel with the weights, also when the model is saved again without the package installed.
+        """
+        from .pipeline_handunet import TASK, HandKeypointDetectionPipeline
+
+        if TASK not in PIPELINE_REGISTRY.get_supported_tasks():
+            PIPELINE_REGISTRY.register_pipeline(
+                TASK, pipeline_class=HandKeypointDetectionPipeline, pt_model=AutoModelForPoseEstimation, type="image"
+            )
 
     @can_return_tuple
     def forward(
@@ -205,10 +209,7 @@ class HandUNetForPoseEstimation(HandUNetPreTrainedModel):
     def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs):
         """As in transformers; `AutoModel` and `pipeline` load the saved folder too, not only `AutoModelForPoseEstimation`."""
         if self._auto_class is not None:
-            # Imported here, against the package's direction, because transformers copies the files that this file imports:
-            # the pipeline's file must travel with the weights.  This also works when the model is re-saved without the
-            # package installed.
-            from .pipeline_handunet import TASK, HandKeypointDetectionPipeline
+            from .pipeline_handunet import TASK, HandKeypointDetectionPipeline  # against the direction, as above
 
             model = f"{type(self).__module__.split('.')[-1]}.{type(self).__name__}"
             auto_map = getattr(self.config, "auto_map", None) or {}

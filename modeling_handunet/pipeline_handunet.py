@@ -1,14 +1,19 @@
 """`pipeline("keypoint-detection")`: photographs in, named keypoints with scores out."""
 
+import os
+from collections.abc import Sized
+from itertools import islice
 from types import GeneratorType
 
 import torch
-from torch.utils.data import Dataset
-from transformers.pipelines.base import ChunkPipeline
+from torch.utils.data import DataLoader, Dataset
+from transformers.pipelines.base import Pipeline
+from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
+from .hands import steps
 from .images import is_image, load_image
-from .keypoints import describe_hand
-from .nesting import boxes_by_image, handedness_by_image
+from .nesting import boxes_by_image, count_hands, handedness_by_image
+from .torch_hands import TorchHands
 
 TASK = "keypoint-detection"
 
@@ -20,14 +25,15 @@ OTHER_COLUMNS = {"annotation_id", "background", "box_size", "frame_id", "height"
 OTHER_COLUMNS |= {"keypoints", "source", "uv", "visibility", "width", "xyz"}
 
 
-class HandKeypointDetectionPipeline(ChunkPipeline):
-    """Hand keypoints of one photograph or many.
+class HandKeypointDetectionPipeline(Pipeline):
+    """The hands of one photograph or many, with their keypoints.
 
         >>> pipe = pipeline("keypoint-detection", model="weights/handunet-base", trust_remote_code=True)
-        >>> pipe("photo.jpg", boxes=[[120, 80, 200, 180]], handedness="left")
-        [{"label": "left hand", "score": 0.93, "box": {"xmin": 120.0, ...}, "keypoints": [{"name": "wrist", ...}, ...]}]
+        >>> pipe("photo.jpg")
+        [{"label": "left hand", "score": 0.93, "hand_score": 0.88, "box": {"xmin": 120.0, ...},
+          "keypoints": [{"name": "wrist", "x": 171.3, "y": 248.9, "score": 0.97}, ...]}]
 
-    The model gets one item per hand, so `batch_size` counts hands.
+    `detector` is a folder, an id on the Hub, or a [`HandUNetForObjectDetection`], instead of the one that the model names.
     """
 
     _load_processor = False
@@ -36,34 +42,46 @@ class HandKeypointDetectionPipeline(ChunkPipeline):
     _load_feature_extractor = False
     _load_tokenizer = False
 
-    def _sanitize_parameters(self, threshold=None, method=None, allow_urls=None, allow_loopback=None):
+    def __init__(self, *args, detector=None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.hands = TorchHands(self.model, self.image_processor, detector)
+
+    def _sanitize_parameters(
+        self, threshold=None, method=None, max_hands=None, detection_threshold=None, allow_urls=None, allow_loopback=None
+    ):
         def given(**options):
             return {name: value for name, value in options.items() if value is not None}
 
-        return given(allow_urls=allow_urls, allow_loopback=allow_loopback), {}, given(threshold=threshold, method=method)
+        reading = given(method=method, max_hands=max_hands, detection_threshold=detection_threshold)
+        return given(allow_urls=allow_urls, allow_loopback=allow_loopback), reading, given(threshold=threshold)
 
     def __call__(self, inputs, boxes=None, handedness=None, **kwargs):
-        """Find the keypoints of every hand.
+        """Find the hands of each photograph and their keypoints.
 
         Args:
             inputs: an image or a list of images: each what `load_image` takes, or a dict with `image` and optionally
                 `boxes` and `handedness`.  Also a generator or data set of such images, which is read one by one while its
                 answers are read.  A row of this project's data sets (`image`, `box`, `handedness`, ...) is such a dict,
                 and so is one of the Hub with `image` and `objects`, whose `bbox` lists (x, y, width, height).
-            boxes: per image a list of (x, y, width, height) in pixels; for a single image the list itself.  Without
-                boxes the image is itself the crop of one hand; with an empty list it has no hand.
-            handedness: "right" or "left" for all, per image, or per hand; right by default.
-            threshold: leave out hands with a lower score; by default none is left out.
+            boxes: where the hands are, if that is known: per image a list of (x, y, width, height) in pixels; for a single
+                image the list itself; empty if it has no hand.  "image": the image is itself the crop of one hand.
+            handedness: "right" or "left" for all, per image, or per hand; None if it is not known.  Without boxes the
+                detector then tells the side, and with boxes the surer of two readings, as a right and as a left hand.
+            threshold: leave out hands whose keypoints have a lower score; by default none is left out.
+            detection_threshold: leave out hands that the detector is less sure of; see `DETECTION_THRESHOLD`.
+            max_hands: at most so many hands, the detector's surest ones; by default all.
             method: how to decode heatmaps, see `decode_heatmaps`.
-            batch_size: how many hands go through the model at a time.
+            batch_size: how many photographs go through the detector, and are held, at a time.
             allow_urls, allow_loopback: which web addresses are read, see `load_image`.  Strings are opened, as files or
                 as web addresses: pass on none that a stranger sent.  `pipeline(..., allow_urls=False)` holds for all
                 calls.
 
         Returns:
-            Per image a list of hands `{"label", "score", "box": {"xmin", "ymin", "xmax", "ymax"}, "keypoints":
-            [{"name", "x", "y", "score"}, ...]}` in pixels of the upright image; for a single image only its list.  A
-            hand's score is the mean of its keypoints' scores.
+            Per image a list of hands `{"label", "score", "hand_score", "box": {"xmin", "ymin", "xmax", "ymax"},
+            "keypoints": [{"name", "x", "y", "score"}, ...]}` in pixels of the upright image; for a single image only its
+            list, which is empty if no hand is found.  `label` is "right hand" or "left hand", `score` the mean of the
+            keypoints' scores, and `hand_score` the detector's score of the hand, by which the list falls; it is None for
+            boxes that were given, whose order the list has.
 
         Raises `ValueError` or `OSError` naming what cannot be used.
         """
@@ -72,8 +90,7 @@ class HandKeypointDetectionPipeline(ChunkPipeline):
                 raise ValueError("Got an empty list of images: give at least one.")
             if not any(isinstance(item, dict) for item in inputs):
                 boxes = boxes_by_image(boxes, len(inputs))
-                counts = [1 if image_boxes is None else len(image_boxes) for image_boxes in boxes]
-                handedness = handedness_by_image(handedness, counts)
+                handedness = handedness_by_image(handedness, list(map(count_hands, boxes)))
                 return super().__call__(list(map(_item, inputs, boxes, handedness)), **kwargs)
             inputs = list(inputs)
         elif not isinstance(inputs, dict) and is_image(inputs):
@@ -84,63 +101,80 @@ class HandKeypointDetectionPipeline(ChunkPipeline):
             inputs = (item for item in inputs)  # transformers streams only from these types
         return super().__call__(inputs, **kwargs)
 
-    def get_iterator(self, inputs, num_workers, batch_size, *parameters):
-        """As in transformers, but without a data loader for a single image: making one takes a sixth of the network's time."""
-        if isinstance(inputs, list) and len(inputs) == 1 and batch_size == 1 and not num_workers:
-            return (self.run_single(item, *parameters) for item in inputs)
-        return super().get_iterator(inputs, num_workers, batch_size, *parameters)
+    def save_pretrained(self, save_directory, **kwargs):
+        """As in transformers; the detector is saved into the folder `detector` there, unless an id on the Hub names it."""
+        config, named = self.model.config, self.model.config.detector
+        try:
+            if self.hands.has_own_detector:
+                config.detector = "detector"
+                for part in self.hands.detector:
+                    part.save_pretrained(os.path.join(save_directory, config.detector))
+            super().save_pretrained(save_directory, **kwargs)
+        finally:
+            config.detector = named
+
+    def run_single(self, inputs, preprocess_params, forward_params, postprocess_params):
+        """The hands of one photograph."""
+        return next(self.get_iterator([inputs], 0, 1, preprocess_params, forward_params, postprocess_params))
+
+    def get_iterator(self, inputs, num_workers, batch_size, preprocess_params, forward_params, postprocess_params):
+        """The hands of each photograph; `batch_size` photographs are in memory at a time."""
+        if num_workers:
+            dataset = (PipelineDataset if isinstance(inputs, Sized) else PipelineIterator)(
+                inputs, self.preprocess, preprocess_params
+            )
+            workers = num_workers if isinstance(inputs, Sized) else 1
+            batches = iter(DataLoader(dataset, batch_size, num_workers=workers, collate_fn=list))
+        else:
+            rows = (inputs[index] for index in range(len(inputs))) if isinstance(inputs, Sized) else iter(inputs)
+            loaded = (self.preprocess(row, **preprocess_params) for row in rows)
+            batches = iter(lambda: list(islice(loaded, batch_size)), [])
+        for batch in batches:
+            for hands in self.forward(batch, **forward_params):
+                yield self.postprocess(hands, **postprocess_params)
 
     def get_inference_context(self):
         return torch.inference_mode
 
-    def preprocess(self, inputs, allow_urls=True, allow_loopback=False):
+    def preprocess(self, inputs, allow_urls=True, allow_loopback=False) -> dict:
+        """A photograph, loaded, with its boxes and handedness as lists."""
         item = _read_row(inputs) if isinstance(inputs, dict) else _item(inputs)
         image = load_image(item["image"], allow_urls=allow_urls, allow_loopback=allow_loopback)
-        (boxes,) = boxes_by_image(item.get("boxes"), 1)
-        hands = [None] if boxes is None else boxes
-        (handedness,) = handedness_by_image(item.get("handedness"), [len(hands)])
-        is_empty = not hands  # every image needs an item; postprocess leaves this one out
-        if is_empty:
-            boxes, hands, handedness = None, [None], ["right"]
-        pixel_values = self.image_processor(image, boxes and [boxes], [handedness]).pixel_values  # (hands, 3, 128, 128)
-        for index, (box, hand_handedness) in enumerate(zip(hands, handedness)):
-            yield {
-                "pixel_values": pixel_values[index : index + 1],
-                "size": image.size,
-                "box": box,
-                "handedness": hand_handedness,
-                "is_empty": is_empty,
-                "is_last": index == len(hands) - 1,
-            }
+        (boxes,) = boxes_by_image(item["boxes"], 1)
+        (handedness,) = handedness_by_image(item["handedness"], [count_hands(boxes)])
+        return _item(image, boxes, handedness)
 
-    def _forward(self, model_inputs):
-        pixel_values = model_inputs.pop("pixel_values")
-        return {"heatmaps": self.model(pixel_values=pixel_values.to(self.model.dtype)).heatmaps, **model_inputs}
+    def _forward(self, items: list[dict], method="local", **options) -> list[list[dict]]:
+        """The hands of each photograph; what is asked of a network for several photographs goes through it together."""
+        self.hands.method = method
+        answers, asking = [None] * len(items), {}  # asking: by the photograph's index, its steps and what they ask for
+        settings = (self.hands.image_size, self.hands.box_fill, self.hands.keypoint_names)
 
-    @torch.inference_mode()
-    def postprocess(self, model_outputs, threshold=None, method="local"):
-        hands = []
-        names = self.model.config.id2label
-        for output in model_outputs:
-            if output["is_empty"]:
-                continue
-            ((pose,),) = self.image_processor.post_process_pose_estimation(
-                {"heatmaps": output["heatmaps"]},
-                None if output["box"] is None else [[output["box"]]],
-                target_sizes=[output["size"][::-1]],
-                handedness=output["handedness"],
-                method=method,
-            )
-            hand = describe_hand(
-                output["handedness"],
-                pose["bbox"].tolist(),
-                [names[label] for label in pose["labels"].tolist()],
-                pose["keypoints"].tolist(),
-                pose["scores"].tolist(),
-            )
-            if threshold is None or hand["score"] >= threshold:
-                hands.append(hand)
-        return hands
+        def go_on(index, asker, answer):
+            try:
+                asking[index] = asker, asker.send(answer)
+            except StopIteration as end:
+                answers[index] = end.value
+
+        for index, item in enumerate(items):
+            go_on(index, steps(item["image"].size, *settings, item["boxes"], item["handedness"], **options), None)
+        while asking:
+            now, asking = asking, {}
+            unseen = [index for index, (_, crops) in now.items() if crops is None]
+            found = self.hands.detect_all([items[index]["image"] for index in unseen]) if unseen else []
+            given = dict(zip(unseen, found))
+            placed = [(items[index]["image"], crop) for index, (_, crops) in now.items() for crop in crops or ()]
+            keypoints, scores = self.hands.read_all(placed)
+            first = 0
+            for index, (asker, crops) in now.items():
+                last = first + len(crops or ())
+                go_on(index, asker, given[index] if crops is None else (keypoints[first:last], scores[first:last]))
+                first = last
+        return answers
+
+    def postprocess(self, hands: list[dict], threshold=None) -> list[dict]:
+        """The hands whose score reaches the threshold."""
+        return [hand for hand in hands if threshold is None or hand["score"] >= threshold]
 
 
 def _item(image, boxes=None, handedness=None) -> dict:

@@ -8,6 +8,7 @@ from handunet.files import remove, written_whole
 ROOT = Path(__file__).resolve().parent.parent
 ENDPOINT, SPACE = ROOT / "demo" / "endpoint", ROOT / "demo" / "space"
 EXAMPLES = SPACE / "examples"
+DETECTOR = ROOT / "weights" / "handunet-detector"  # finds hands for every pose model that names no other
 SERVING = ROOT / "demo" / "serving.py"  # goes beside the handler and beside the Space's app
 
 
@@ -17,4 +18,4 @@ def write_json(path: Path, value: dict) -> None:
         partial.write_text(json.dumps(value, indent=2) + "\n")
 
 
-__all__ = ["ENDPOINT", "EXAMPLES", "ROOT", "SPACE", "remove", "write_json", "written_whole"]
+__all__ = ["DETECTOR", "ENDPOINT", "EXAMPLES", "ROOT", "SPACE", "remove", "write_json", "written_whole"]

@@ -15,13 +15,22 @@ from huggingface_hub.utils import validate_repo_id
 from handunet.export import export
 from release.card import fill_block, name_repository
 from release.files import ROOT, SERVING, SPACE
-from release.saving import CODE, REQUIRED, add_code, add_companions, is_detector, load_saved
+from release.saving import (
+    CODE,
+    REQUIRED,
+    add_code,
+    add_companions,
+    add_detector,
+    is_detector,
+    load_saved,
+    named_detector,
+)
 from release.terms import RESEARCH_ONLY
 
 SCREENSHOT = ROOT / "docs" / "space.jpg"
 ONNX_FILE = "onnx/model.onnx"
 # Folders on the Hub that belong to the weights: a push removes what an earlier one left there.
-FOLDERS_OF_WEIGHTS = ("figures/", "examples/", "onnx/")
+FOLDERS_OF_WEIGHTS = ("detector/", "figures/", "examples/", "onnx/")
 
 
 def check_repo_id(name: str) -> None:
@@ -80,6 +89,8 @@ def assemble(folder: Path, repo_id: str, target: Path, space: str | None = None)
     shutil.copytree(folder, target, ignore=shutil.ignore_patterns("__pycache__", ".*", "onnx"))
     if not all((target / name).is_file() for name in CODE):
         add_code(target)
+    if not is_detector(folder) and (detector := named_detector(folder)):
+        add_detector(target, detector)
     add_companions(target)
     problem = add_onnx(target)
     card = name_repository((target / "README.md").read_text(), repo_id)

@@ -28,14 +28,16 @@ from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
 from modeling_handunet import (
+    HandUNetConfig,
     HandUNetDetectorConfig,
     HandUNetDetectorImageProcessor,
     HandUNetForObjectDetection,
     HandUNetForPoseEstimation,
     HandUNetImageProcessor,
 )
+from modeling_handunet.torch_hands import is_on_hub
 from release.card import make_card
-from release.files import ENDPOINT, EXAMPLES, SERVING, written_whole
+from release.files import DETECTOR, ENDPOINT, EXAMPLES, SERVING, written_whole
 from release.terms import find_terms
 
 # What a saved folder must have to be a model's repository.
@@ -50,8 +52,12 @@ def save_model(
     processor: BaseImageProcessor,
     report: dict,
     figures: Sequence[Path],
+    detector: Path = DETECTOR,
 ) -> None:
-    """Write the whole repository to `folder`, which appears, or replaces an older one, when it is complete."""
+    """Write the whole repository to `folder`, which appears, or replaces an older one, when it is complete.
+
+    A pose model gets the saved detector `detector` with it, if there is one.
+    """
     report = {**report, "terms": find_terms(report), "init": report["init"] and {"name": report["init"]["name"]}}
     rest = {name: value for name, value in report.items() if name not in ("arguments", "metrics")}
     files = {"training_arguments.json": report["arguments"], "metrics.json": report["metrics"], "report.json": rest}
@@ -63,6 +69,8 @@ def save_model(
         for name, content in files.items():
             (partial / name).write_text(json.dumps(content, indent=2) + "\n")
         make_card(report).save(partial / "README.md")
+        if not is_detector(partial):
+            add_detector(partial, detector)
         add_companions(partial)
 
 
@@ -75,6 +83,28 @@ def save_weights(folder: Path, model: PreTrainedModel, processor: BaseImageProce
 def add_code(folder: Path) -> None:
     """Add the code of model, processor and pipeline to a folder that was stored without it."""
     save_weights(folder, *load_saved(folder))
+
+
+def add_detector(folder: Path, detector: Path) -> bool:
+    """Put a saved detector, with its code and card, into a pose model's folder, and name it in its `config.json`.
+
+    Returns False, and changes nothing, if there is no detector.
+    """
+    if not (detector / "config.json").is_file():
+        return False
+    own = folder / "detector"
+    save_weights(own, *load_saved(detector))
+    if (detector / "README.md").is_file():  # states its terms
+        shutil.copy(detector / "README.md", own)
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**settings, "detector": own.name}, indent=2) + "\n")
+    return True
+
+
+def named_detector(folder: Path) -> Path | None:
+    """The folder of the detector that a saved pose model names; None for one on the Hub."""
+    named = HandUNetConfig.from_pretrained(folder).detector
+    return None if is_on_hub(named) else folder / named
 
 
 def is_detector(folder: Path) -> bool:

@@ -6,7 +6,15 @@ import numpy as np
 import torch
 
 from dataset_script import HandCrops, SyntheticHands
-from modeling_handunet import HandUNetConfig, HandUNetForPoseEstimation, HandUNetImageProcessor, decode_heatmaps
+from modeling_handunet import (
+    HandUNetConfig,
+    HandUNetDetectorConfig,
+    HandUNetDetectorImageProcessor,
+    HandUNetForObjectDetection,
+    HandUNetForPoseEstimation,
+    HandUNetImageProcessor,
+    decode_heatmaps,
+)
 from release.saving import save_model
 from training.confidence import calibration
 from training.evaluation import load_metric, mean_pose_arrays, normalize, score, score_by_group
@@ -23,6 +31,19 @@ def small_network(seed: int = 0) -> HandUNetForPoseEstimation:
         model(torch.randn(8, 3, 128, 128))
         model.head.weight *= 6
     return model.eval()
+
+
+def small_detector(seed: int = 0) -> HandUNetForObjectDetection:
+    """A detector of random weights that answers with spread, sharp maps: several hands in a picture."""
+    torch.manual_seed(seed)
+    config = HandUNetDetectorConfig(image_size=64, hidden_sizes=(4, 8, 8), decoder_sizes=(8,))
+    model = HandUNetForObjectDetection(config).eval()
+    smooth = torch.nn.functional.interpolate(torch.randn(8, 3, 8, 8), size=(64, 64), mode="bilinear")
+    with torch.no_grad():
+        model.head.weight *= 0.15 / model(smooth).centres.logit().std()
+        model.head.weight[2:] *= 0.5
+        model.head.bias[:2] = -1.5
+    return model
 
 
 @torch.no_grad()
@@ -103,5 +124,8 @@ def save_small_model(folder: Path, seed: int = 0) -> Path:
     metrics, hands, arrays = small_run(model)
     figures = draw_figures(folder / "figures", metrics, arrays, hands)
     processor = HandUNetImageProcessor(temperature=round(metrics["calibration"]["temperature"], 4))
-    save_model(folder / "model", model, processor, small_report(model, metrics, output_name=folder.name), figures)
+    small_detector().save_pretrained(folder / "finder")
+    HandUNetDetectorImageProcessor(size=64).save_pretrained(folder / "finder")
+    report = small_report(model, metrics, output_name=folder.name)
+    save_model(folder / "model", model, processor, report, figures, folder / "finder")
     return folder / "model"

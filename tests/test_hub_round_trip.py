@@ -13,19 +13,28 @@ pytestmark = pytest.mark.slow
 # What a repository must hold to work without the package; README.md is transformers' own.
 CODE = {
     "configuration_handunet.py",
+    "configuration_handunet_detector.py",
     "crops.py",
+    "detection_decoding.py",
+    "detection_losses.py",
+    "hands.py",
     "heatmaps.py",
     "image_processing_handunet.py",
+    "image_processing_handunet_detector.py",
     "images.py",
     "keypoints.py",
     "losses.py",
     "modeling_handunet.py",
+    "modeling_handunet_detector.py",
     "nesting.py",
     "pipeline_handunet.py",
+    "torch_hands.py",
     "versions.py",
 }
-PROCESSOR = {"crops.py", "heatmaps.py", "image_processing_handunet.py"}  # comes with a processor only
+PROCESSOR = {"heatmaps.py", "image_processing_handunet.py"}  # comes with a processor only
+DETECTOR_CODE = {name for name in CODE if "detect" in name} | {"crops.py", "images.py", "versions.py"}  # at least
 DATA = {"config.json", "model.safetensors", "preprocessor_config.json"}
+DETECTOR = {f"detector/{name}" for name in DETECTOR_CODE | DATA}
 
 PUSH = """
 import json, sys
@@ -34,6 +43,7 @@ import numpy as np
 import torch
 from huggingface_hub import HfApi
 from modeling_handunet import HandUNetConfig, HandUNetForPoseEstimation, HandUNetImageProcessor
+from tests.small_model import small_detector
 from transformers import pipeline
 
 folder = sys.argv[1]
@@ -50,8 +60,9 @@ def network(seed):
         model.head.weight *= 20
         model.eval()
         answers[f"heatmaps{seed}"] = model(**processor(photo, boxes=boxes, handedness=sides)).heatmaps.numpy()
-    pipe = pipeline("keypoint-detection", model=model, image_processor=processor)
+    pipe = pipeline("keypoint-detection", model=model, image_processor=processor, detector=small_detector())
     answers[f"hands{seed}"] = pipe(photo, boxes=boxes, handedness=sides)
+    answers[f"found{seed}"] = pipe(photo, detection_threshold=0.1)
     return model, pipe
 
 model, pipe = network(1)
@@ -106,7 +117,7 @@ def hands(repo, **options):
 
 def assert_the_same_hands(found: list[dict], expected: list[dict]) -> None:
     """The same hands: scores within 1e-5, places within 0.01 px of the crop, here 0.02 px of the photograph."""
-    assert [hand["label"] for hand in found] == [hand["label"] for hand in expected] == ["left hand", "right hand"]
+    assert [hand["label"] for hand in found] == [hand["label"] for hand in expected] and len(found) > 1
     for hand, other in zip(found, expected):
         assert hand["score"] == pytest.approx(other["score"], abs=1e-5)
         assert hand["box"] == pytest.approx(other["box"])
@@ -114,6 +125,11 @@ def assert_the_same_hands(found: list[dict], expected: list[dict]) -> None:
             assert point["name"] == truth["name"]
             assert (point["x"], point["y"]) == pytest.approx((truth["x"], truth["y"]), abs=0.02)
             assert point["score"] == pytest.approx(truth["score"], abs=1e-5)
+
+
+def own_files(names) -> set[str]:
+    """The files of a repository without those of its detector and those that the Hub adds."""
+    return {name for name in names if not name.startswith("detector/")} - {".gitattributes", "README.md"}
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +156,9 @@ def test_a_push_makes_a_whole_repository_in_one_commit_each(pushed):
     assert hub.commits("tester/parts")[:3] == [third, second, first]
     assert len(hub.commits("tester/parts")) == 5  # the creation, the model, the processor, two later ones
     for repo, revision in (("tester/parts", first), ("tester/parts", second), ("tester/whole", "main")):
-        assert set(hub.files(repo, revision=revision)) - {".gitattributes", "README.md"} == CODE | DATA
+        files = set(hub.files(repo, revision=revision))
+        assert own_files(files) == CODE | DATA
+        assert files >= DETECTOR if repo == "tester/whole" else not files & DETECTOR
     parts, whole = hub.files("tester/parts", revision=first), hub.files("tester/whole")
     for name in CODE | {"model.safetensors"}:
         assert parts[name] == whole[name]
@@ -166,7 +184,10 @@ for auto_class in (AutoModelForPoseEstimation, AutoModel):
 pipe, result["hands"] = hands("tester/parts", revision=shas[0])
 result["pipeline"] = [type(pipe).__name__, type(pipe).__module__.split(".")[0]]
 _, result["batched"] = hands("tester/parts", revision=shas[0], batch_size=2)
-_, result["whole"] = hands("tester/whole")
+pipe, result["whole"] = hands("tester/whole")
+result["found"] = pipe(photo, detection_threshold=0.1)
+finder = pipe.hands.detector[0]
+result["detector"] = [type(finder).__name__, type(finder).__module__.split(".")[0]]
 print(json.dumps(result))
 """
     hub, _, answers = pushed
@@ -177,6 +198,8 @@ print(json.dumps(result))
     assert result["pipeline"] == ["HandKeypointDetectionPipeline", "transformers_modules"]
     for name in ("hands", "batched", "whole"):
         assert_the_same_hands(result[name], answers["hands1"])
+    assert result["detector"] == ["HandUNetForObjectDetection", "transformers_modules"]
+    assert_the_same_hands(result["found"], answers["found1"])
 
 
 def test_a_revision_pins_weights_and_code(pushed, tmp_path):
@@ -240,8 +263,8 @@ print(json.dumps(None))
     repositories = ("tester/model_again", "tester/base_again", "tester/pipe_again")
     for repo in repositories:
         files = hub.files(repo)
-        assert set(files) - {".gitattributes", "README.md"} == CODE | DATA
-        for name in ("config.json", "preprocessor_config.json"):
+        assert own_files(files) == CODE | DATA and (files.keys() >= DETECTOR) == (repo == "tester/pipe_again")
+        for name in [name for name in files if name.endswith("config.json")]:
             assert b"tester/" not in files[name] and b"--" not in files[name]  # no code is looked for elsewhere
         for name in CODE:
             assert files[name] == hub.files("tester/whole")[name]
@@ -254,10 +277,13 @@ for repo in {[*repositories, "./pipe_folder", "./model_folder"]}:
     model = AutoModelForPoseEstimation.from_pretrained(repo, trust_remote_code=True)
     AutoConfig.from_pretrained(repo, trust_remote_code=True)
     result[repo] = difference(model, processor, "first"), hands(repo)[1]
+pipe = pipeline("keypoint-detection", model="tester/pipe_again", trust_remote_code=True)
+result["tester/pipe_again"] += (pipe(photo, detection_threshold=0.1),)
 print(json.dumps(result))
 """
     before = len(hub.requests)
     result = pull(pushed, use, tmp_path)
+    assert_the_same_hands(result["tester/pipe_again"].pop(), answers["found1"])
     for repo, (difference, hands) in result.items():
         assert difference < 1e-5, repo
         assert_the_same_hands(hands, answers["hands1"])

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelFor
 import modeling_handunet
 from modeling_handunet import HandUNetConfig, HandUNetForPoseEstimation, HandUNetImageProcessor
 from modeling_handunet.versions import check_transformers_version
+from tests.small_model import small_detector
 
 PACKAGE = Path(modeling_handunet.__file__).parent
 FILES = sorted(PACKAGE.glob("*.py"))
@@ -25,10 +26,11 @@ ORDER = [
     {"configuration_handunet"},
     {"configuration_handunet_detector"},
     {"heatmaps", "losses", "images", "crops", "nesting", "drawing", "detection_losses", "detection_decoding"},
-    {"modeling_handunet", "image_processing_handunet"},
+    {"hands", "modeling_handunet", "image_processing_handunet"},
     {"modeling_handunet_detector", "image_processing_handunet_detector"},
+    {"torch_hands"},
     {"pipeline_handunet"},
-    {"registration", "registration_handunet_detector"},
+    {"registration"},
     {"__init__"},
 ]
 # What the Hub loads, of the pose network and of the detector.
@@ -99,21 +101,23 @@ def saved(tmp_path_factory) -> Path:
     model = HandUNetForPoseEstimation(HandUNetConfig(image_size=32, hidden_sizes=(4, 8))).eval()
     processor = HandUNetImageProcessor(size=32, box_fill=0.5)
     image = torch.randint(0, 256, (40, 50, 3), dtype=torch.uint8)
-    pipe = pipeline("keypoint-detection", model=model, image_processor=processor)
+    pipe = pipeline("keypoint-detection", model=model, image_processor=processor, detector=small_detector())
     pipe.save_pretrained(root / "model")
     boxes = [[5, 6, 20, 12], [20, 10, 9, 9]]
     with torch.no_grad():
         heatmaps = model(**processor(image, boxes=boxes)).heatmaps
     expected = {"image": image, "boxes": boxes, "heatmaps": heatmaps, "weights": model.state_dict()}
-    torch.save({**expected, "hands": pipe(image, boxes=boxes)}, root / "expected.pt")
+    found = pipe(image, detection_threshold=0.1)
+    assert len(found) > 1
+    torch.save({**expected, "hands": pipe(image, boxes=boxes), "found": found}, root / "expected.pt")
     return root
 
 
 def test_the_saved_folder_is_whole(saved):
-    detector = {path.name for path in FILES if "detect" in path.name}
-    code = {path.name for path in FILES} - detector - {"__init__.py", "registration.py", "drawing.py"}
+    code = {path.name for path in FILES if "registration" not in path.name} - {"__init__.py", "drawing.py"}
     data = {"config.json", "preprocessor_config.json", "model.safetensors"}
-    assert {path.name for path in (saved / "model").iterdir()} == code | data
+    assert {path.name for path in (saved / "model").iterdir()} == code | data | {"detector"}
+    assert {path.name for path in (saved / "model" / "detector").iterdir()} > data | {"modeling_handunet_detector.py"}
     config = json.loads((saved / "model" / "config.json").read_text())
     (task,) = config["custom_pipelines"].items()
     assert task == (
@@ -129,7 +133,7 @@ def test_the_saved_folder_is_whole(saved):
 def test_a_model_and_a_processor_saved_one_by_one_make_the_same_folder(saved, tmp_path):
     HandUNetForPoseEstimation.from_pretrained(saved / "model").save_pretrained(tmp_path)
     HandUNetImageProcessor.from_pretrained(saved / "model").save_pretrained(tmp_path)
-    whole = {path.name: path.read_bytes() for path in (saved / "model").iterdir()}
+    whole = {path.name: path.read_bytes() for path in (saved / "model").iterdir() if path.is_file()}
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == whole
 
 
@@ -141,6 +145,7 @@ def test_with_the_package_installed_nothing_needs_trust_remote_code(saved):
     assert isinstance(pipe, modeling_handunet.HandKeypointDetectionPipeline)
     expected = torch.load(saved / "expected.pt", weights_only=True)
     assert pipe(expected["image"], boxes=expected["boxes"]) == expected["hands"]
+    assert pipe(expected["image"], detection_threshold=0.1) == expected["found"]
 
 
 LOAD = """
@@ -165,6 +170,10 @@ for folder in folders:
     assert loaded(expected["image"], boxes=expected["boxes"]) == expected["hands"]
     pipe = pipeline("keypoint-detection", model=folder, trust_remote_code=True)
     assert pipe(expected["image"], boxes=expected["boxes"]) == expected["hands"]
+    if "pipeline" in folder or folder.endswith("/model"):  # only they have a detector
+        assert pipe(expected["image"], detection_threshold=0.1) == expected["found"]
+        finder = pipeline("object-detection", model=f"{folder}/detector", trust_remote_code=True)
+        assert finder.model.num_parameters() == pipe.hands.detector[0].num_parameters()
 """
 SAVE_AGAIN = """
 pipe.save_pretrained(f"{root}/pipeline_again")
@@ -190,10 +199,16 @@ def saved_again(saved) -> Path:
 
 
 def test_without_the_package_a_folder_loads_the_same_and_is_saved_again_whole(saved_again):
-    files = {path.name for path in (saved_again / "model").iterdir()}
+    def names(folder) -> set[str]:
+        return {path.relative_to(folder).as_posix() for path in folder.rglob("*.*") if "__pycache__" not in path.parts}
+
+    files = names(saved_again / "model")
     for folder in SAVED_AGAIN:
-        assert {path.name for path in (saved_again / folder).iterdir()} == files
-        for name in files - {"config.json", "preprocessor_config.json"}:
+        own = {name for name in files if folder == "pipeline_again" or not name.startswith("detector/")}
+        assert names(saved_again / folder) == own
+        for name in own:
+            if name.endswith("config.json"):
+                continue
             assert (saved_again / folder / name).read_bytes() == (saved_again / "model" / name).read_bytes(), name
 
 

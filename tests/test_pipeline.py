@@ -18,6 +18,7 @@ from modeling_handunet import (
     HandUNetForPoseEstimation,
     HandUNetImageProcessor,
 )
+from tests.small_model import small_detector, small_network
 
 BOXES = [[30.0, 20.0, 60.0, 45.0], [100.5, 40.2, 33.3, 50.1]]
 
@@ -30,7 +31,8 @@ def pipe() -> HandKeypointDetectionPipeline:
     with torch.no_grad():
         model(torch.randn(8, 3, 128, 128))
         model.head.weight *= 6
-    return pipeline("keypoint-detection", model=model.eval(), image_processor=HandUNetImageProcessor())
+    model.eval()
+    return pipeline("keypoint-detection", model=model, image_processor=HandUNetImageProcessor(), detector=small_detector())
 
 
 @pytest.fixture(scope="module")
@@ -67,12 +69,13 @@ def assert_same(hands, expected):
     """The same hands, within 0.01 px of the 128 px crop."""
     assert len(hands) == len(expected)
     for hand, other in zip(hands, expected):
-        assert hand["label"] == other["label"] and hand["box"] == other["box"]
-        assert hand["score"] == pytest.approx(other["score"], abs=1e-5)
+        assert hand["label"] == other["label"] and hand["box"] == pytest.approx(other["box"], abs=0.01)
+        assert hand["hand_score"] == pytest.approx(other["hand_score"], abs=2e-4)
+        assert hand["score"] == pytest.approx(other["score"], abs=2e-4)
         side = max(hand["box"]["xmax"] - hand["box"]["xmin"], hand["box"]["ymax"] - hand["box"]["ymin"]) / 0.45
         for point, other_point in zip(hand["keypoints"], other["keypoints"], strict=True):
             assert point["name"] == other_point["name"]
-            assert point["score"] == pytest.approx(other_point["score"], abs=1e-5)
+            assert point["score"] == pytest.approx(other_point["score"], abs=2e-4)
             distance = np.hypot(point["x"] - other_point["x"], point["y"] - other_point["y"])
             assert distance < 0.01 * side / 128
 
@@ -82,7 +85,7 @@ def test_the_answer_names_and_places_the_keypoints_of_every_hand(pipe, image):
     assert [hand["label"] for hand in hands] == ["right hand", "left hand"]
     assert hands[0]["box"] == {"xmin": 30.0, "ymin": 20.0, "xmax": 90.0, "ymax": 65.0}
     for hand in hands:
-        assert set(hand) == {"label", "score", "box", "keypoints"}
+        assert set(hand) == {"label", "score", "hand_score", "box", "keypoints"} and hand["hand_score"] is None
         assert tuple(point["name"] for point in hand["keypoints"]) == KEYPOINT_NAMES
         assert all(isinstance(point[key], float) for point in hand["keypoints"] for key in ("x", "y", "score"))
         assert hand["score"] == pytest.approx(sum(point["score"] for point in hand["keypoints"]) / 21)
@@ -108,11 +111,11 @@ def test_the_answer_does_not_depend_on_how_the_image_is_given(pipe, image, path,
 
 @pytest.mark.parametrize("batch_size", [1, 2, 8])
 def test_the_answer_does_not_depend_on_the_batch(pipe, image, path, batch_size):
-    inputs = [image, str(path), np.asarray(image), ImageOps.mirror(image), image]
-    boxes = [BOXES, BOXES[:1], [], None, [BOXES[1], BOXES[0], BOXES[1]]]
-    handedness = ["left", None, "right", "left", ["left", "right", "left"]]
+    inputs = [image, str(path), np.asarray(image), ImageOps.mirror(image), image, image]
+    boxes = [BOXES, BOXES[:1], [], "image", [BOXES[1], BOXES[0], BOXES[1]], None]
+    handedness = ["left", None, "right", "left", ["left", "right", "left"], None]
     expected = [pipe(one, boxes=some, handedness=hands) for one, some, hands in zip(inputs, boxes, handedness)]
-    assert [len(hands) for hands in expected] == [2, 1, 0, 1, 3]
+    assert [len(hands) for hands in expected[:5]] == [2, 1, 0, 1, 3] and len(expected[5]) > 1
     results = pipe(inputs, boxes=boxes, handedness=handedness, batch_size=batch_size)
     dicts = [{"image": i, "boxes": b, "handedness": s} for i, b, s in zip(inputs, boxes, handedness)]
     for answers in (
@@ -139,18 +142,64 @@ def test_an_image_without_hands_has_none(pipe, image):
     assert pipe([image, image], boxes=[[], []], batch_size=2) == [[], []]
 
 
-def test_an_image_without_boxes_is_itself_the_crop(pipe, image):
-    (hand,) = pipe(image)
-    assert hand["box"] == {"xmin": 0.0, "ymin": 0.0, "xmax": 200.0, "ymax": 150.0}
+def test_an_image_can_itself_be_the_crop(pipe, image):
+    (hand,) = pipe(image, boxes="image")
+    assert hand["box"] == {"xmin": 0.0, "ymin": 0.0, "xmax": 200.0, "ymax": 150.0} and hand["hand_score"] is None
     # Padded to 200 x 200 px, of which a box of 0.45 * 200 = 90 px at the centre says the same.
     (boxed,) = pipe(image, boxes=[[55, 30, 90, 90]])
+    assert pipe([image, image], boxes="image") == [[hand], [hand]]
     assert_same([{**hand, "box": boxed["box"]}], [boxed])
+
+
+def test_without_boxes_the_detector_finds_the_hands(pipe, image):
+    found = [hand for hand in pipe.hands.detect(image) if hand.score >= 0.05]
+    hands = pipe(image, detection_threshold=0.05)
+    assert 1 < len(hands) <= len(found)  # readings that coincide are one hand
+    by_score = {hand.score: hand for hand in found}
+    for hand in hands:
+        detection = by_score[hand["hand_score"]]
+        assert hand["label"] == f"{detection.side} hand" and tuple(hand["box"].values()) == detection.box
+        x, y, right, bottom = detection.box
+        # What the pipeline answers to the box that was found:
+        (expected,) = pipe(image, boxes=[[x, y, right - x, bottom - y]], handedness=detection.side)
+        assert_same([{**hand, "hand_score": None}], [expected])
+    scores = [hand["hand_score"] for hand in hands]
+    assert scores == sorted(scores, reverse=True)
+    assert_same(pipe(image, detection_threshold=0.05, max_hands=1), hands[:1])
+    assert pipe(image, detection_threshold=1.0) == []
+
+
+def test_the_side_of_a_box_is_that_of_the_surer_reading(pipe, image):
+    for box, hand in zip(BOXES, pipe(image, boxes=BOXES)):
+        right, left = (pipe(image, boxes=[box], handedness=side)[0] for side in ("right", "left"))
+        assert_same([hand], [max(right, left, key=lambda one: one["score"])])
+
+
+def test_photographs_are_read_as_their_answers_are(pipe, image):
+    read = []
+
+    def photographs():
+        for index in range(9):
+            read.append(index)
+            yield {"image": image, "boxes": BOXES[:1]}
+
+    answers = pipe(photographs(), batch_size=2)
+    next(answers)
+    assert len(read) <= 3  # transformers looks at the first
+    assert len(list(answers)) == 8
+
+
+def test_without_a_detector_the_error_says_how_to_get_one(image):
+    pipe = pipeline("keypoint-detection", model=small_network(), image_processor=HandUNetImageProcessor())
+    assert len(pipe(image, boxes=BOXES)) == 2
+    with pytest.raises(OSError, match="needs a hand detector, and there is none .* boxes='image'"):
+        pipe(image)
 
 
 def test_a_left_hand_is_the_mirrored_right_one(pipe, image):
     box = [40.0, 50.0, 36.0, 27.0]  # a square of 80 px on whole pixels
     (left,) = pipe(image, boxes=[box], handedness="left")
-    (right,) = pipe(ImageOps.mirror(image), boxes=[[200 - 40 - 36, 50, 36, 27]])
+    (right,) = pipe(ImageOps.mirror(image), boxes=[[200 - 40 - 36, 50, 36, 27]], handedness="right")
     for point, other in zip(left["keypoints"], right["keypoints"]):
         if point["score"] > 0.6:  # PIL's rounding of mirrored pixels moves faint, flat peaks
             assert (200 - point["x"], point["y"]) == pytest.approx((other["x"], other["y"]), abs=0.5)
@@ -220,7 +269,7 @@ def test_a_threshold_leaves_out_whole_hands_only(pipe, image):
 
 
 def test_the_decoding_method_is_passed_on(pipe, image):
-    (hand,) = pipe(image, method="argmax")
+    (hand,) = pipe(image, boxes="image", method="argmax")
     x = np.array([point["x"] for point in hand["keypoints"]]) * 128 / 200  # 200 px become 128
     np.testing.assert_allclose(x % 1, 0.5, atol=1e-4)
 
@@ -239,7 +288,7 @@ def test_the_decoding_method_is_passed_on(pipe, image):
         (np.zeros((9, 9, 3), np.uint8), {"boxes": [1, 2, 3, 4]}, ValueError, "one list of boxes"),
         (np.zeros((9, 9, 3), np.uint8), {"handedness": "up"}, ValueError, "'right' or 'left'"),
         (np.zeros((9, 9, 3), np.uint8), {"handedness": "none"}, ValueError, "'right' or 'left'"),
-        (np.zeros((9, 9, 3), np.uint8), {"method": "median"}, ValueError, "'median'"),
+        (np.zeros((9, 9, 3), np.uint8), {"method": "median", "boxes": "image"}, ValueError, "'median'"),
         (np.zeros((9, 9, 3), np.uint8), {"treshold": 0.5}, TypeError, "treshold"),
         ("http://127.0.0.1:9/hand.jpg", {"allow_loopback": True}, OSError, "fetch the image http://127.0.0.1:9/hand.jpg"),
         ("http://127.0.0.1:9/hand.jpg", {}, OSError, "127.0.0.1 is this machine itself"),

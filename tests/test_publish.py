@@ -15,7 +15,7 @@ from release.hub import assemble, assemble_space, push_model
 from release.terms import read_card
 from tests.hub_server import HubServer, run_program
 from tests.small_model import save_small_model
-from tests.test_hub_round_trip import CODE
+from tests.test_hub_round_trip import CODE, DETECTOR, own_files
 
 DATA = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json", "metrics.json"}
 DATA |= {"training_arguments.json", "report.json", "handler.py", "serving.py", "requirements.txt", "examples/examples.json"}
@@ -72,7 +72,7 @@ def test_a_dry_run_lists_every_file_with_its_size_and_sends_nothing(folder, with
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     assert said[0] == "Without an ONNX file: onnx is not installed"
     listed = [{name: size for size, name in re.findall(r"^ +([\d,]+)  (\S+)$", text, re.MULTILINE)} for text in said[1:]]
-    assert listed[0].keys() == CODE | DATA | EXAMPLES | FIGURES | SCREENSHOT
+    assert own_files(listed[0]) | {"README.md"} == CODE | DATA | EXAMPLES | FIGURES | SCREENSHOT
     assert int(listed[0]["model.safetensors"].replace(",", "")) == (folder / "model.safetensors").stat().st_size
     assert SPACE | EXAMPLES | {"modeling_handunet/drawing.py"} <= listed[1].keys()
     assert said[1].startswith("Would go to the model someone/hands") and "space someone/page" in said[2]
@@ -82,9 +82,28 @@ def test_weights_that_were_stored_without_code_are_published_with_it(folder, tmp
     bare = tmp_path / "bare"
     shutil.copytree(folder, bare, ignore=shutil.ignore_patterns("*.py"))
     assemble(bare, "someone/my-hands", tmp_path / "model")
-    assert CODE <= names(tmp_path / "model")
-    for name in (*CODE, "model.safetensors", "config.json"):
+    assert CODE | DETECTOR <= names(tmp_path / "model")
+    for name in (*CODE, *DETECTOR, "model.safetensors", "config.json"):
         assert (tmp_path / "model" / name).read_bytes() == (folder / name).read_bytes(), name
+
+
+def test_a_detector_beside_the_model_is_published_in_its_repository(folder, tmp_path, without_onnx):
+    own = tmp_path / "weights" / "own"
+    shutil.copytree(folder, own, ignore=shutil.ignore_patterns("detector"))
+    shutil.copytree(folder / "detector", tmp_path / "weights" / "finder")
+    settings = json.loads((own / "config.json").read_text())
+
+    def assembled(detector: str) -> Path:
+        (own / "config.json").write_text(json.dumps({**settings, "detector": detector}))
+        assemble(own, "someone/hands", tmp_path / detector.strip("./"))
+        return tmp_path / detector.strip("./")
+
+    target = assembled("../finder")
+    assert names(target) >= DETECTOR and json.loads((target / "config.json").read_text())["detector"] == "detector"
+    for unchanged in ("someone/finder", "../nowhere"):  # on the Hub, and none at all
+        target = assembled(unchanged)
+        assert json.loads((target / "config.json").read_text())["detector"] == unchanged
+        assert not names(target) & DETECTOR
 
 
 def test_the_page_is_put_together_with_its_own_name_and_the_spaces(folder, tmp_path, without_onnx, monkeypatch):
@@ -93,7 +112,7 @@ def test_the_page_is_put_together_with_its_own_name_and_the_spaces(folder, tmp_p
     monkeypatch.setattr(release.hub, "SCREENSHOT", screenshot)
     target = tmp_path / "model"
     assert assemble(folder, "someone/my-hands", target, "someone/page") == "onnx is not installed"
-    assert names(target) == CODE | DATA | EXAMPLES | FIGURES | {"figures/space.jpg"}
+    assert own_files(names(target)) | {"README.md"} == CODE | DATA | EXAMPLES | FIGURES | {"figures/space.jpg"}
     card = (target / "README.md").read_text()
     assert 'model="someone/my-hands"' in card and "USER" not in card and "onnx/model.onnx" not in card
     assert "](figures/space.jpg)](https://huggingface.co/spaces/someone/page)" in card
@@ -148,7 +167,7 @@ def test_the_model_and_its_space_arrive_whole_in_one_commit_each(published, fold
     hub = published
     files, space = hub.files("tester/hands"), hub.files("tester/page", "space")
     assert len(hub.commits("tester/hands")) == len(hub.commits("tester/page", "space")) == 2  # one, and the creation
-    assert files.keys() - {".gitattributes"} - ONNX == CODE | DATA | EXAMPLES | FIGURES | SCREENSHOT
+    assert own_files(files) - ONNX | {"README.md"} == CODE | DATA | EXAMPLES | FIGURES | SCREENSHOT
     for name in ("model.safetensors", "config.json", "figures/failures.png"):
         assert files[name] == (folder / name).read_bytes()
     pytest.importorskip("onnxscript")
@@ -227,6 +246,6 @@ print(json.dumps(None))
         files = hub.files("tester/trained")
         assert len(hub.commits("tester/trained")) == len(hub.commits("tester/page", "space")) == 2
         assert b"- tester/trained" in hub.files("tester/page", "space")["README.md"]
-    assert files.keys() - {".gitattributes"} - ONNX == CODE | DATA | EXAMPLES | FIGURES | SCREENSHOT
+    assert own_files(files) - ONNX | {"README.md"} == CODE | DATA | EXAMPLES | FIGURES | SCREENSHOT
     assert b'model="tester/trained"' in files["README.md"]
     assert json.loads(files["metrics.json"])["test_by_group"]

@@ -1,0 +1,230 @@
+"""From a photograph to its hands: detect, crop, read, look again, and two answers of one hand become one.
+
+These are rules on numbers, without torch and transformers.  Whatever runs the two networks ([`HandModels`]: `TorchHands` in
+torch_hands.py, or onnxruntime) follows them by [`find_hands`], and the pipeline for many photographs at a time by [`steps`].
+
+Boxes here are (x_min, y_min, x_max, y_max) in pixels of the upright photograph, but (x, y, width, height) where callers give
+them.  Sides are "right" and "left".
+"""
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
+
+from .crops import Crop, check_box
+from .keypoints import describe_hand
+from .nesting import HANDEDNESS, WHOLE_IMAGE, boxes_by_image, count_hands, handedness_by_image
+
+# Detections of a lower score are no hands.
+DETECTION_THRESHOLD = 0.3
+# Two found hands are one if their keypoints lie, on average, within this share of the larger one's size.
+SAME_HAND = 0.2
+
+
+@dataclass(frozen=True)
+class FoundHand:
+    """What a detector says of one hand.
+
+    box: (x_min, y_min, x_max, y_max) in pixels of the photograph.
+    side: "right" or "left".
+    score: in [0, 1].
+    direction: unit vector (x, y) from the wrist to the middle knuckle.
+    """
+
+    box: tuple[float, float, float, float]
+    side: str
+    score: float
+    direction: tuple[float, float]
+
+
+class HandModels(Protocol):
+    """The two networks, and what must be known of the one that reads keypoints."""
+
+    image_size: int  # side of a crop in pixels
+    box_fill: float  # share of a crop's side that a hand's box takes
+    keypoint_names: list[str]
+
+    def detect(self, photo: Image.Image) -> list[FoundHand]:
+        """The hands of an RGB photograph, falling by score, which is above 0.  Raises `ValueError` without a detector."""
+
+    def read(self, photo: Image.Image, crops: list[Crop]) -> tuple[np.ndarray, np.ndarray]:
+        """Keypoints (N, 21, 2) in pixels of the photograph and scores (N, 21) in [0, 1], of N crops of it."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the network reads in one crop: keypoints (21, 2) in pixels of the photograph, and scores (21,)."""
+
+    crop: Crop
+    keypoints: np.ndarray
+    scores: np.ndarray
+
+    @property
+    def side(self) -> str:
+        """The hand that the network took it for."""
+        return "left" if self.crop.mirrored else "right"
+
+    @property
+    def score(self) -> float:
+        """The mean score of the keypoints."""
+        return float(self.scores.mean())
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a hand is: its box, the crops to read it by (two if its side is not known), and the detector's score or None."""
+
+    box: tuple[float, float, float, float]
+    crops: list[Crop]
+    hand_score: float | None = None
+
+
+def find_hands(
+    models: HandModels,
+    photo: Image.Image,
+    boxes=None,
+    handedness=None,
+    *,
+    detection_threshold: float = DETECTION_THRESHOLD,
+    max_hands: int | None = None,
+) -> list[dict]:
+    """The hands of one RGB photograph, as `describe_hand` describes them.
+
+    Args:
+        boxes: a list of (x, y, width, height) in pixels, one per hand, whose order the answer has; None: the detector finds
+            the hands, and the answer falls by its score; "image": the whole photograph is the crop of one hand.
+        handedness: "right" or "left" for all hands, or a list with one per box; None: not known.  Then the detector tells
+            the side of the hands that it finds, and of others the network's surer reading counts.
+        detection_threshold: leave out hands that the detector is less sure of.
+        max_hands: the detector's surest ones, at most so many; all by default.
+
+    Raises `ValueError` for boxes, handedness and options that cannot be used.
+    """
+    asking = steps(
+        photo.size, models.image_size, models.box_fill, models.keypoint_names, boxes, handedness,
+        detection_threshold=detection_threshold, max_hands=max_hands,
+    )  # fmt: skip
+    answer = None
+    while True:
+        try:
+            crops = asking.send(answer)
+        except StopIteration as end:
+            return end.value
+        answer = models.detect(photo) if crops is None else models.read(photo, crops)
+
+
+def steps(
+    photo_size: tuple[int, int],
+    image_size: int,
+    box_fill: float,
+    keypoint_names: Sequence[str],
+    boxes=None,
+    handedness=None,
+    *,
+    detection_threshold: float = DETECTION_THRESHOLD,
+    max_hands: int | None = None,
+) -> Generator[list[Crop] | None, list[FoundHand] | tuple[np.ndarray, np.ndarray], list[dict]]:
+    """[`find_hands`] as a generator that asks for what the networks say, so that a caller can ask them for many photographs
+    at a time.
+
+    It yields None to ask for `HandModels.detect` of the photograph, or crops to ask for `HandModels.read` of them, wants
+    the answer sent, and returns the hands.
+    """
+    if not 0 <= detection_threshold <= 1:
+        raise ValueError(f"detection_threshold={detection_threshold!r}: give a number from 0 to 1.")
+    if max_hands is not None and (max_hands != int(max_hands) or max_hands < 1):
+        raise ValueError(f"max_hands={max_hands!r}: give a whole number from 1 on, or None for all.")
+    (boxes,) = boxes_by_image(boxes, 1)
+    (handedness,) = handedness_by_image(handedness, [count_hands(boxes)])
+    if boxes is None:
+        found = [hand for hand in (yield None) if hand.score >= detection_threshold]
+        waiting = [found_place(hand, image_size, box_fill, handedness[0]) for hand in found]
+    else:
+        waiting = given_places(photo_size, boxes, handedness, image_size, box_fill)
+    hands: list[tuple[Place, Reading]] = []
+    while waiting and (max_hands is None or len(hands) < max_hands):
+        count = None if boxes is not None or max_hands is None else max_hands - len(hands)
+        places, waiting = waiting[:count], waiting[len(waiting) if count is None else count :]
+        for place, reading in zip(places, (yield from _read_places(places))):
+            is_known = place.hand_score is not None and any(is_same_hand(reading, other) for _, other in hands)
+            if not is_known:
+                hands.append((place, reading))
+    return [_describe(place, reading, keypoint_names) for place, reading in hands]
+
+
+def _read_places(places: list[Place]):
+    """The reading of each place: of several crops the one with the highest mean score."""
+    keypoints, scores = yield [crop for place in places for crop in place.crops]
+    readings, first = [], 0
+    for place in places:
+        own = [Reading(crop, keypoints[first + i], scores[first + i]) for i, crop in enumerate(place.crops)]
+        readings.append(max(own, key=lambda reading: reading.score))
+        first += len(own)
+    return readings
+
+
+def _describe(place: Place, reading: Reading, names: Sequence[str]) -> dict:
+    points = np.asarray(reading.keypoints, np.float32).tolist()
+    scores = np.asarray(reading.scores, np.float32).tolist()
+    return describe_hand(reading.side, place.box, names, points, scores, place.hand_score)
+
+
+def found_place(hand: FoundHand, image_size: int, box_fill: float, handedness: str | None = None) -> Place:
+    """Where a found hand is read, as the hand of that side which the caller knows or the detector saw."""
+    crop = box_crop(hand.box, handedness or hand.side, image_size, box_fill)
+    return Place(tuple(map(float, hand.box)), [crop], hand.score)
+
+
+def given_places(photo_size: tuple[int, int], boxes, handedness, image_size: int, box_fill: float) -> list[Place]:
+    """Where the hands are that the caller gave by boxes (x, y, width, height) or by "image", with each one's handedness."""
+    places = []
+    for box, hand in zip([None] if boxes == WHOLE_IMAGE else boxes, handedness, strict=True):
+        possible = HANDEDNESS if hand is None else (hand,)
+        if box is None:
+            corners = (0.0, 0.0, *map(float, photo_size))
+            crops = [Crop.of_image(*photo_size, image_size, mirrored=side == "left") for side in possible]
+        else:
+            check_box(box, *photo_size)
+            x, y, width, height = map(float, box)
+            corners = (x, y, x + width, y + height)
+            crops = [box_crop(corners, side, image_size, box_fill) for side in possible]
+        places.append(Place(corners, crops))
+    return places
+
+
+def box_crop(box, side: str, image_size: int, box_fill: float) -> Crop:
+    """The crop by which a hand of a side is read, from its box (x_min, y_min, x_max, y_max)."""
+    left, top, right, bottom = map(float, box)
+    return Crop.around_box((left, top, right - left, bottom - top), image_size, box_fill, mirrored=side == "left")
+
+
+def keypoints_box(keypoints: np.ndarray) -> tuple[float, float, float, float]:
+    """The box (x_min, y_min, x_max, y_max) of keypoints (21, 2)."""
+    return (*keypoints.min(0).tolist(), *keypoints.max(0).tolist())
+
+
+def hand_size(keypoints: np.ndarray) -> float:
+    """The longer side of the box of keypoints (21, 2)."""
+    return float(np.ptp(keypoints, axis=0).max())
+
+
+def is_same_hand(one: Reading, other: Reading) -> bool:
+    """Whether two readings are of one hand: their keypoints coincide, whichever side they were read as."""
+    distance = float(np.hypot(*(one.keypoints - other.keypoints).T).mean())
+    return distance <= SAME_HAND * max(hand_size(one.keypoints), hand_size(other.keypoints))
+
+
+__all__ = [
+    "DETECTION_THRESHOLD",
+    "FoundHand",
+    "HandModels",
+    "box_crop",
+    "find_hands",
+    "hand_size",
+    "is_same_hand",
+    "keypoints_box",
+    "steps",
+]

@@ -1,0 +1,132 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from modeling_handunet.crops import Crop
+from modeling_handunet.hands import FoundHand, find_hands
+from modeling_handunet.keypoints import KEYPOINT_NAMES
+
+UP = (0.0, -1.0)
+# A hand in shares of its box: the wrist below, each finger a column of four points from left to right.
+HAND = np.array([[0.5, 1.0], *([finger / 4, 0.75 - joint / 4] for finger in range(5) for joint in range(4))])
+
+
+class DrawnHands:
+    """Networks that know the truth: hands of given boxes, and how sure a reading as the true and as the other side is."""
+
+    image_size, box_fill, keypoint_names = 128, 0.45, list(KEYPOINT_NAMES)
+
+    def __init__(self, found=(), hands=()):
+        self.found, self.hands, self.read_counts = list(found), list(hands), []
+
+    def detect(self, photo):
+        return self.found
+
+    def read(self, photo, crops: list[Crop]):
+        self.read_counts.append(len(crops))
+        keypoints, scores = [], []
+        for crop in crops:
+            left, top, side = crop.square
+            middle = np.array([left + side / 2, top + side / 2])
+            # The hand nearest to the crop's middle; a crop far from every hand is read as noise.
+            distance, box, true_side = min(
+                (np.hypot(*(middle - np.add(box[:2], box[2:]) / 2)), box, true_side) for box, true_side in self.hands
+            )
+            keypoints.append(np.array(box[:2]) + HAND * np.subtract(box[2:], box[:2]))
+            is_right_way = crop.mirrored == (true_side == "left")
+            scores.append(np.full(21, (0.9 if is_right_way else 0.6) if distance < side / 4 else 0.1))
+        return np.array(keypoints), np.array(scores)
+
+
+PHOTO = Image.new("RGB", (400, 300))
+ONE, TWO = (40.0, 60.0, 120.0, 160.0), (250.0, 100.0, 330.0, 200.0)
+
+
+def test_hands_are_found_without_boxes():
+    models = DrawnHands(
+        [FoundHand(ONE, "left", 0.9, UP), FoundHand(TWO, "right", 0.5, UP), FoundHand((0, 0, 30, 30), "right", 0.2, UP)],
+        [(ONE, "left"), (TWO, "right")],
+    )
+    first, second = find_hands(models, PHOTO)
+    assert (first["label"], first["hand_score"]) == ("left hand", 0.9)
+    assert first["score"] == pytest.approx(0.9)
+    assert first["box"] == {"xmin": 40.0, "ymin": 60.0, "xmax": 120.0, "ymax": 160.0}
+    assert first["keypoints"][0] == {"name": "wrist", "x": 80.0, "y": 160.0, "score": pytest.approx(0.9)}
+    assert second["label"] == "right hand" and second["hand_score"] == 0.5
+    assert [hand["hand_score"] for hand in find_hands(models, PHOTO, detection_threshold=0.6)] == [0.9]
+
+
+def test_a_photograph_without_a_hand_has_an_empty_list():
+    assert find_hands(DrawnHands(), PHOTO) == []
+    assert find_hands(DrawnHands(), PHOTO, boxes=[]) == []
+    assert find_hands(DrawnHands([FoundHand(ONE, "left", 0.1, UP)]), PHOTO) == []
+
+
+def test_two_detections_of_one_hand_are_one():
+    shifted = (45.0, 62.0, 125.0, 164.0)
+    found = [FoundHand(ONE, "left", 0.9, UP), FoundHand(shifted, "right", 0.8, UP), FoundHand(TWO, "right", 0.5, UP)]
+    models = DrawnHands(found, [(ONE, "left"), (TWO, "right")])
+    assert [hand["hand_score"] for hand in find_hands(models, PHOTO)] == [0.9, 0.5]
+    # Boxes that the caller gave are hands of their own.
+    assert len(find_hands(models, PHOTO, boxes=[[40, 60, 80, 100], [45, 62, 80, 102]])) == 2
+
+
+def test_at_most_max_hands_are_read_and_doubles_do_not_count():
+    shifted = (45.0, 62.0, 125.0, 164.0)
+    found = [FoundHand(ONE, "left", 0.9, UP), FoundHand(shifted, "right", 0.8, UP), FoundHand(TWO, "right", 0.5, UP)]
+    models = DrawnHands(found, [(ONE, "left"), (TWO, "right")])
+    assert [hand["hand_score"] for hand in find_hands(models, PHOTO, max_hands=1)] == [0.9]
+    assert models.read_counts == [1]
+    assert [hand["hand_score"] for hand in find_hands(models, PHOTO, max_hands=2)] == [0.9, 0.5]
+
+
+def test_the_surer_reading_tells_the_side_of_a_given_box():
+    models = DrawnHands(hands=[(ONE, "left"), (TWO, "right")])
+    hands = find_hands(models, PHOTO, boxes=[[40, 60, 80, 100], [250, 100, 80, 100]])
+    assert [hand["label"] for hand in hands] == ["left hand", "right hand"]
+    assert models.read_counts == [4]  # both ways, in one batch
+    assert [hand["hand_score"] for hand in hands] == [None, None]
+    (hand,) = find_hands(models, PHOTO, boxes=[[40, 60, 80, 100]], handedness="right")
+    assert hand["label"] == "right hand" and hand["score"] == pytest.approx(0.6)
+
+
+def test_a_whole_photograph_can_be_the_crop():
+    models = DrawnHands(hands=[((150.0, 100.0, 250.0, 200.0), "left")])
+    (hand,) = find_hands(models, PHOTO, boxes="image")
+    assert hand["box"] == {"xmin": 0.0, "ymin": 0.0, "xmax": 400.0, "ymax": 300.0}
+    assert hand["label"] == "left hand"
+
+
+def test_a_known_side_holds_for_every_found_hand():
+    models = DrawnHands([FoundHand(ONE, "left", 0.9, UP)], [(ONE, "left")])
+    (hand,) = find_hands(models, PHOTO, handedness="right")
+    assert hand["label"] == "right hand"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"boxes": "photo"}, "boxes='photo': give a list of boxes"),
+        ({"boxes": 7}, "boxes=7"),
+        ({"boxes": [[500, 0, 10, 10]]}, "outside the image"),
+        ({"boxes": [[0, 0, 10, 10]], "handedness": "up"}, "'right' or 'left'"),
+        ({"boxes": [[0, 0, 10, 10]], "handedness": ["left", "left"]}, "Image 0 has 1 hands, but handedness for 2"),
+        ({"handedness": ["left"]}, "has no boxes: give 'right' or 'left' for all"),
+        ({"detection_threshold": 2}, "detection_threshold=2"),
+        ({"max_hands": 0}, "max_hands=0"),
+    ],
+)
+def test_what_cannot_be_used_is_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        find_hands(DrawnHands(), PHOTO, **arguments)
+
+
+def test_the_rules_need_neither_torch_nor_transformers():
+    program = (
+        "import sys; from handunet.backends import leave_out_torch; leave_out_torch(); import modeling_handunet.hands; "
+        "assert not {'torch', 'transformers'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
