@@ -25,6 +25,7 @@ from .modeling_handunet_detector import HandUNetForObjectDetection, HandUNetObje
 from .pipeline_handunet import HandKeypointDetectionPipeline
 from .registration import register
 from .registration_handunet_detector import register_detector
+from .tracking import HandTracker, HandTracks
 
 register()
 register_detector()
@@ -34,6 +35,8 @@ __all__ = [
     "NUM_KEYPOINTS",
     "SKELETON",
     "HandKeypointDetectionPipeline",
+    "HandTracker",
+    "HandTracks",
     "HandUNetConfig",
     "HandUNetDetectorConfig",
     "HandUNetDetectorImageProcessor",

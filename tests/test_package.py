@@ -27,7 +27,9 @@ ORDER = [
     {"heatmaps", "losses", "images", "crops", "nesting", "drawing", "detection_losses", "detection_decoding"},
     {"modeling_handunet", "image_processing_handunet"},
     {"modeling_handunet_detector", "image_processing_handunet_detector"},
-    {"pipeline_handunet"},
+    {"hands"},
+    {"torch_hands"},
+    {"pipeline_handunet", "tracking"},
     {"registration", "registration_handunet_detector"},
     {"__init__"},
 ]
