@@ -40,7 +40,7 @@ from handunet.backends import choose, load
 from handunet.files import written_whole
 from handunet.progress import Progress, shown
 from handunet.shards import FORMATS as SHARED_FORMATS
-from handunet.shards import Shards, Share
+from handunet.shards import SETTINGS, Shards, Share
 
 MAX_LINES = 20  # with more sources, only the sums are printed
 MAX_NAMED = 20  # problems at the end; all of them are in a file, if there are more
@@ -168,7 +168,7 @@ class Run:
         self.problems = Problems(self.output)
         self.progress, self.hands, self.empty, self.are_told = Progress(), 0, 0, True
         self.answers = self.models = None
-        self.dataset = args.dataset and sources.open_dataset(args.dataset, args.split, args.column)
+        self.dataset = None
 
     # What to answer
 
@@ -223,14 +223,21 @@ class Run:
         """The hands of a photograph."""
         from modeling_handunet.hands import find_hands
 
-        options = {"max_hands": self.args.max_hands}
-        if self.args.detection_threshold is not None:
-            options["detection_threshold"] = self.args.detection_threshold
-        return find_hands(self.models, photo, self.args.boxes, self.args.side, **options)
+        return find_hands(self.models, photo, self.args.boxes, self.args.side, **self.search())
 
     def tracker(self) -> Callable[[object, float], list[dict]]:
         """What answers the frames of one film, given in order with their times in seconds."""
-        return lambda photo, seconds: self.find(photo)
+        if self.args.boxes is not None:
+            return lambda photo, seconds: self.find(photo)
+        from modeling_handunet.tracking import HandTracks
+
+        return HandTracks(self.models, handedness=self.args.side, **self.search())
+
+    def search(self) -> dict:
+        """The options of the search for hands."""
+        threshold = self.args.detection_threshold
+        options = {"max_hands": self.args.max_hands, "detection_threshold": threshold}
+        return {name: value for name, value in options.items() if value is not None}
 
     def run(self) -> None:
         """Answer all sources.
@@ -240,11 +247,14 @@ class Run:
         args = self.args
         if self.output.exists() and not self.output.is_dir():
             raise ValueError(f"--output {self.output} is a file: name a folder")
-        if args.format == "parquet" or args.share.count > 1:
+        is_gone_on = args.format in SHARED_FORMATS and (self.output / SETTINGS).exists()
+        if args.format == "parquet" or args.share.count > 1 or is_gone_on:
             made_with = {name: getattr(args, name) for name in ("model", "detector", "boxes", "side", "every", "max_hands")}
             self.answers = Shards(self.output, args.format, args.share, made_with)
         else:
             self.answers = open_answers(self.output, args.format)
+        if args.dataset:
+            self.dataset = sources.open_dataset(args.dataset, args.split, args.column)
         self.progress.total = total = self.count()
         self.are_told = total is not None and total <= MAX_LINES
         with contextlib.ExitStack() as ending:
@@ -253,6 +263,7 @@ class Run:
             for source in self.waiting(self.problems.add):
                 if self.models is None:
                     self.load()
+                    self.progress.begin()
                 try:
                     self.answer_film(source) if source.is_film else self.answer_photograph(source)
                 except (ImportError, OSError, ValueError, MemoryError) as error:
@@ -404,7 +415,7 @@ def main(arguments: list[str] | None = None, program: str = "predict.py") -> Non
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # for terminals that lack a character of a file's name
     args = parse(sys.argv[1:] if arguments is None else arguments, program)
-    run, failed = Run(args), ""
+    failed, run = "", Run(args)
     try:
         run.run() if args.camera is None else run.show_camera()
     except BrokenPipeError:  # the reader of the output, such as `head`, has ended

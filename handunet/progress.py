@@ -18,10 +18,13 @@ class Progress:
     def __init__(self, total: int | None = None, *, stream=None, clock=time.monotonic):
         self.total, self.count = total, 0
         self.stream, self.clock = stream or sys.stderr, clock
-        self.is_terminal = self.stream.isatty()
+        self.is_terminal, self.is_shown = self.stream.isatty(), False
+        self.begin()
+
+    def begin(self) -> None:
+        """The work begins now, and not when the networks were loaded."""
         self.begun = self.clock()
         self.next = self.begun + (SECONDS_BEFORE_THE_FIRST if self.is_terminal else SECONDS_ELSEWHERE)
-        self.is_shown = False
 
     def expect(self, more: int) -> None:
         """So many images more will come than was thought."""
