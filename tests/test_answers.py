@@ -185,6 +185,7 @@ def test_shards_share_the_photographs_and_hold_each_once(monkeypatch, answering,
     assert names_in(tmp_path / "out") == sorted([*files, str(tmp_path / "photos/new.png")])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["parquet", "jsonl"])
 def test_after_a_kill_nothing_is_done_twice_and_nothing_is_lost(tmp_path, format):
     """Two processes are killed at some moment, and three go on, and are killed, until all is done."""
