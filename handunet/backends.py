@@ -1,20 +1,21 @@
-"""The two ways to run the network: torch with transformers' pipeline, or onnxruntime alone."""
+"""The two ways to run the networks: torch with transformers, or onnxruntime alone.
+
+Both give a [`HandModels`], so that everything behind them is the same.
+"""
 
 import importlib.util
 import json
+import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
-# The small model of `weights/handunet`, exported. It travels with the package.
-OWN_MODEL = Path(__file__).resolve().parent / "model.onnx"
-# The larger one, which is in a clone.
-CLONE_MODEL = Path(__file__).resolve().parent.parent / "weights" / "handunet-base"
+HERE = Path(__file__).resolve().parent
+# The small model of `weights/handunet` and the detector, exported. They travel with the package.
+OWN_MODEL, OWN_DETECTOR = HERE / "model.onnx", HERE / "detector.onnx"
+# The larger one and its detector, which are in a clone.
+CLONE_MODEL, CLONE_DETECTOR = (HERE.parent / "weights" / name for name in ("handunet-base", "handunet-detector"))
 BATCH_SIZE = 8  # hands that go through the network together
 TORCH = "pip install 'handunet[torch]'"
-
-# Answers (photograph, boxes or None, handedness) with the hands as the `keypoint-detection` pipeline gives them.
-Detector = Callable[[object, list | None, str], list[dict]]
 
 
 def choose(model: str | None, backend: str | None) -> tuple[str, str]:
@@ -30,37 +31,172 @@ def choose(model: str | None, backend: str | None) -> tuple[str, str]:
         model = str(CLONE_MODEL)
         if not CLONE_MODEL.exists():
             raise ValueError(f"there is no model in {CLONE_MODEL}: name one with --model")
-    exported = Path(model, "onnx", "model.onnx")
+    exported = next((path for path in (Path(model, "onnx", "model.onnx"), Path(model, "pose.onnx")) if path.is_file()), None)
     if backend is None:
-        backend = "onnx" if model.endswith(".onnx") or (not has_torch and exported.is_file()) else "torch"
+        backend = "onnx" if model.endswith(".onnx") or (not has_torch and exported) else "torch"
     if backend == "torch" and not has_torch:
         raise ValueError(f"--model {model} needs torch: {TORCH}, or give a file that `handunet export` wrote")
-    if backend == "onnx" and exported.is_file():
+    if backend == "onnx" and exported:
         model = str(exported)
     if backend == "onnx" and not Path(model).is_file():
         raise ValueError(f"--model {model} is no file: run `handunet export {model} model.onnx`")
     return backend, model
 
 
-def load(model: str, backend: str) -> Detector:
-    """The detector; `OSError`, `ValueError` or `ImportError` for a model that cannot be used."""
-    return load_onnx(model) if backend == "onnx" else load_torch(model)
+def load(model: str, backend: str, detector: str | None = None, *, finds: bool = True):
+    """The [`HandModels`] of a model and a detector; `OSError`, `ValueError` or `ImportError` for what cannot be used.
+
+    The detector is an ONNX file, or for torch a folder or an id on the Hub.  By default it is the one that came with the
+    model, and otherwise the package's own.  Without `finds` it is loaded when it is first asked.
+    """
+    return (load_onnx if backend == "onnx" else load_torch)(model, detector, finds)
 
 
-def load_torch(model: str) -> Detector:
-    """A detector by the `keypoint-detection` pipeline."""
-    from transformers import pipeline
+def load_torch(model: str, detector: str | None, finds: bool):
+    """Models as transformers loads them, on the accelerator of this process if there is one."""
+    from transformers import AutoImageProcessor, AutoModelForPoseEstimation
     from transformers.utils import logging
 
-    import modeling_handunet  # noqa: F401  registers the model, so that no trust_remote_code is needed
+    from modeling_handunet.torch_hands import TorchHands, load_detector
 
     logging.disable_progress_bar()
-    pipe = pipeline("keypoint-detection", model=model)
+    network = AutoModelForPoseEstimation.from_pretrained(model).eval().to(device())
+    processor = AutoImageProcessor.from_pretrained(model)
+    if finds:
+        try:
+            detector = load_detector(network, detector)
+        except OSError:
+            if detector or not CLONE_DETECTOR.is_dir():
+                raise
+            detector = load_detector(network, CLONE_DETECTOR)
+        detector[0].eval().to(network.device)
+    return TorchHands(network, processor, detector)
 
-    def detect(photo, boxes: list | None, handedness: str) -> list[dict]:
-        return pipe(photo, boxes=boxes, handedness=handedness, batch_size=BATCH_SIZE)
 
-    return detect
+def load_onnx(model: str, detector: str | None, finds: bool):
+    """Files that `handunet export` wrote; imports neither torch nor transformers."""
+    leave_out_torch()
+    hands = OnnxHands(model, detector)
+    if finds:
+        hands.load_detector()
+    return hands
+
+
+class OnnxHands:
+    """A [`HandModels`] of a pose network and a detector, which is loaded when it is first asked."""
+
+    def __init__(self, model: str, detector: str | None = None):
+        self.model, self.detector, self._detect = model, detector, None
+        self.pose = OnnxPose(model)
+        self.image_size, self.box_fill, self.keypoint_names = self.pose.image_size, self.pose.box_fill, self.pose.keypoint_names
+
+    def read(self, photo, crops):
+        """As `HandModels.read` says."""
+        return read_crops(self.pose, photo, crops)
+
+    def detect(self, photo):
+        """As `HandModels.detect` says."""
+        self.load_detector()
+        return self._detect(photo)
+
+    def load_detector(self) -> None:
+        """Load the detector, if it is not loaded; errors as of `load`."""
+        if self._detect is None:
+            places = (Path(self.detector),) if self.detector else (Path(self.model).with_name("detector.onnx"), OWN_DETECTOR)
+            found = next((path for path in places if path.is_file()), None)
+            if found is None:
+                raise OSError(
+                    f"There is no hand detector at {places[0]}: name a file that `handunet export` wrote with --detector, or "
+                    "give the hands' boxes with --boxes."
+                )
+            self._detect = OnnxDetector(str(found))
+
+
+def read_crops(network, photo, crops):
+    """Keypoints (N, 21, 2) in pixels of the photograph and scores (N, 21) of N crops, a batch at a time."""
+    import numpy as np
+
+    from modeling_handunet.crops import normalize_crops
+
+    keypoints, scores = [], []
+    for first in range(0, len(crops), BATCH_SIZE):
+        batch = crops[first : first + BATCH_SIZE]
+        pixels = np.stack([np.asarray(crop.cut(photo)) for crop in batch])  # (B, size, size, 3)
+        points, confidences = network(normalize_crops(pixels, *network.normalization))
+        keypoints += [crop.back(of_crop) for crop, of_crop in zip(batch, points.astype(np.float64))]
+        scores += list(confidences)
+    count = len(network.keypoint_names)
+    return np.asarray(keypoints).reshape(-1, count, 2), np.asarray(scores).reshape(-1, count)
+
+
+class OnnxPose:
+    """Inputs (B, 3, size, size) to keypoints (B, 21, 2) in pixels of the crop and scores (B, 21), by onnxruntime."""
+
+    def __init__(self, file: str):
+        self.file = file
+        self.session, settings = open_onnx(file, "pose")
+        self.image_size, self.box_fill = settings["image_size"], settings["box_fill"]
+        self.keypoint_names = settings["keypoint_names"]
+        self.normalization = normalization_of(settings)
+
+    def __call__(self, inputs):
+        import numpy as np
+
+        heatmaps, keypoints, scores = self.session.run(["heatmaps", "keypoints", "scores"], {"pixel_values": inputs})
+        if not scores.all() and np.isnan(heatmaps).any():  # a score is 0 where a heatmap holds NaN, else hardly ever
+            raise ValueError(f"The network in {self.file} answered NaN: its weights are damaged, export them again.")
+        return keypoints, scores
+
+
+class OnnxDetector:
+    """A photograph to its hands, by onnxruntime."""
+
+    def __init__(self, file: str):
+        self.session, settings = open_onnx(file, "detector")
+        self.file, self.size, self.normalization = file, settings["image_size"], normalization_of(settings)
+
+    def __call__(self, photo):
+        import numpy as np
+
+        from modeling_handunet.crops import Crop, normalize_crops
+
+        pixels = np.asarray(Crop.of_image(*photo.size, self.size).cut(photo))[None]  # (1, size, size, 3)
+        inputs = {"pixel_values": normalize_crops(pixels, *self.normalization)}
+        names = ["scores", "labels", "boxes", "directions"]
+        scores, labels, boxes, directions = (values[0] for values in self.session.run(names, inputs))
+        if np.isnan(scores).any():
+            raise ValueError(f"The detector in {self.file} answered NaN: its weights are damaged, export them again.")
+        # Shares of the letterboxed square to pixels of the photograph.
+        corners = Crop.of_image(*photo.size, 1).back(boxes.astype(np.float64).reshape(-1, 2, 2))
+        corners = np.clip(corners, 0, photo.size).reshape(-1, 4)
+        return found_hands(scores.tolist(), labels.tolist(), corners.tolist(), directions.tolist())
+
+
+def found_hands(scores, labels, boxes, directions) -> list:
+    """[`FoundHand`]s of lists of each hand's score, label, corners and direction; not those of no score or no size."""
+    from modeling_handunet.hands import FoundHand
+
+    sides = ("right", "left")
+    found = zip(scores, labels, boxes, directions)
+    return [
+        FoundHand(tuple(box), sides[label], score, tuple(direction))
+        for score, label, box, direction in found
+        if score > 0 and box[0] < box[2] and box[1] < box[3]
+    ]
+
+
+def normalization_of(settings: dict) -> tuple:
+    """What `normalize_crops` is given after the pixels."""
+    return settings["rescale_factor"], settings["image_mean"], settings["image_std"]
+
+
+def device() -> str:
+    """The accelerator that belongs to this process, where several run; "cpu" without one."""
+    import torch
+
+    if torch.cuda.is_available():
+        return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def leave_out_torch() -> None:
@@ -70,46 +206,11 @@ def leave_out_torch() -> None:
         sys.modules["modeling_handunet"] = importlib.util.module_from_spec(spec)
 
 
-def load_onnx(model: str) -> Detector:
-    """A detector from a file that `handunet export` wrote; imports neither torch nor transformers."""
-    import numpy as np
+def open_onnx(model: str, kind: str | None = None, options=None):
+    """The session and settings of an exported file.
 
-    leave_out_torch()
-    from modeling_handunet.crops import Crop, check_box, normalize_crops
-    from modeling_handunet.keypoints import describe_hand
-
-    session, settings = open_onnx(model)
-    size = settings["image_size"]
-
-    def detect(photo, boxes: list | None, handedness: str) -> list[dict]:
-        mirrored = handedness == "left"
-        placed = []  # of each hand: its crop, the corners of its box
-        for box in [(0, 0, *photo.size)] if boxes is None else boxes:
-            check_box(box, *photo.size)
-            if boxes is None:
-                crop = Crop.of_image(*photo.size, size, mirrored=mirrored)
-            else:
-                crop = Crop.around_box(box, size, settings["box_fill"], mirrored=mirrored)
-            x, y, width, height = map(float, box)
-            placed.append((crop, (x, y, x + width, y + height)))
-        hands = []
-        for first in range(0, len(placed), BATCH_SIZE):
-            batch = placed[first : first + BATCH_SIZE]
-            pixels = np.stack([np.asarray(crop.cut(photo)) for crop, _ in batch])  # (B, size, size, 3)
-            inputs = normalize_crops(pixels, settings["rescale_factor"], settings["image_mean"], settings["image_std"])
-            heatmaps, keypoints, scores = session.run(["heatmaps", "keypoints", "scores"], {"pixel_values": inputs})
-            if not scores.all() and np.isnan(heatmaps).any():  # a score is 0 where a heatmap holds NaN, else hardly ever
-                raise ValueError(f"The network in {model} answered NaN: its weights are damaged, export them again.")
-            for (crop, corners), points, confidences in zip(batch, keypoints.astype(np.float64), scores):
-                points = crop.back(points).astype(np.float32).tolist()
-                hands.append(describe_hand(handedness, corners, settings["keypoint_names"], points, confidences.tolist()))
-        return hands
-
-    return detect
-
-
-def open_onnx(model: str, options=None):
-    """The session and settings of an exported file; `OSError` for another file, `ImportError` without onnxruntime."""
+    Raises `OSError` for another file or one of the other `kind`, "pose" or "detector", `ImportError` without onnxruntime.
+    """
     try:
         import onnxruntime
         from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidGraph, InvalidProtobuf, NoSuchFile
@@ -117,6 +218,10 @@ def open_onnx(model: str, options=None):
         raise ImportError(f"an ONNX model needs onnxruntime ({error}): pip install onnxruntime") from None
     try:
         session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        return session, json.loads(session.get_modelmeta().custom_metadata_map["handunet"])
+        settings = json.loads(session.get_modelmeta().custom_metadata_map["handunet"])
     except (Fail, InvalidGraph, InvalidProtobuf, NoSuchFile, KeyError, ValueError) as error:
         raise OSError(f"{model} is no file that `handunet export` wrote: {error}") from None
+    is_kind = settings.get("kind", "pose")
+    if kind and is_kind != kind:
+        raise OSError(f"{model} is a {is_kind} model, and a {kind} model is needed here.")
+    return session, settings

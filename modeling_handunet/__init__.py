@@ -24,6 +24,7 @@ from .modeling_handunet import HandUNetForPoseEstimation, HandUNetPoseEstimatorO
 from .modeling_handunet_detector import HandUNetForObjectDetection, HandUNetObjectDetectionOutput, start_from_pose
 from .pipeline_handunet import HandKeypointDetectionPipeline
 from .registration import register
+from .tracking import HandTracker, HandTracks
 
 register()
 
@@ -32,6 +33,8 @@ __all__ = [
     "NUM_KEYPOINTS",
     "SKELETON",
     "HandKeypointDetectionPipeline",
+    "HandTracker",
+    "HandTracks",
     "HandUNetConfig",
     "HandUNetDetectorConfig",
     "HandUNetDetectorImageProcessor",

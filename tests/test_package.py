@@ -29,7 +29,7 @@ ORDER = [
     {"hands", "modeling_handunet", "image_processing_handunet"},
     {"modeling_handunet_detector", "image_processing_handunet_detector"},
     {"torch_hands"},
-    {"pipeline_handunet"},
+    {"pipeline_handunet", "tracking"},
     {"registration"},
     {"__init__"},
 ]

@@ -1,5 +1,6 @@
 import csv
 import gc
+import io
 import json
 import os
 import subprocess
@@ -15,14 +16,18 @@ from PIL import Image
 import handunet.backends
 import handunet.predict
 import modeling_handunet
+from handunet.answers import Answers
 from handunet.backends import OWN_MODEL, choose
-from handunet.photographs import Answers, drawing_names, find_photographs, shown
+from handunet.progress import shown
+from handunet.sources import find, free_place, stem_of
 from modeling_handunet import HandUNetConfig, HandUNetForPoseEstimation, HandUNetImageProcessor
+from tests.small_detector import write_detector
 
 ROOT = Path(__file__).resolve().parents[1]
 ANSWER = {
     "label": "right hand",
     "score": 0.9,
+    "hand_score": 0.8,
     "box": {"xmin": 1.0, "ymin": 2.0, "xmax": 3.0, "ymax": 4.0},
     "keypoints": [{"name": "wrist", "x": 5.0, "y": 6.0, "score": 0.7}, {"name": "thumb_1", "x": 7.0, "y": 8.0, "score": 0.8}],
 }
@@ -45,9 +50,18 @@ def photo(tmp_path):
 
 
 @pytest.fixture
+def detector(tmp_path):
+    pytest.importorskip("onnx")
+    return write_detector(tmp_path / "detector.onnx")
+
+
+@pytest.fixture
 def answering(monkeypatch):
-    """Let every photograph be answered at once, with `ANSWER`."""
-    monkeypatch.setattr(handunet.predict, "load", lambda *model: lambda photo, boxes, handedness: [ANSWER])
+    """Let every photograph be answered at once, with `ANSWER` or the hands that the test puts into the list."""
+    hands = [ANSWER]
+    monkeypatch.setattr(handunet.predict.Run, "load", lambda run: setattr(run, "models", "networks"))
+    monkeypatch.setattr(handunet.predict.Run, "find", lambda run, photo: list(hands))
+    return hands
 
 
 def run(*arguments):
@@ -81,16 +95,22 @@ def test_drawings_and_keypoints_are_written(tmp_path, model, photo, backend):
     [
         (["missing.jpg"], "no image file 'missing.jpg'"),
         (["PHOTO", "--boxes", "500,500,10,10"], "outside the image of 120x90"),
+        (["PHOTO", "--boxes", "image", "1,2,3,4"], "give no other boxes"),
+        (["PHOTO", "--left", "--right"], "not allowed with argument"),
+        (["PHOTO", "--camera", "0"], "name photographs, films or folders, or give --camera or --dataset"),
+        ([], "name photographs, films or folders, or give --camera or --dataset"),
+        (["PHOTO", "--max_hands", "0"], "not a number from 1"),
+        (["PHOTO", "--every", "-1"], "not a number from 0"),
         (["PHOTO", "--boxes", "1,2,3"], "not x,y,width,height"),
         (["PHOTO", "--boxes", "1,2,nan,4"], "not a box"),
         (["PHOTO", "--boxes", "1,2,0,4"], "not a box"),
-        (["none*.jpg"], "No photograph matches none*.jpg"),
+        (["none*.jpg"], "No photograph and no film matches none*.jpg"),
     ],
 )
-def test_what_cannot_be_used_ends_in_a_sentence(capsys, tmp_path, photo, arguments, sentence):
+def test_what_cannot_be_used_ends_in_a_sentence(capsys, tmp_path, photo, detector, arguments, sentence):
     arguments = [photo if argument == "PHOTO" else argument for argument in arguments]
     with pytest.raises(SystemExit) as stop:
-        run_own_model(*arguments, "--output", tmp_path / "out")
+        run_own_model(*arguments, "--output", tmp_path / "out", "--detector", detector)
     assert sentence in f"{stop.value} {capsys.readouterr().err}"
     assert not (tmp_path / "out").exists()
 
@@ -105,10 +125,10 @@ def test_a_file_that_cannot_be_read_costs_only_itself_and_is_named_at_the_end(an
     assert (tmp_path / "out/hand.png").is_file()
 
 
-def test_photographs_are_answered_one_by_one_and_leave_the_memory(monkeypatch, tmp_path, photo):
+def test_photographs_are_answered_one_by_one_and_leave_the_memory(monkeypatch, answering, tmp_path, photo):
     earlier, output = [], tmp_path / "out"
 
-    def detect(image, boxes, handedness):
+    def find_hands(run, image):
         gc.collect()
         assert [reference() for reference in earlier] == [None] * len(earlier)
         if earlier:
@@ -117,7 +137,7 @@ def test_photographs_are_answered_one_by_one_and_leave_the_memory(monkeypatch, t
         earlier.append(weakref.ref(image))
         return [ANSWER]
 
-    monkeypatch.setattr(handunet.predict, "load", lambda *model: detect)
+    monkeypatch.setattr(handunet.predict.Run, "find", find_hands)
     run(*[photo] * 4, "--output", output)
     assert len(earlier) == 4
 
@@ -130,27 +150,54 @@ def test_a_box_may_begin_outside_the_photograph(tmp_path, photo, boxes):
 
 
 def test_folders_patterns_and_names_with_brackets_are_found(tmp_path):
-    names = ["a/1.jpg", "a/2.HEIC", "a/notes.txt", "a/._1.jpg", "a/b/3.png", "a/[1].jpg"]
+    names = ["a/1.jpg", "a/2.HEIC", "a/notes.txt", "a/._1.jpg", "a/b/3.png", "a/b/1.MP4", "a/[1].jpg", "a/.thumbnails/1.jpg"]
     for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "empty").mkdir()
 
-    def find(*words):
-        found, problems = find_photographs([word if "://" in word else f"{tmp_path}/{word}" for word in words])
-        return [str(Path(file).relative_to(tmp_path)) if "://" not in file else file for file in found], problems
+    def found(*words, output="out"):
+        problems = []
+        words = [word if "://" in word else f"{tmp_path}/{word}" for word in words]
+        files = [source.name for source in find(words, tmp_path / output, problems.append)]
+        return [str(Path(file).relative_to(tmp_path)) if "://" not in file else file for file in files], problems
 
-    assert find("a") == (["a/1.jpg", "a/2.HEIC", "a/[1].jpg"], [])
-    assert find("a/**/*.png", "a/[1].jpg") == (["a/b/3.png", "a/[1].jpg"], [])
-    assert find("http://host/*.jpg", "missing.jpg") == (["http://host/*.jpg", "missing.jpg"], [])
-    found, (folder, pattern) = find("empty", "a/*.gif")
-    assert found == [] and "empty holds no photograph" in folder and "No photograph matches" in pattern
+    assert found("a") == (["a/1.jpg", "a/2.HEIC", "a/[1].jpg", "a/b/1.MP4", "a/b/3.png"], [])
+    assert found("a", output="a/b") == (["a/1.jpg", "a/2.HEIC", "a/[1].jpg"], [])  # drawings of an earlier run
+    assert found("a/**/*.png", "a/[1].jpg") == (["a/b/3.png", "a/[1].jpg"], [])
+    assert found("http://host/*.jpg", "missing.jpg") == (["http://host/*.jpg", "missing.jpg"], [])
+    nothing, (folder, pattern) = found("empty", "a/*.gif")
+    assert nothing == [] and "empty holds no photograph" in folder and "No photograph and no film matches" in pattern
+    assert [source.is_film for source in find([f"{tmp_path}/a/b"], tmp_path, print)] == [True, False]
 
 
-def test_each_photograph_has_a_drawing_of_its_own():
+def test_each_photograph_has_a_drawing_of_its_own(tmp_path):
     photographs = ["a/hand.jpg", "b/Hand.png", "what?.jpg", "http://host/my%20h%C3%A4nd.jpg?size=2", "http://host/", "x" * 200]
-    expected = ["hand.png", "Hand-2.png", "what?.png", "my händ.png", "photo.png", "x" * 100 + ".png"]
-    assert drawing_names([*photographs, "data:image/png;base64,aaaa"]) == [*expected, "photo-2.png"]
+    expected = ["hand", "Hand-2", "what?", "my händ", "photo", "x" * 100, "photo-2"]
+    taken = set()
+    assert [free_place(stem_of(name), taken) for name in [*photographs, "data:image/png;base64,aaaa"]] == expected
+    for name in ("1.jpg", "1.png", "b/1.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert [source.place for source in find([str(tmp_path)], tmp_path / "out", print)] == ["1", "1-2", "b/1"]
+
+
+def test_names_come_from_standard_input_one_by_one(monkeypatch, capsys, answering, tmp_path, photo):
+    names = f"{photo}\n\nmissing.jpg\r\n{photo}".encode()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(names)))
+    with pytest.raises(SystemExit, match=r"1 could not be answered:\n.*missing\.jpg"):
+        run("-", "--output", tmp_path / "out", "--no_drawings", "--format", "jsonl")
+    answers = [json.loads(line) for line in (tmp_path / "out/keypoints.jsonl").read_text().splitlines()]
+    assert [answer["photo"] for answer in answers] == [str(photo)] * 2
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["keypoints.jsonl"]
+
+
+def test_of_many_problems_the_first_are_named_and_all_are_in_a_file(answering, tmp_path):
+    with pytest.raises(SystemExit) as stop:
+        run(*(f"missing{index}.jpg" for index in range(30)), "--output", tmp_path / "out")
+    assert "30 could not be answered" in stop.value.code and "10 more: " in stop.value.code
+    assert "missing19.jpg" in stop.value.code and "missing20.jpg" not in stop.value.code
+    assert len((tmp_path / "out/problems.txt").read_text().splitlines()) == 30
 
 
 def test_a_photograph_is_never_written_over(answering, tmp_path, photo):
@@ -172,8 +219,8 @@ def test_every_format_is_whole_after_each_photograph(tmp_path):
                 rows = list(csv.DictReader(text.splitlines()))
                 assert len(rows) == count * 2 * 2
                 assert rows[-1] == {
-                    "photo": "a\udcff.jpg", "hand": "1", "label": "right hand", "hand_score": "0.9",
-                    "xmin": "1.0", "ymin": "2.0", "xmax": "3.0", "ymax": "4.0",
+                    "photo": "a\udcff.jpg", "frame": "", "time": "", "hand": "1", "id": "", "label": "right hand",
+                    "hand_score": "0.8", "keypoints_score": "0.9", "xmin": "1.0", "ymin": "2.0", "xmax": "3.0", "ymax": "4.0",
                     "keypoint": "thumb_1", "x": "7.0", "y": "8.0", "score": "0.8",
                 }  # fmt: skip
             else:
@@ -191,27 +238,31 @@ def test_a_name_is_printed_on_any_terminal(tmp_path, photo):
     strange = os.fsencode(tmp_path) + b"/\xff\n\xe2\x98\x83.png"
     os.rename(photo, strange)
     command = [sys.executable, "-m", "handunet", strange, b"missing\xff.jpg", "--model", OWN_MODEL]
-    command += ["--output", tmp_path / "out"]
+    command += ["--output", tmp_path / "out", "--boxes", "image"]
     environment = {**os.environ, "PYTHONIOENCODING": "latin-1", "PYTHONUTF8": "0"}
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=300)
     assert result.returncode == 1 and b"Traceback" not in result.stderr
-    assert rb"\udcff\n\u2603.png: no clear right hand" in result.stdout
+    assert rb"\udcff\n\u2603.png: no clear " in result.stdout
     assert rb"missing\udcff.jpg" in result.stderr
     (entry,) = json.loads((tmp_path / "out/keypoints.json").read_text())
     assert os.fsencode(entry["photo"]) == strange
 
 
-def test_where_there_is_no_clear_hand_words_and_drawing_say_so(capsys, monkeypatch, tmp_path):
+def test_where_there_is_no_clear_hand_words_and_drawing_say_so(capsys, answering, tmp_path):
     Image.new("RGB", (120, 90)).save(tmp_path / "black.png")
     points = [{"name": str(index), "x": 40.0 + index, "y": 50.0, "score": 0.2} for index in range(21)]
     hand = {"label": "right hand", "score": 0.2, "box": {}, "keypoints": points}
-    monkeypatch.setattr(handunet.predict, "load", lambda *model: lambda photo, boxes, handedness: [hand])
+    answering[:] = [hand]
     run(tmp_path / "black.png", "--output", tmp_path / "out")
     assert "black.png: no clear right hand, score only 0.20. Give the hand's box" in capsys.readouterr().out
     drawing = np.asarray(Image.open(tmp_path / "out/black.png")).astype(int)
     assert np.ptp(drawing, axis=2).max() == 0  # grey, and no finger's colour
     assert drawing[50, 40:60].max() < 120  # faint
     assert drawing[:45].max() > 200  # the label above
+    answering.clear()
+    run(tmp_path / "black.png", "--output", tmp_path / "out")
+    assert "black.png: no hand found. Give the hand's box" in capsys.readouterr().out
+    assert np.asarray(Image.open(tmp_path / "out/black.png")).max() == 0
 
 
 def test_a_network_that_answers_nan_says_so(tmp_path, photo, model):
@@ -267,7 +318,7 @@ def test_the_model_and_what_runs_it_fit_each_other(monkeypatch, tmp_path, torch_
 
 @pytest.mark.slow
 def test_without_docstrings_the_programs_run(tmp_path, photo):
-    for command in (["predict.py", "--help"], ["-m", "handunet", photo, "--model", OWN_MODEL, "--output", tmp_path / "out"],
-                    ["-m", "handunet", "export", "--help"], ["train.py", "--help"]):  # fmt: skip
+    own = ["-m", "handunet", photo, "--model", OWN_MODEL, "--output", tmp_path / "out", "--boxes", "image"]
+    for command in (["predict.py", "--help"], own, ["-m", "handunet", "export", "--help"], ["train.py", "--help"]):
         result = subprocess.run([sys.executable, "-OO", *command], cwd=ROOT, capture_output=True, text=True, timeout=400)
         assert result.returncode == 0, result.stderr

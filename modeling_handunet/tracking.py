@@ -1,0 +1,466 @@
+"""Hands in a film: which hand is which from frame to frame, where to look for it next, and steady keypoints.
+
+A hand that was read in one frame is looked for in the next one round its last keypoints, moved on by its speed.  The detector
+runs only when a hand may be missing, and every so often.  All rules are on plain numbers and in time, not in frames; their
+constants are in [`TrackingRules`].  The browser page follows the same rules, and both are tested on the recorded cases of
+`tests/data/tracking_cases.json`.
+
+This file needs neither torch nor transformers, except [`HandTracker`] when it is made.
+"""
+
+import math
+from collections.abc import Generator
+from dataclasses import dataclass, field
+
+import numpy as np
+from PIL import Image
+
+from .hands import DETECTION_THRESHOLD, FoundHand, HandModels, box_crop, hand_size
+from .images import load_image
+from .keypoints import describe_hand
+from .nesting import HANDEDNESS
+
+
+@dataclass(frozen=True)
+class TrackingRules:
+    """The constants.  Times are in seconds.  Lengths are shares of a hand's size, the longer side of its keypoints' box."""
+
+    # When the detector runs: so long after its last run, if a hand may be missing, is new, or is near another one;
+    search_every: float = 0.09
+    # and otherwise.
+    look_every: float = 0.45
+    # A hand begins with a detection of the caller's threshold and a reading of this mean score.  A reading of a lower score
+    # than the second one is none.
+    found_score: float = 0.3
+    lost_score: float = 0.2
+    # Detections from this score on confirm a hand that is followed, and find again one that was lost.
+    confirm_score: float = 0.15
+    # A new hand is dropped if the detector does not see it again when it runs next; an older one after this time.
+    drop_after: float = 2.0
+    # A hand that cannot be read is looked for where its motion leads, for this time,
+    look_on: float = 0.25
+    # and its id waits this long for a detection.
+    remember: float = 1.0
+    # How far a hand can be from where it was expected, on average over its keypoints: so far at once, so much more for each
+    # second since it was seen, and at most.  It does not grow or shrink by more than the factor.
+    reach: float = 0.4
+    reach_speed: float = 4.0
+    max_reach: float = 2.0
+    max_growth: float = 2.0
+    # A reading of the other side is so much further away.
+    other_side: float = 0.25
+    # Two readings are one hand if their keypoints are this near each other on average.
+    same_hand: float = 0.2
+    # A detection this near the place where a hand is expected is that hand: both share a crop.
+    same_place: float = 0.3
+    # Two hands whose middles are this near each other are near.
+    near: float = 1.2
+    # A box round keypoints becomes one as the detector gives it by this margin at each edge.
+    margin: float = 0.07
+    # Speeds are averaged over about this time, and carry a hand on for the second one at most.
+    speed_time: float = 0.05
+    carry_on: float = 0.2
+    # A vote for the hand's side loses its weight by a factor of e in this time.
+    votes_time: float = 2.0
+    # The One Euro filter: cut-off in Hz of a hand at rest, what each size per second adds to it, cut-off of the speed.
+    # After a gap of this time it starts anew.
+    min_cutoff: float = 1.0
+    beta: float = 6.0
+    speed_cutoff: float = 1.0
+    filter_gap: float = 0.2
+
+
+RULES = TrackingRules()
+
+
+@dataclass
+class Track:
+    """One hand.  Points are in pixels, times in seconds.
+
+    keypoints (21, 2) and scores (21,) are as read last, at the time `seen`; `steady` (21, 2) are filtered, and `slope`
+    (21, 2) is their speed in pixels per second.  `speed` (2,) is the middle's.  `votes` is above 0 for a right hand.
+    `sightings` counts the detector's, the last at the time `confirmed`.
+    """
+
+    id: int
+    keypoints: np.ndarray
+    scores: np.ndarray
+    seen: float
+    votes: float
+    hand_score: float
+    confirmed: float
+    speed: np.ndarray = field(default_factory=lambda: np.zeros(2))
+    sightings: int = 1
+    steady: np.ndarray | None = None
+    slope: np.ndarray | None = None
+
+    @property
+    def side(self) -> str:
+        return "right" if self.votes >= 0 else "left"
+
+
+@dataclass
+class Look:
+    """A place to read: a box as the detector gives it, the side, and the detection that is there."""
+
+    box: tuple[float, float, float, float]
+    side: str
+    detection: FoundHand | None = None
+
+
+@dataclass
+class Sight:
+    """What was read at a place."""
+
+    keypoints: np.ndarray
+    scores: np.ndarray
+    side: str
+    detection: FoundHand | None
+
+    @property
+    def score(self) -> float:
+        return float(self.scores.mean())
+
+
+class HandTracks:
+    """The hands of a film, frame after frame, with an `id` that stays; runs on any [`HandModels`].
+
+        >>> tracks = HandTracks(models)
+        >>> tracks(frame, 0.04)  # an RGB PIL image, seconds
+        [{"id": 1, "label": "left hand", "score": 0.93, "hand_score": 0.88, "box": {...}, "keypoints": [...]}]
+
+    Args:
+        models: the two networks.
+        smooth: steady the keypoints by the One Euro filter.
+        max_hands: follow at most so many hands; all by default.
+        handedness: "right" or "left" if all hands are known to be; by default the detector's word, voted over time.
+        detection_threshold: a hand begins with a detection of at least this score.
+        rules: other constants than [`RULES`].
+    """
+
+    def __init__(
+        self,
+        models: HandModels,
+        *,
+        smooth: bool = True,
+        max_hands: int | None = None,
+        handedness: str | None = None,
+        detection_threshold: float = DETECTION_THRESHOLD,
+        rules: TrackingRules = RULES,
+    ):
+        if handedness not in (None, *HANDEDNESS):
+            raise ValueError(f"handedness={handedness!r}: give 'right' or 'left' for all hands, or nothing.")
+        if max_hands is not None and (max_hands != int(max_hands) or max_hands < 1):
+            raise ValueError(f"max_hands={max_hands!r}: give a whole number from 1 on, or None for all.")
+        if not 0 <= detection_threshold <= 1:
+            raise ValueError(f"detection_threshold={detection_threshold!r}: give a number from 0 to 1.")
+        self.models, self.smooth, self.max_hands, self.handedness = models, smooth, max_hands, handedness
+        self.detection_threshold, self.rules = detection_threshold, rules
+        self._next_id = 1
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all hands and the time, as before another film.  Ids go on, so that none is given twice."""
+        self.tracks: list[Track] = []
+        self.time: float | None = None
+        self._detected: float | None = None
+        self._size: tuple[int, int] | None = None
+
+    def __call__(self, photo: Image.Image, time: float) -> list[dict]:
+        """The hands of the frame `photo` (RGB), taken at `time` (seconds), by id.
+
+        A hand is answered in the frames in which it is read.  Its keypoints are steadied, its `box` is the one that the
+        detector would give round them, its `hand_score` the detector's last.  A frame of another size is scaled, if its shape
+        is the same, and otherwise starts anew.  Raises `ValueError` for a time that is not after the last frame's.
+        """
+        asking = self.steps(photo.size, time)
+        answer = None
+        while True:
+            try:
+                looks = asking.send(answer)
+            except StopIteration as end:
+                return [self._describe(track) for track in end.value]
+            if looks is None:
+                answer = self.models.detect(photo)
+            else:
+                crops = [box_crop(look.box, look.side, self.models.image_size, self.models.box_fill) for look in looks]
+                answer = self.models.read(photo, crops)
+
+    def steps(self, size: tuple[int, int], time: float) -> Generator[list[Look] | None, object, list[Track]]:
+        """One frame of `size` (width, height) as a generator that asks for what the networks say.
+
+        It yields None to ask for the detections, and a list of places to ask for their keypoints (N, 21, 2) in pixels and
+        scores (N, 21).  It returns the hands that are in the frame.
+        """
+        last_time = self.time
+        self._start_frame(size, time)
+        found = None
+        if self._detector_is_due(last_time):
+            found = self._usable((yield None))
+            self._detected = time
+        looks = places_to_read(self.tracks, found or [], time, size, self.rules)
+        sights = []
+        if looks:
+            keypoints, scores = yield looks
+            sights = usable_sights(looks, keypoints, scores, size, self.rules)
+        seen = set()
+        for track, sight in assign(self.tracks, sights, time, self.rules):
+            update(track, sight, time, self.smooth, self.rules)
+            seen.add(id(sight))
+        if found is not None:
+            self.tracks = [track for track in self.tracks if is_confirmed(track, time, self.rules)]
+        for sight in sights:
+            if id(sight) not in seen:
+                self._begin(sight)
+        return sorted((track for track in self.tracks if track.seen == time), key=lambda track: track.id)
+
+    def _start_frame(self, size: tuple[int, int], time: float) -> None:
+        if not isinstance(time, (int, float, np.number)) or not math.isfinite(time):
+            raise ValueError(f"The frame's time is {time!r}: give a number of seconds.")
+        if self.time is not None and time <= self.time:
+            raise ValueError(
+                f"The frame's time is {time!r} s, but the last frame's was {self.time!r} s: it must grow. For another film use "
+                "another tracker, or reset()."
+            )
+        if self._size not in (None, tuple(size)):
+            self._change_size(size)
+        self.time, self._size = time, tuple(size)
+        self.tracks = [track for track in self.tracks if time - track.seen <= self.rules.remember]
+
+    def _change_size(self, size: tuple[int, int]) -> None:
+        scale = size[0] / self._size[0]
+        if max(abs(self._size[0] * scale - size[0]), abs(self._size[1] * scale - size[1])) > 1:
+            self.tracks, self._detected = [], None
+        for track in self.tracks:
+            for name in ("keypoints", "speed", "steady", "slope"):
+                setattr(track, name, getattr(track, name) * scale)
+
+    def _detector_is_due(self, last_time: float | None) -> bool:
+        if self._detected is None:
+            return True
+        waited, rules = self.time - self._detected, self.rules
+        return waited >= rules.look_every or (waited >= rules.search_every and must_search(self.tracks, last_time, rules))
+
+    def _usable(self, found: list[FoundHand]) -> list[FoundHand]:
+        found = [hand for hand in found if hand.score >= min(self.rules.confirm_score, self.detection_threshold)]
+        if self.handedness is not None:
+            found = [FoundHand(hand.box, self.handedness, hand.score, hand.direction) for hand in found]
+        return found
+
+    def _begin(self, sight: Sight) -> None:
+        """A new hand, if the detector and the reading are sure enough and there is room."""
+        found, time = sight.detection, self.time
+        if found is None or found.score < self.detection_threshold or sight.score < self.rules.found_score:
+            return
+        if self.max_hands is not None and len(self.tracks) >= self.max_hands:
+            hidden = [track for track in self.tracks if track.seen < time]
+            if not hidden:
+                return
+            self.tracks.remove(min(hidden, key=lambda track: track.seen))
+        vote = found.score if found.side == "right" else -found.score
+        track = Track(self._next_id, sight.keypoints, sight.scores, time, vote, found.score, time)
+        track.steady, track.slope = sight.keypoints, np.zeros_like(sight.keypoints)
+        self.tracks.append(track)
+        self._next_id += 1
+
+    def _describe(self, track: Track) -> dict:
+        points = np.asarray(track.steady, np.float32)
+        box, scores = detector_box(track.steady, self.rules), np.asarray(track.scores, np.float32)
+        names = self.models.keypoint_names
+        hand = describe_hand(track.side, box, names, points.tolist(), scores.tolist(), track.hand_score)
+        return {"id": track.id, **hand}
+
+
+def detector_box(keypoints: np.ndarray, rules: TrackingRules = RULES) -> tuple[float, float, float, float]:
+    """The box (x_min, y_min, x_max, y_max) that a detector would give of the hand with `keypoints` (21, 2)."""
+    margin = rules.margin * hand_size(keypoints)
+    return (*(keypoints.min(0) - margin).tolist(), *(keypoints.max(0) + margin).tolist())
+
+
+def expected(track: Track, time: float, rules: TrackingRules = RULES) -> np.ndarray:
+    """Where the keypoints (21, 2) are expected at `time`."""
+    return track.keypoints + track.speed * min(time - track.seen, rules.carry_on)
+
+
+def middle(keypoints: np.ndarray) -> np.ndarray:
+    """The middle (2,) of the box of keypoints (21, 2)."""
+    return (keypoints.min(0) + keypoints.max(0)) / 2
+
+
+def is_inside(point, size: tuple[int, int]) -> bool:
+    """Whether a point lies in a frame of `size` (width, height)."""
+    return bool(0 <= point[0] < size[0] and 0 <= point[1] < size[1])
+
+
+def must_search(tracks: list[Track], last_time: float, rules: TrackingRules = RULES) -> bool:
+    """Whether a hand is new, is near another one, or was missing in the last frame, so that the detector is needed soon."""
+    if not tracks or any(track.sightings < 2 or track.seen < last_time for track in tracks):
+        return True
+    places = [(middle(track.keypoints), hand_size(track.keypoints)) for track in tracks]
+    return any(
+        math.dist(place, other) < rules.near * max(size, other_size)
+        for index, (place, size) in enumerate(places)
+        for other, other_size in places[:index]
+    )
+
+
+def places_to_read(
+    tracks: list[Track], found: list[FoundHand], time: float, size: tuple[int, int], rules: TrackingRules = RULES
+) -> list[Look]:
+    """Where to read: each hand where it is expected, and each detection that lies at none of these places."""
+    looks = []
+    for track in sorted(tracks, key=lambda track: track.id):
+        points = expected(track, time, rules)
+        if time - track.seen <= rules.look_on and is_inside(middle(points), size):
+            looks.append(Look(detector_box(points, rules), track.side))
+    pairs = [
+        (distance, first, second)
+        for first, look in enumerate(looks)
+        for second, hand in enumerate(found)
+        if (distance := box_distance(look.box, hand.box, rules)) <= rules.same_place
+    ]
+    free = set(range(len(found)))
+    for first, second in closest_pairs(pairs):
+        looks[first].detection = found[second]
+        free.discard(second)
+    return looks + [Look(tuple(map(float, found[index].box)), found[index].side, found[index]) for index in sorted(free)]
+
+
+def box_distance(one, other, rules: TrackingRules = RULES) -> float:
+    """Distance of the middles of two boxes over the larger one's longer side; infinite if they differ much in size."""
+    sides = [max(box[2] - box[0], box[3] - box[1]) for box in (one, other)]
+    if min(sides) <= 0 or max(sides) > rules.max_growth * min(sides):
+        return math.inf
+    x, y = ((one[axis] + one[axis + 2] - other[axis] - other[axis + 2]) / 2 for axis in (0, 1))
+    return math.hypot(x, y) / max(sides)
+
+
+def closest_pairs(pairs: list[tuple[float, int, int]]) -> list[tuple[int, int]]:
+    """Of (distance, first, second) the nearest pair, then the nearest of what is left, and so on: each one once."""
+    chosen, firsts, seconds = [], set(), set()
+    for _, first, second in sorted(pairs):
+        if first not in firsts and second not in seconds:
+            chosen.append((first, second))
+            firsts.add(first)
+            seconds.add(second)
+    return chosen
+
+
+def keypoint_distance(one: np.ndarray, other: np.ndarray) -> float:
+    """Mean distance of two hands' keypoints (21, 2) in pixels."""
+    return float(np.hypot(*(one - other).T).mean())
+
+
+def usable_sights(looks: list[Look], keypoints, scores, size: tuple[int, int], rules: TrackingRules = RULES) -> list[Sight]:
+    """The readings that are of a hand in the frame; of two that are one hand, the surer one."""
+    sights: list[Sight] = []
+    for look, points, confidences in zip(looks, keypoints, scores):
+        sight = Sight(points, confidences, look.side, look.detection)
+        extent = hand_size(points)
+        if sight.score < rules.lost_score or extent < 1 or not is_inside(middle(points), size):
+            continue
+        for index, other in enumerate(sights):
+            largest = max(extent, hand_size(other.keypoints))
+            if keypoint_distance(points, other.keypoints) <= rules.same_hand * largest:
+                surer = sight if sight.score > other.score else other
+                surer.detection = other.detection or sight.detection
+                sights[index] = surer
+                break
+        else:
+            sights.append(sight)
+    return sights
+
+
+def assign(
+    tracks: list[Track], sights: list[Sight], time: float, rules: TrackingRules = RULES
+) -> list[tuple[Track, Sight]]:
+    """Which hand is at which sight: the nearest to where its keypoints are expected, if it can have come there."""
+    pairs = []
+    for first, track in enumerate(tracks):
+        points, waited = expected(track, time, rules), time - track.seen
+        extent = hand_size(points)
+        reach = min(rules.reach + rules.reach_speed * waited, rules.max_reach)
+        for second, sight in enumerate(sights):
+            growth = hand_size(sight.keypoints) / extent
+            distance = keypoint_distance(points, sight.keypoints) / extent
+            if distance > reach or not 1 / rules.max_growth <= growth <= rules.max_growth:
+                continue
+            if sight.side != track.side:
+                if waited > rules.look_on:
+                    continue
+                distance += rules.other_side
+            pairs.append((distance, first, second))
+    return [(tracks[first], sights[second]) for first, second in closest_pairs(pairs)]
+
+
+def update(track: Track, sight: Sight, time: float, smooth: bool = True, rules: TrackingRules = RULES) -> None:
+    """Move a hand to where it was read at `time`, and count the detection there."""
+    step = time - track.seen
+    size = hand_size(sight.keypoints)
+    speed = (middle(sight.keypoints) - middle(track.keypoints)) / step
+    track.speed = track.speed + (1 - math.exp(-step / rules.speed_time)) * (speed - track.speed)
+    if smooth and step <= rules.filter_gap:
+        track.steady, track.slope = one_euro(sight.keypoints, track.steady, track.slope, step, size, rules)
+    else:
+        track.steady, track.slope = sight.keypoints, np.zeros_like(sight.keypoints)
+    track.keypoints, track.scores, track.seen = sight.keypoints, sight.scores, time
+    if sight.detection is not None:
+        vote = sight.detection.score if sight.detection.side == "right" else -sight.detection.score
+        track.votes = track.votes * math.exp(-(time - track.confirmed) / rules.votes_time) + vote
+        track.hand_score = sight.detection.score
+        track.sightings, track.confirmed = track.sightings + 1, time
+
+
+def is_confirmed(track: Track, time: float, rules: TrackingRules = RULES) -> bool:
+    """Whether a hand stays after the detector ran at `time`."""
+    return track.confirmed == time or (track.sightings > 1 and time - track.confirmed <= rules.drop_after)
+
+
+def one_euro(values, steady, slope, step: float, size: float, rules: TrackingRules = RULES):
+    """One step of the One Euro filter (Casiez, Roussel, Vogel, CHI 2012, https://doi.org/10.1145/2207676.2208639).
+
+    Each coordinate is low-passed, with a cut-off that rises with its own speed in sizes of the hand per second: steady at
+    rest, quick in motion, at any resolution.
+
+    Args:
+        values: the new coordinates, in pixels.
+        steady, slope: the last filtered ones, and their filtered speed in pixels per second.
+        step: seconds since then.
+        size: the hand's size in pixels.
+
+    Returns the filtered coordinates and their filtered speed.
+    """
+    slope = slope + low_pass(rules.speed_cutoff, step) * ((values - steady) / step - slope)
+    cutoff = rules.min_cutoff + rules.beta * np.abs(slope) / size
+    return steady + low_pass(cutoff, step) * (values - steady), slope
+
+
+def low_pass(cutoff, step: float):
+    """The share of a new value in an exponential low-pass filter with a cut-off in Hz, `step` seconds after the last."""
+    return 1 / (1 + 1 / (2 * math.pi * cutoff * step))
+
+
+class HandTracker(HandTracks):
+    """The hands of a film by a pose model in torch.
+
+        >>> tracker = HandTracker(model, processor)
+        >>> for time, frame in frames:
+        ...     hands = tracker(frame, time)
+
+    Args:
+        model, processor: a [`HandUNetForPoseEstimation`] and its [`HandUNetImageProcessor`].
+        detector: as in [`TorchHands`]; by default the one that the model names.
+        options: of [`HandTracks`].
+    """
+
+    def __init__(self, model, processor, detector=None, **options):
+        from .torch_hands import TorchHands
+
+        super().__init__(TorchHands(model, processor, detector), **options)
+
+    def __call__(self, frame, time: float) -> list[dict]:
+        """As [`HandTracks`], of any image that `load_image` takes."""
+        return super().__call__(load_image(frame), time)
+
+
+__all__ = ["RULES", "HandTracker", "HandTracks", "TrackingRules", "detector_box", "one_euro"]
