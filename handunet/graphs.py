@@ -101,7 +101,9 @@ class DetectorGraph(nn.Module):
         only where there is a hand, because the order of cells without one means nothing."""
         size = inputs.shape[-1]
         outputs = self.model(inputs)
-        expected = dict(zip(self.outputs, self.decode(*(found[name] for name in self.inner))))
+        maps = [found[name] for name in self.inner]
+        expected = in_order(dict(zip(self.outputs, self.decode(*maps))))
+        found = in_order({name: found[name] for name in self.outputs}) | dict(zip(self.inner, maps))
         hands = (found["scores"] > 0) & (expected["scores"] > 0)
         return {
             "map_centres": (found["map_centres"], outputs.centres, HEATMAP_TOLERANCE),
@@ -112,6 +114,16 @@ class DetectorGraph(nn.Module):
             "boxes": (found["boxes"][hands] * size, expected["boxes"][hands] * size, BOX_TOLERANCE),
             "directions": (found["directions"][hands], expected["directions"][hands], DIRECTION_TOLERANCE),
         }
+
+
+def in_order(hands: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Hands by falling score, those of one score from left to right."""
+    order = hands["boxes"][..., 0].argsort(1)
+    order = order.gather(1, (-hands["scores"].gather(1, order)).argsort(dim=1, stable=True))
+    return {
+        name: values.gather(1, order.reshape(order.shape + (1,) * (values.ndim - 2)).expand(values.shape))
+        for name, values in hands.items()
+    }
 
 
 Graph = PoseGraph | DetectorGraph
