@@ -1,15 +1,19 @@
-"""Write a HandUNet as one ONNX file that needs neither torch nor transformers.
+"""Write a model as one ONNX file that needs neither torch nor transformers: a HandUNet, or a detector of hands.
 
     handunet export MODEL OUTPUT.onnx
+    handunet export MODEL --all FOLDER      pose.onnx, and the detector that belongs to the model as detector.onnx
 
 MODEL is a folder written by `save_pretrained`, or an id on the Hub.  Exporting needs `pip install 'handunet[torch,onnx]'`.
 Using the file needs onnxruntime, an image reader and the README's ten lines, or `handunet photo.jpg --model OUTPUT.onnx`.
 
 The graph takes `pixel_values` (batch, 3, image_size, image_size) float32, prepared as the model's image processor does
-it.  It gives `heatmaps` (batch, 21, image_size, image_size), `keypoints` (batch, 21, 2), (x, y) in pixels of the input,
-decoded as `decode_heatmaps` does by default, and `scores` (batch, 21), corrected with the processor's temperature.  The
-metadata entry `handunet` holds as JSON what a caller must know about the processor and the keypoints.  Before the file
-gets its name, it is compared with torch: heatmaps within 1e-4, keypoints within 0.01 px.
+it.  A pose model's gives `heatmaps` (batch, 21, image_size, image_size), `keypoints` (batch, 21, 2), (x, y) in pixels of the
+input, decoded as `decode_heatmaps` does by default, and `scores` (batch, 21), corrected with the processor's temperature.  A
+detector's gives, falling by score before double ones were set to 0, `scores` (batch, 100), `labels` (batch, 100) int64, 0 for a
+right hand and 1 for a left one, `boxes` (batch, 100, 4), (x_min, y_min, x_max, y_max) as shares of the letterboxed square, and
+`directions` (batch, 100, 2).  The metadata entry `handunet` holds as JSON what a caller must know about the processor and the
+keypoints.  Before the file gets its name, it is compared with torch: heatmaps within 1e-4, keypoints within 0.01 px, boxes
+within 0.001 px.
 """
 
 import argparse
@@ -24,61 +28,36 @@ from unittest import mock
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import AutoConfig
 from transformers.utils.logging import disable_progress_bar
 
+from handunet import graphs
 from handunet.files import written_whole
-from modeling_handunet import HandUNetForPoseEstimation, HandUNetImageProcessor, decode_heatmaps
+from modeling_handunet import (
+    HandUNetDetectorConfig,
+    HandUNetDetectorImageProcessor,
+    HandUNetForObjectDetection,
+    HandUNetForPoseEstimation,
+    HandUNetImageProcessor,
+)
 from modeling_handunet import heatmaps as heatmaps_module
-from modeling_handunet.heatmaps import calibrate_scores
-from modeling_handunet.keypoints import keypoint_color
 
 METADATA_KEY = "handunet"
-OUTPUT_NAMES = ("heatmaps", "keypoints", "scores")
-HEATMAP_TOLERANCE = 1e-4
-KEYPOINT_TOLERANCE = 0.01  # pixels of the input
+POSE_FILE, DETECTOR_FILE = "pose.onnx", "detector.onnx"
 CHECKED_BATCHES = (1, 3)
 
 
-class HandUNetWithDecoder(nn.Module):
-    """The network and its decoder as one graph, with the temperature of the scores."""
-
-    def __init__(self, model: HandUNetForPoseEstimation, temperature: float = 1.0):
-        super().__init__()
-        self.model, self.temperature = model, temperature
-
-    def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        heatmaps = self.model(pixel_values).heatmaps.contiguous()  # ONNX's memory format, so that nothing is transposed
-        keypoints, scores = decode_heatmaps(heatmaps)
-        return heatmaps, keypoints, calibrate_scores(scores, self.temperature)
+def load(name: str, revision: str | None = None):
+    """The pose model or detector `name`, a folder or an id on the Hub, and its image processor."""
+    config = AutoConfig.from_pretrained(name, revision=revision)
+    if isinstance(config, HandUNetDetectorConfig):
+        classes = HandUNetForObjectDetection, HandUNetDetectorImageProcessor
+    else:
+        classes = HandUNetForPoseEstimation, HandUNetImageProcessor
+    return tuple(kind.from_pretrained(name, revision=revision) for kind in classes)
 
 
-def settings_of(model: HandUNetForPoseEstimation, processor: HandUNetImageProcessor) -> dict:
-    """What a caller of the graph must know, as JSON data.
-
-    `image_size`; `rescale_factor`, `image_mean` and `image_std`, applied in this order to 8-bit RGB; `box_fill`, the
-    longer side of the hand's box divided by the side of the square crop; `keypoint_names`, `skeleton` and
-    `keypoint_colors` (RGB, 8-bit) by index.
-
-    Raises `ValueError` if processor and model do not fit each other.
-    """
-    size = processor.size["height"]
-    if size != model.config.image_size:
-        raise ValueError(f"The processor makes crops of {size} pixels, but the model reads {model.config.image_size}.")
-    count = model.config.num_keypoints
-    normalize = processor.do_normalize
-    return {
-        "image_size": size,
-        "rescale_factor": processor.rescale_factor if processor.do_rescale else 1.0,
-        "image_mean": list(processor.image_mean) if normalize else [0.0] * 3,
-        "image_std": list(processor.image_std) if normalize else [1.0] * 3,
-        "box_fill": processor.box_fill,
-        "keypoint_names": [model.config.id2label[index] for index in range(count)],
-        "skeleton": [list(bone) for bone in model.config.skeleton],
-        "keypoint_colors": [list(keypoint_color(index)) for index in range(count)],
-    }
-
-
-def export(model: HandUNetForPoseEstimation, processor: HandUNetImageProcessor, output: Path) -> None:
+def export(model, processor, output: Path) -> None:
     """Write `model` with its decoder and the settings of `processor` to `output`, after a comparison with torch.
 
     The file appears whole or not at all.  Raises `ImportError` without onnx, onnxruntime and onnxscript, `ValueError` if
@@ -92,9 +71,18 @@ def export(model: HandUNetForPoseEstimation, processor: HandUNetImageProcessor, 
         raise ImportError(
             f"Exporting needs onnx, onnxruntime and onnxscript ({error}): pip install 'handunet[torch,onnx]'"
         ) from None
-    settings = settings_of(model, processor)
-    graph = HandUNetWithDecoder(model.float().cpu(), processor.temperature).eval()
-    example = smooth_noise(2, model.config.num_channels, model.config.image_size)
+    settings = graphs.settings_of(model, processor)
+    graph = graphs.graph_of(model, processor)
+    exported = trace(graph, model.config)
+    onnx.helper.set_model_props(exported, {METADATA_KEY: json.dumps(settings)})
+    with written_whole(output) as partial:
+        onnx.save(exported, partial)
+        check(graph, partial)
+
+
+def trace(graph: graphs.Graph, config):
+    """The graph as an ONNX model, for any batch."""
+    example = smooth_noise(2, config.num_channels, config.image_size)
     # Tracing turns len() of a tensor into the example's own batch, while a shape stays dynamic.
     with mock.patch.object(heatmaps_module, "len", lambda values: values.shape[0], create=True), quiet_exporter():
         exported = torch.onnx.export(
@@ -103,15 +91,13 @@ def export(model: HandUNetForPoseEstimation, processor: HandUNetImageProcessor, 
             dynamo=True,
             verbose=False,
             input_names=["pixel_values"],
-            output_names=OUTPUT_NAMES,
+            output_names=graph.outputs + graph.inner,
             dynamic_shapes={"pixel_values": {0: torch.export.Dim("batch")}},
         ).model_proto
     forget_places(exported)
     name_shapes(exported)
-    onnx.helper.set_model_props(exported, {METADATA_KEY: json.dumps(settings)})
-    with written_whole(output) as partial:
-        onnx.save(exported, partial)
-        check(graph, partial)
+    del exported.graph.output[len(graph.outputs) :]  # those inside only need their names, for the check
+    return exported
 
 
 def forget_places(exported) -> None:
@@ -143,8 +129,11 @@ def name_shapes(exported) -> None:
         if node.op_type == "ReduceMax":
             source, (axis,) = node.input[0], constants[node.input[1]].ravel().tolist()
             nodes.append(helper.make_node("ArgMax", [source], [f"{name}_where"], axis=axis, keepdims=1))
-            nodes.append(helper.make_node("GatherElements", [source, f"{name}_where"], [f"{name}_there"], axis=axis))
-            nodes.append(helper.make_node("Squeeze", [f"{name}_there", node.input[1]], [name]))
+            keepdims = all(attribute.i for attribute in node.attribute if attribute.name == "keepdims")
+            there = name if keepdims else f"{name}_there"
+            nodes.append(helper.make_node("GatherElements", [source, f"{name}_where"], [there], axis=axis))
+            if not keepdims:
+                nodes.append(helper.make_node("Squeeze", [there, node.input[1]], [name]))
         else:
             nodes.append(type(node).FromString(node.SerializeToString()))  # `graph.node` is emptied below
     del graph.node[:]
@@ -174,35 +163,21 @@ def smooth_noise(batch: int, channels: int, size: int) -> Tensor:
     return nn.functional.interpolate(coarse, size=(size, size), mode="bicubic")
 
 
-def check(graph: HandUNetWithDecoder, path: Path) -> None:
-    """Raise `RuntimeError` unless the file gives what torch gives: heatmaps within 1e-4, keypoints within 0.01 px.
-
-    Keypoints are compared with torch's decoder on the file's own heatmaps: if a heatmap of an untrained model has two
-    equal peaks, a rounding error may choose the other one.
-    """
+def check(graph: graphs.Graph, path: Path) -> None:
+    """Raise `RuntimeError` unless the file gives what torch gives."""
+    import onnx
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    exported = onnx.load(path)
+    exported.graph.output.extend(onnx.ValueInfoProto(name=name) for name in graph.inner)
+    session = onnxruntime.InferenceSession(exported.SerializeToString(), providers=["CPUExecutionProvider"])
+
+    def run(names: tuple[str, ...], inputs: Tensor) -> dict[str, Tensor]:
+        return dict(zip(names, map(torch.from_numpy, session.run(names, {"pixel_values": inputs.numpy()}))))
+
     config = graph.model.config
     for batch in CHECKED_BATCHES:
-        inputs = smooth_noise(batch, config.num_channels, config.image_size)
-        heatmaps, keypoints, scores = map(torch.from_numpy, session.run(OUTPUT_NAMES, {"pixel_values": inputs.numpy()}))
-        with torch.inference_mode():
-            expected_heatmaps = graph.model(inputs).heatmaps
-        expected_keypoints, peaks = decode_heatmaps(heatmaps)
-        expected_scores = calibrate_scores(peaks, graph.temperature)
-        for name, value, expected, tolerance in (
-            ("heatmaps", heatmaps, expected_heatmaps, HEATMAP_TOLERANCE),
-            ("keypoints", keypoints, expected_keypoints, KEYPOINT_TOLERANCE),
-            ("scores", scores, expected_scores, HEATMAP_TOLERANCE),
-        ):
-            distance = (value - expected).abs().max().item() if value.shape == expected.shape else float("nan")
-            if not distance <= tolerance:
-                raise RuntimeError(
-                    f"The ONNX graph's {name} for a batch of {batch}, {tuple(value.shape)}, differ by {distance:.2g} from "
-                    f"torch's, {tuple(expected.shape)}: at most {tolerance:g} was expected. Try other versions of torch, "
-                    "onnx and onnxruntime; constraints.txt lists those that were tested."
-                )
+        graphs.check(graph, run, smooth_noise(batch, config.num_channels, config.image_size))
 
 
 def main(arguments: list[str] | None = None, program: str = "export_onnx.py") -> None:
@@ -211,16 +186,36 @@ def main(arguments: list[str] | None = None, program: str = "export_onnx.py") ->
         prog=program, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model", help="folder written by save_pretrained, or id on the Hub")
-    parser.add_argument("output", type=Path, help="ONNX file to write; an older one is replaced")
+    parser.add_argument("output", type=Path, nargs="?", help="ONNX file to write; an older one is replaced")
+    parser.add_argument("--all", type=Path, metavar="FOLDER", help="write the pose model and its detector into this folder")
+    parser.add_argument("--detector", help="with --all: another detector, a folder or an id on the Hub")
     parser.add_argument("--revision", help="branch, tag or commit of a model on the Hub")
     args = parser.parse_args(arguments)
+    if (args.output is None) == (args.all is None):
+        parser.error("name either the file to write or --all FOLDER")
     disable_progress_bar()
     try:
-        if args.output.is_dir():
-            raise IsADirectoryError(f"{args.output} is a folder: name the file to write, such as model.onnx.")
-        model = HandUNetForPoseEstimation.from_pretrained(args.model, revision=args.revision)
-        processor = HandUNetImageProcessor.from_pretrained(args.model, revision=args.revision)
-        export(model, processor, args.output)
+        for name, output in outputs_of(args):
+            export(*load(name, args.revision if name == args.model else None), output)
+            print(f"Wrote {output} ({output.stat().st_size / 1e6:.1f} MB), compared with torch.")
     except (ImportError, OSError, RuntimeError, ValueError) as error:
         raise SystemExit(f"error: {error}") from None
-    print(f"Wrote {args.output} ({args.output.stat().st_size / 1e6:.1f} MB), compared with torch.")
+
+
+def outputs_of(args: argparse.Namespace) -> list[tuple[str, Path]]:
+    """The models to export and their files."""
+    if args.all is None:
+        if args.output.is_dir():
+            raise IsADirectoryError(f"{args.output} is a folder: name the file to write, such as model.onnx, or use --all.")
+        return [(args.model, args.output)]
+    detector = args.detector or detector_of(args.model)
+    return [(args.model, args.all / POSE_FILE), (detector, args.all / DETECTOR_FILE)]
+
+
+def detector_of(model: str) -> str:
+    """Where the detector of a pose model lies, by its configuration: a folder relative to the model's, or an id on the Hub."""
+    name = getattr(AutoConfig.from_pretrained(model), "detector", None) or "detector"
+    folder = Path(model, name)
+    if folder.is_dir():
+        return str(folder)
+    raise ValueError(f"There is no detector in {folder}: name one with --detector.")

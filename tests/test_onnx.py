@@ -11,14 +11,19 @@ import pytest
 import torch
 from PIL import Image
 
-from handunet.export import HandUNetWithDecoder, check, settings_of
+from handunet.export import check
+from handunet.graphs import graph_of, settings_of
 from modeling_handunet import (
     KEYPOINT_NAMES,
     HandUNetConfig,
+    HandUNetDetectorConfig,
+    HandUNetDetectorImageProcessor,
+    HandUNetForObjectDetection,
     HandUNetForPoseEstimation,
     HandUNetImageProcessor,
     decode_heatmaps,
 )
+from modeling_handunet.crops import Crop
 
 ROOT = Path(__file__).resolve().parents[1]
 USAGE = ROOT / "docs" / "usage.md"
@@ -46,10 +51,26 @@ def exported(tmp_path_factory) -> Path:
     options = {"image_mean": [0.25, 0.5, 0.75], "box_fill": 0.6, "temperature": 2}
     processor = HandUNetImageProcessor(size={"height": 64, "width": 64}, **options)
     processor.save_pretrained(folder / "model")
-    result = run(ROOT / "scripts" / "export_onnx.py", folder / "model", folder / "nested" / "model.onnx", cwd=folder)
+    small_detector().save_pretrained(folder / "detector")
+    HandUNetDetectorImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder / "detector")
+    options = ["--all", folder / "nested", "--detector", folder / "detector"]
+    result = run(ROOT / "scripts" / "export_onnx.py", folder / "model", *options, cwd=folder)
     assert result.returncode == 0, result.stderr
     assert "Warning" not in result.stderr and "torchvision" not in result.stderr
     return folder
+
+
+def small_detector() -> HandUNetForObjectDetection:
+    """An untrained detector that finds many hands of both sides, large ones too, so that some are double."""
+    torch.manual_seed(0)
+    detector = HandUNetForObjectDetection(
+        HandUNetDetectorConfig(image_size=64, hidden_sizes=(4, 8, 8), decoder_sizes=(8,))
+    )
+    with torch.no_grad():
+        detector.train()(torch.randn(8, 3, 64, 64))
+        detector.head.weight *= 2
+        detector.head.bias[:2] = -2  # few cells are so sure that two scores are equal
+    return detector.eval()
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +104,7 @@ def hold_to_torch(folder: Path, pixel_values: np.ndarray) -> None:
 
 @pytest.mark.slow
 def test_the_graph_says_its_shapes_and_takes_any_batch(exported):
-    onnx_model = session(exported / "nested" / "model.onnx")
+    onnx_model = session(exported / "nested" / "pose.onnx")
     shapes = {value.name: value.shape for value in (*onnx_model.get_inputs(), *onnx_model.get_outputs())}
     assert shapes == {
         "pixel_values": ["batch", 3, 64, 64],
@@ -98,9 +119,9 @@ def test_the_graph_says_its_shapes_and_takes_any_batch(exported):
 
 @pytest.mark.slow
 def test_the_metadata_holds_what_the_processor_does(exported):
-    entries = session(exported / "nested" / "model.onnx").get_modelmeta().custom_metadata_map
+    entries = session(exported / "nested" / "pose.onnx").get_modelmeta().custom_metadata_map
     settings = json.loads(entries["handunet"])
-    assert settings["image_size"] == 64 and settings["box_fill"] == 0.6
+    assert settings["kind"] == "pose" and settings["image_size"] == 64 and settings["box_fill"] == 0.6
     assert settings["image_mean"] == [0.25, 0.5, 0.75] and settings["image_std"] == [0.1966, 0.1734, 0.1836]
     assert settings["rescale_factor"] == pytest.approx(1 / 255)
     assert settings["keypoint_names"] == list(KEYPOINT_NAMES) and settings["skeleton"] == [[0, 1]]
@@ -112,9 +133,9 @@ def test_the_metadata_holds_what_the_processor_does(exported):
 def test_onnxruntime_prepares_the_file_for_quantisation(exported, tmp_path, skip):
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    quant_pre_process(str(exported / "nested" / "model.onnx"), str(tmp_path / "prepared.onnx"), skip_symbolic_shape=skip)
+    quant_pre_process(str(exported / "nested" / "pose.onnx"), str(tmp_path / "prepared.onnx"), skip_symbolic_shape=skip)
     inputs = {"pixel_values": np.random.default_rng(0).random((3, 3, 64, 64), np.float32)}
-    files = exported / "nested" / "model.onnx", tmp_path / "prepared.onnx"
+    files = exported / "nested" / "pose.onnx", tmp_path / "prepared.onnx"
     given, prepared = (session(file).run(None, inputs) for file in files)
     for value, expected in zip(prepared, given):
         np.testing.assert_allclose(value, expected, atol=1e-3)
@@ -122,19 +143,78 @@ def test_onnxruntime_prepares_the_file_for_quantisation(exported, tmp_path, skip
 
 @pytest.mark.slow
 def test_the_file_appears_whole_or_not_at_all(exported):
-    assert [path.name for path in (exported / "nested").iterdir()] == ["model.onnx"]
-    assert b".py" not in (exported / "nested" / "model.onnx").read_bytes()  # no paths of this machine
+    files = sorted((exported / "nested").iterdir())
+    assert [path.name for path in files] == ["detector.onnx", "pose.onnx"]
+    assert not any(b".py" in path.read_bytes() for path in files)  # no paths of this machine
 
 
 @pytest.mark.slow
 def test_a_graph_that_differs_from_torch_is_not_let_through(exported):
-    model = HandUNetForPoseEstimation.from_pretrained(exported / "model").eval()
-    graph = HandUNetWithDecoder(model, temperature=2)
-    check(graph, exported / "nested" / "model.onnx")
+    model = HandUNetForPoseEstimation.from_pretrained(exported / "model")
+    graph = graph_of(model, HandUNetImageProcessor(temperature=2))
+    check(graph, exported / "nested" / "pose.onnx")
     with torch.no_grad():
         model.head.weight += 0.01
     with pytest.raises(RuntimeError, match=r"heatmaps for a batch of 1, \(1, 21, 64, 64\), differ by .* from torch's"):
-        check(graph, exported / "nested" / "model.onnx")
+        check(graph, exported / "nested" / "pose.onnx")
+
+
+@pytest.mark.slow
+def test_the_detectors_graph_says_its_shapes_and_what_its_processor_does(exported):
+    detector = session(exported / "nested" / "detector.onnx")
+    shapes = {value.name: (value.type, value.shape) for value in (*detector.get_inputs(), *detector.get_outputs())}
+    assert shapes == {
+        "pixel_values": ("tensor(float)", ["batch", 3, 64, 64]),
+        "scores": ("tensor(float)", ["batch", 100]),
+        "labels": ("tensor(int64)", ["batch", 100]),
+        "boxes": ("tensor(float)", ["batch", 100, 4]),
+        "directions": ("tensor(float)", ["batch", 100, 2]),
+    }
+    assert json.loads(detector.get_modelmeta().custom_metadata_map["handunet"]) == {
+        "kind": "detector",
+        "image_size": 64,
+        "rescale_factor": pytest.approx(1 / 255),
+        "image_mean": [0.3950, 0.4323, 0.2954],
+        "image_std": [0.1966, 0.1734, 0.1836],
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_the_detectors_file_finds_the_hands_that_torch_finds(exported, batch):
+    """In pixels of photographs of 640 x 400: boxes within 0.001 px."""
+    rng = np.random.default_rng(batch)
+    photographs = [Image.fromarray(rng.integers(0, 256, (5, 8, 3), np.uint8)).resize((640, 400)) for _ in range(batch)]
+    processor = HandUNetDetectorImageProcessor.from_pretrained(exported / "detector")
+    pixel_values = processor(photographs).pixel_values
+    with torch.inference_mode():
+        outputs = HandUNetForObjectDetection.from_pretrained(exported / "detector")(pixel_values)
+    expected = processor.post_process_object_detection(outputs, 0.01, [(400, 640)] * batch)
+    found = session(exported / "nested" / "detector.onnx").run(None, {"pixel_values": pixel_values.numpy()})
+    singles = 0
+    for scores, labels, boxes, directions, hands in zip(*found, expected):
+        assert (np.diff(scores[scores > 0]) <= 0).all()
+        corners = Crop.of_image(640, 400, 1).back(boxes.astype(np.float64).reshape(-1, 2, 2)).reshape(-1, 4)
+        corners = corners.clip(0, [640, 400, 640, 400])
+        kept = (scores >= 0.01) & (corners[:, 2:] > corners[:, :2]).all(1)
+        np.testing.assert_allclose(scores[kept], hands["scores"], atol=1e-4)
+        np.testing.assert_array_equal(labels[kept], hands["labels"])
+        np.testing.assert_allclose(corners[kept], hands["boxes"], atol=1e-3)
+        np.testing.assert_allclose(directions[kept], hands["directions"], atol=1e-3)
+        assert set(labels[kept]) == {0, 1}
+        singles += kept.sum()
+    assert singles >= 3 * batch and (found[0] == 0).any()
+
+
+@pytest.mark.slow
+def test_a_detector_that_differs_from_torch_is_not_let_through(exported):
+    detector = HandUNetForObjectDetection.from_pretrained(exported / "detector")
+    graph = graph_of(detector, HandUNetDetectorImageProcessor.from_pretrained(exported / "detector"))
+    check(graph, exported / "nested" / "detector.onnx")
+    with torch.no_grad():
+        detector.head.bias[2] += 0.01
+    with pytest.raises(RuntimeError, match=r"map_boxes for a batch of 1, \(1, 4, 16, 16\), differ by .* from torch's"):
+        check(graph, exported / "nested" / "detector.onnx")
 
 
 @pytest.mark.slow
@@ -232,6 +312,8 @@ def test_what_cannot_be_exported_is_refused_in_words(tmp_path):
     assert missing.returncode == 1 and missing.stderr.startswith("error: ") and "missing" in missing.stderr
     folder = run("-m", "scripts.export_onnx", tmp_path, tmp_path)
     assert folder.returncode == 1 and "is a folder" in folder.stderr
+    neither = run("-m", "scripts.export_onnx", tmp_path)
+    assert neither.returncode == 2 and "name either the file to write or --all FOLDER" in neither.stderr
     assert not any(tmp_path.iterdir())
 
 

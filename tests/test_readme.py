@@ -166,7 +166,7 @@ def test_the_line_that_predicts_runs_as_printed_in_a_fresh_clone(clone):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what, paths", [("space", [""]), ("web", ["", "model.onnx"]), ("endpoint", [""])])
+@pytest.mark.parametrize("what, paths", [("space", [""]), ("web", ["", "pose.onnx", "detector.onnx"]), ("endpoint", [""])])
 def test_the_lines_that_serve_run_as_printed_in_a_fresh_clone(what, paths, clone):
     line = printed("python ", f"demo/{what}")
     if what == "space":

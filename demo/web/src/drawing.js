@@ -40,20 +40,13 @@ export function drawHand(context, keypoints, scores, { skeleton, keypoint_colors
   context.restore();
 }
 
-/** Draw the corners of a box [x, y, width, height] in pixels of the canvas. With `dim` the rest is darkened. */
-export function drawGuide(context, [x, y, width, height], dim) {
+/** Draw the corners of a box [x, y, width, height] in pixels of the canvas. */
+export function drawFrame(context, [x, y, width, height]) {
   const { canvas } = context;
   const unit = Math.max(Math.min(canvas.width, canvas.height) / 160, 1.5);
   const arm = Math.min(width, height) * 0.16;
   const radius = arm * 0.5;
   context.save();
-  if (dim) {
-    context.fillStyle = "rgb(10 12 18 / 38%)";
-    context.beginPath();
-    context.rect(0, 0, canvas.width, canvas.height);
-    context.roundRect(x, y, width, height, radius);
-    context.fill("evenodd");
-  }
   context.lineCap = "round";
   context.lineJoin = "round";
   for (const [style, thickness] of [["rgb(10 12 18 / 55%)", unit * 2.2], ["rgb(255 255 255 / 92%)", unit * 1.1]]) {
@@ -72,5 +65,24 @@ export function drawGuide(context, [x, y, width, height], dim) {
     }
     context.stroke();
   }
+  context.restore();
+}
+
+/** Write a hand's name just above the corner (x, y) of its box, but inside the canvas. */
+export function drawName(context, x, y, name) {
+  const { canvas } = context;
+  const height = Math.max(Math.min(canvas.width, canvas.height) / 26, 13);
+  context.save();
+  context.font = `600 ${height * 0.72}px system-ui, sans-serif`;
+  context.textBaseline = "middle";
+  const width = context.measureText(name).width + height * 0.9;
+  const left = Math.min(Math.max(x, 2), canvas.width - width - 2);
+  const top = Math.min(Math.max(y - height - 4, 2), canvas.height - height - 2);
+  context.fillStyle = "rgb(14 16 24 / 72%)";
+  context.beginPath();
+  context.roundRect(left, top, width, height, height / 2);
+  context.fill();
+  context.fillStyle = "#fff";
+  context.fillText(name, left + height * 0.45, top + height * 0.54);
   context.restore();
 }

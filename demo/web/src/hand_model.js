@@ -1,9 +1,10 @@
-// The network with its decoder under onnxruntime-web: WebGPU where there is one, else WebAssembly.
+// The two networks with their decoders under onnxruntime-web: WebGPU where there is one, else WebAssembly.
 
-import { cropSquare, fromCrop } from "./crops.js";
+import { boxToSquare, cropSquare, fromCrop, heightOf, pictureToSquare, widthOf } from "./crops.js";
 import { readMetadata } from "./onnx_metadata.js";
 
 const METADATA_KEY = "handunet";
+const SIDES = ["right", "left"]; // by the detector's labels
 // After this time WebAssembly takes over: a stuck graphics driver may never answer.
 const WEBGPU_SECONDS = 20;
 export const RUNTIMES = ["webgpu", "threads", "single"];
@@ -27,12 +28,19 @@ async function download(url) {
   return new Uint8Array(await response.arrayBuffer());
 }
 
-function readSettings(bytes) {
+/** The file at `url`, which must be of the kind "pose" or "detector", as {bytes, settings}. */
+async function openFile(url, kind) {
+  const bytes = await download(url);
+  let settings;
   try {
-    return readMetadata(bytes, METADATA_KEY);
+    settings = readMetadata(bytes, METADATA_KEY);
   } catch (error) {
     throw new UserError(`The model file cannot be used, ${error.message}: export it anew with scripts/export_onnx.py.`);
   }
+  const found = settings.kind ?? "pose"; // files of older exports do not say
+  if (found === kind) return { bytes, settings };
+  const name = new URL(url).pathname.split("/").pop();
+  throw new UserError(`The model file ${name} is of the kind "${found}", but one of the kind "${kind}" is needed.`);
 }
 
 /** Whether there is WebGPU in hardware. WebGPU in software is slower than WebAssembly. */
@@ -45,11 +53,11 @@ async function hasWebGpu() {
   }
 }
 
-async function startModel(runtime, bytes, settings, seconds) {
+async function startModels(runtime, pose, detector, seconds) {
   const worker = new ModelWorker();
   try {
-    const name = await within(seconds, worker.ask("start", { runtime, bytes, settings }));
-    return new HandModel(worker, name, settings);
+    const name = await within(seconds, worker.ask("start", { runtime, pose, detector }));
+    return new HandModels(worker, name, pose.settings, detector.settings);
   } catch (error) {
     worker.terminate();
     throw error;
@@ -66,22 +74,22 @@ function within(seconds, promise) {
 }
 
 /**
- * Fetch the model and start the first runtime that works.
+ * Fetch both models and start the first runtime that works.
  *
- * @param {string} url absolute address of the ONNX file.
+ * @param {string} poseUrl absolute address of the ONNX file that reads keypoints.
+ * @param {string} detectorUrl absolute address of the one that finds hands.
  * @param {string} [only] one of `RUNTIMES`: try only this one.
- * @returns {Promise<HandModel>}
- * @throws {UserError} when the file is missing or no runtime can use it.
+ * @returns {Promise<HandModels>}
+ * @throws {UserError} when a file is missing or no runtime can use them.
  */
-export async function loadHandModel(url, only) {
-  const bytes = await download(url);
-  const settings = readSettings(bytes);
+export async function loadHandModels(poseUrl, detectorUrl, only) {
+  const [pose, detector] = await Promise.all([openFile(poseUrl, "pose"), openFile(detectorUrl, "detector")]);
   const possible = only ? [only] : [];
   if (!only && (await hasWebGpu())) possible.push("webgpu");
   if (!only) possible.push(self.crossOriginIsolated ? "threads" : "single");
   for (const runtime of possible) {
     try {
-      return await startModel(runtime, bytes, settings, runtime === "webgpu" && !only ? WEBGPU_SECONDS : Infinity);
+      return await startModels(runtime, pose, detector, runtime === "webgpu" && !only ? WEBGPU_SECONDS : Infinity);
     } catch (error) {
       console.warn(`HandUNet does not run with ${runtime}:`, error);
     }
@@ -89,7 +97,7 @@ export async function loadHandModel(url, only) {
   throw new UserError("The model does not run in this browser: a current Chrome, Edge, Firefox or Safari is needed.");
 }
 
-/** The worker in which the network runs, so that the page stays responsive. */
+/** The worker in which the networks run, so that the page stays responsive. */
 class ModelWorker {
   #worker = new Worker(new URL("./model_worker.js", import.meta.url), { type: "module", name: "handunet" });
   #waiting = new Map();
@@ -122,31 +130,58 @@ class ModelWorker {
   }
 }
 
-class HandModel {
+/** What tracking.js and find_hands.js ask. A picture is read before a promise is returned. */
+class HandModels {
   #worker;
+  #detector;
 
-  constructor(worker, runtime, settings) {
+  constructor(worker, runtime, settings, detectorSettings) {
     this.#worker = worker;
+    this.#detector = detectorSettings;
     this.runtime = runtime;
     this.settings = settings;
   }
 
   /**
-   * Keypoints of the hand in `square` of a picture. The picture is read before the promise is returned.
+   * The hands of a picture, falling by score.
    *
-   * @param {string} handedness "right" or "left"; a left hand is mirrored on the way in and back on the way out.
-   * @returns {Promise<{keypoints: number[][], scores: number[], score: number}>} keypoints (21, 2) in pixels of the
-   *   picture, their scores in [0, 1], and the mean of these.
+   * @returns {Promise<{box: number[], side: string, score: number}[]>} boxes [x_min, y_min, x_max, y_max] in pixels, cut to
+   *   the picture; sides "right" or "left"; scores above 0.
    */
-  async detect(picture, square, handedness) {
-    const size = this.settings.image_size;
-    const mirrored = handedness === "left";
-    const crop = cropSquare(picture, square, size);
-    const { keypoints, scores } = await this.#worker.ask("run", { crop, mirrored });
-    const points = scores.map((_, index) => {
-      const [x, y] = keypoints.slice(index * 2, index * 2 + 2);
-      return fromCrop([mirrored ? size - x : x, y], square, size);
+  async detect(picture) {
+    const [width, height] = [widthOf(picture), heightOf(picture)];
+    const square = pictureToSquare(width, height);
+    const crop = cropSquare(picture, square, this.#detector.image_size);
+    const { scores, labels, boxes } = await this.#worker.ask("detect", { crop });
+    const hands = scores.map((score, index) => {
+      const [left, top, right, bottom] = boxes.slice(index * 4, index * 4 + 4);
+      const corners = [...fromCrop([left, top], square, 1), ...fromCrop([right, bottom], square, 1)];
+      const box = corners.map((value, side) => Math.min(Math.max(value, 0), side % 2 ? height : width));
+      return { box, side: SIDES[labels[index]], score };
     });
-    return { keypoints: points, scores, score: scores.reduce((sum, score) => sum + score, 0) / scores.length };
+    // Not those in the black beyond the picture.
+    return hands.filter(({ box, score }) => score > 0 && box[2] > box[0] && box[3] > box[1]);
+  }
+
+  /**
+   * Keypoints of the hands at places {box, side} of a picture; a left hand is mirrored on the way in and on the way back.
+   *
+   * @returns {Promise<{keypoints: number[][][], scores: number[][]}>} (places, 21, 2) in pixels of the picture, and (places,
+   *   21) in [0, 1].
+   */
+  async read(picture, places) {
+    const { image_size: size, box_fill: fill } = this.settings;
+    const squares = places.map(({ box: [left, top, right, bottom] }) => boxToSquare([left, top, right - left, bottom - top], fill));
+    const crops = squares.map((square) => cropSquare(picture, square, size));
+    const mirrored = places.map(({ side }) => side === "left");
+    const answer = await this.#worker.ask("read", { crops, mirrored });
+    const count = answer.scores.length / places.length;
+    const keypoints = squares.map((square, hand) =>
+      Array.from({ length: count }, (_, index) => {
+        const [x, y] = answer.keypoints.slice((hand * count + index) * 2, (hand * count + index) * 2 + 2);
+        return fromCrop([mirrored[hand] ? size - x : x, y], square, size);
+      }),
+    );
+    return { keypoints, scores: squares.map((_, hand) => answer.scores.slice(hand * count, (hand + 1) * count)) };
   }
 }

@@ -4,16 +4,19 @@
 // overwrites a newer picture.
 
 import { closeCamera, countCameras, nextFrame, openCamera, play } from "./camera.js";
-import { boxToSquare, pictureToSquare, squareToBox } from "./crops.js";
-import { drawGuide, drawHand } from "./drawing.js";
-import { loadHandModel, RUNTIMES, UserError } from "./hand_model.js";
+import { pictureToSquare, squareToBox } from "./crops.js";
+import { drawFrame, drawHand, drawName } from "./drawing.js";
+import { findHands, readHand } from "./find_hands.js";
+import { loadHandModels, RUNTIMES, UserError } from "./hand_model.js";
 import { openPicture, remarkOnSize } from "./pictures.js";
 import { percent, Results } from "./results.js";
 import { Speed } from "./speed.js";
-import { HandTracker } from "./tracker.js";
+import { HandTracks } from "./tracking.js";
+import rules from "./tracking_rules.json";
 
 // Below this confidence the page says that there is no clear hand.
 const CLEAR_SCORE = 0.25;
+const FOLLOWED_HANDS = 2;
 // Longer side of a picture's canvas, in pixels: small pictures are enlarged, large ones reduced.
 const [MIN_CANVAS, MAX_CANVAS] = [720, 1280];
 const EMPTY_CANVAS = [640, 480];
@@ -31,9 +34,9 @@ const frame = document.createElement("canvas").getContext("2d", { alpha: false, 
 let turn = 0;
 let source = null; // null, "camera" or "picture"
 let opening = null; // name of the file that is being opened
-let picture = null; // {bitmap, name, notes, box, answer}; box [x, y, width, height], null for the whole picture
+let picture = null; // {bitmap, name, notes, box, hands}; box [x, y, width, height] that the person drew, or null
 let facing = "user";
-let tracker = null;
+let tracks = new HandTracks(rules, { maxHands: FOLLOWED_HANDS });
 let results = null;
 const speed = new Speed();
 
@@ -49,26 +52,44 @@ function complain(error) {
   say(error instanceof UserError ? error.message : `Something went wrong (${error?.message}): reload the page.`, true);
 }
 
-const handedness = () => document.querySelector("input[name=handedness]:checked").value;
 const capitalized = (text) => text[0].toUpperCase() + text.slice(1);
+
+/** "right" or "left" if the person said which hands there are, else null. */
+const handedness = () => document.querySelector("input[name=handedness]:checked").value || null;
+
+/** "a right hand", "a right and a left hand", "two left hands", "5 hands". */
+function nameHands(hands) {
+  const [first, second] = hands.map(({ side }) => side);
+  if (hands.length === 1) return `a ${first} hand`;
+  if (hands.length > 2) return `${hands.length} hands`;
+  return first === second ? `two ${first} hands` : `a ${first} and a ${second} hand`;
+}
+
+function nameScores(hands) {
+  const scores = hands.map(({ score }) => score);
+  if (scores.length < 3) return scores.map(percent).join(" and ");
+  return `${percent(Math.min(...scores))} to ${percent(Math.max(...scores))}`;
+}
 const pause = (milliseconds) => new Promise((done) => setTimeout(done, milliseconds));
 
-// --- The model: fetched once, and again on request if that failed ---
+// --- The models: fetched once, and again on request if that failed ---
 
 let loading = null;
-const parameters = new URLSearchParams(location.search); // ?model=other.onnx, ?runtime=webgpu, threads or single
+// ?model=pose.onnx, ?detector=detector.onnx, ?runtime=webgpu, threads or single
+const parameters = new URLSearchParams(location.search);
+const address = (name, usual) => new URL(parameters.get(name) ?? usual, document.baseURI).href;
 
-function getModel() {
+function getModels() {
   page.retry.hidden = true;
-  loading ??= loadHandModel(
-    new URL(parameters.get("model") ?? "model.onnx", document.baseURI).href,
+  loading ??= loadHandModels(
+    address("model", "pose.onnx"),
+    address("detector", "detector.onnx"),
     RUNTIMES.find((runtime) => runtime === parameters.get("runtime")),
   ).then(
-    (model) => {
-      tracker = new HandTracker(model.settings.box_fill);
-      results = new Results(model.settings);
-      page.runtime.textContent = `Running with ${model.runtime}.`;
-      return model;
+    (models) => {
+      results = new Results(models.settings);
+      page.runtime.textContent = `Running with ${models.runtime}.`;
+      return models;
     },
     (error) => {
       loading = null;
@@ -82,7 +103,7 @@ function getModel() {
 async function prepare() {
   say("Loading the model …");
   try {
-    await getModel();
+    await getModels();
     if (source === null && !opening) say("Ready: start the camera or open a picture.");
     else if (source === "picture") await detectInPicture();
   } catch (error) {
@@ -100,9 +121,8 @@ function takeTurn(next) {
   picture = null;
   opening = null;
   source = next;
-  tracker?.reset();
-  speed.reset();
-  results?.show(null);
+  forgetHands();
+  results?.show([]);
   [page.canvas.width, page.canvas.height] = EMPTY_CANVAS; // which also clears it
   page.canvas.setAttribute("aria-label", "No picture yet.");
   page.canvas.tabIndex = next === "picture" ? 0 : -1;
@@ -110,8 +130,7 @@ function takeTurn(next) {
   page.stage.classList.toggle("picture", next === "picture");
   page.welcome.hidden = false;
   page.hint.hidden = page.speed.hidden = page.turn.hidden = true;
-  page.again.hidden = next === null;
-  page.again.textContent = next === "picture" ? "Whole picture" : "Back to the guide";
+  page.again.hidden = true;
   page["mirror-label"].hidden = next !== "camera";
   page.camera.textContent = next === "camera" ? "Stop camera" : "Start camera";
   return turn;
@@ -119,9 +138,13 @@ function takeTurn(next) {
 
 // --- Camera ---
 
-function liveSentence() {
-  const side = handedness();
-  return tracker.following ? `Following a ${side} hand.` : `Hold a ${side} hand inside the square.`;
+const liveSentence = (hands) =>
+  hands.length ? `Following ${nameHands(hands)}.` : "Looking for hands: show one or two to the camera.";
+
+/** Begin anew with the hands of a film. */
+function forgetHands() {
+  tracks = new HandTracks(rules, { maxHands: FOLLOWED_HANDS, handedness: handedness() });
+  speed.reset();
 }
 
 async function startCamera() {
@@ -139,10 +162,10 @@ async function startCamera() {
     if (mine !== turn) return;
     page.turn.hidden = (await countCameras()) < 2;
     if (!loading) say("Loading the model …");
-    const model = await getModel();
+    const models = await getModels();
     if (mine !== turn) return;
     page.welcome.hidden = true;
-    await followHand(mine, model);
+    await followHands(mine, models);
   } catch (error) {
     if (mine === turn) stopWith(error);
   }
@@ -158,10 +181,9 @@ function stopCamera() {
   say("The camera is off.");
 }
 
-/** Until the turn ends: find the hand in each new frame, draw both, and say when a hand comes or goes. */
-async function followHand(mine, model) {
+/** Until the turn ends: follow the hands in each new frame, draw them, and say when one comes or goes. */
+async function followHands(mine, models) {
   let lastPanel = -Infinity;
-  let milliseconds = 0;
   let coming = nextFrame(video);
   while (true) {
     await coming;
@@ -174,36 +196,39 @@ async function followHand(mine, model) {
     const { videoWidth: width, videoHeight: height } = video;
     resize(frame.canvas, width, height);
     frame.drawImage(video, 0, 0, width, height);
-    const box = tracker.box(width, height);
-    const begun = performance.now();
-    const answer = await model.detect(frame.canvas, tracker.square(width, height), handedness());
+    const hands = await tracks.follow(models, frame.canvas, [width, height], performance.now() / 1000);
     if (mine !== turn) return;
+    if (!document.hidden) say(liveSentence(hands));
+    drawLive(hands, models.settings);
     const now = performance.now();
-    milliseconds += (now - begun - milliseconds) * (milliseconds ? 0.1 : 1);
-    tracker.update(answer, width, height, now);
-    if (!document.hidden) say(liveSentence());
-    drawLive(box, answer, model.settings);
     speed.add(now);
     if (now - lastPanel < PANEL_MS) continue;
     lastPanel = now;
-    results.show(tracker.following ? { ...answer, box, handedness: handedness() } : null);
+    results.show(hands);
     const rate = speed.framesPerSecond;
     page.speed.hidden = rate === null;
-    if (rate !== null) page.speed.textContent = `${rate.toFixed(0)} frames/s · ${milliseconds.toFixed(0)} ms a hand`;
-    const what = tracker.following ? `and the skeleton of a ${handedness()} hand, ${percent(answer.score)} sure` : "";
-    page.canvas.setAttribute("aria-label", `The camera's picture ${what || "with the guide's square"}.`);
+    if (rate !== null) page.speed.textContent = `${rate.toFixed(0)} frames/s`;
+    page.canvas.setAttribute("aria-label", describeCanvas("The camera's picture", hands));
   }
 }
 
-function drawLive(box, { keypoints, scores }, settings) {
+function describeCanvas(what, hands) {
+  if (!hands.length) return `${what} without a hand.`;
+  return `${what} with the skeleton of ${nameHands(hands)}, ${nameScores(hands)} sure.`;
+}
+
+function drawLive(hands, settings) {
   const { canvas } = page;
+  const mirrored = page.mirror.checked;
   resize(canvas, frame.canvas.width, frame.canvas.height);
   context.save();
-  if (page.mirror.checked) context.setTransform(-1, 0, 0, 1, canvas.width, 0);
+  if (mirrored) context.setTransform(-1, 0, 0, 1, canvas.width, 0);
   context.drawImage(frame.canvas, 0, 0);
-  drawGuide(context, box, !tracker.following);
-  if (tracker.following) drawHand(context, keypoints, scores, settings);
+  for (const { keypoints, scores } of hands) drawHand(context, keypoints, scores, settings);
   context.restore();
+  for (const { box: [left, top, right], side } of hands) {
+    drawName(context, mirrored ? canvas.width - right : left, top, capitalized(side));
+  }
 }
 
 function resize(canvas, width, height) {
@@ -215,10 +240,9 @@ function resize(canvas, width, height) {
 document.addEventListener("visibilitychange", () => {
   if (source !== "camera" || !video.srcObject) return;
   video.srcObject.getTracks().forEach((track) => (track.enabled = !document.hidden));
-  tracker?.reset();
-  speed.reset();
+  forgetHands();
   if (document.hidden) say("Paused while this page is hidden.");
-  else say("Going on: hold the hand inside the square.");
+  else say(liveSentence([]));
 });
 
 // --- Pictures ---
@@ -241,11 +265,11 @@ async function showFiles(files) {
       return;
     }
     notes.push(remarkOnSize(bitmap));
-    picture = { bitmap, name, notes, box: null, answer: null };
+    picture = { bitmap, name, notes, box: null, hands: [] };
     page.welcome.hidden = true;
     drawPicture();
     page.hint.textContent =
-      "Draw a square round the hand, or select the picture and use the arrow keys, + and −. Escape: the whole picture.";
+      "A hand is missing? Draw a square round it, or select the picture and use the arrow keys, + and −. Escape: all hands.";
     page.hint.hidden = false;
     await detectInPicture();
     if (mine === turn) opening = null;
@@ -263,33 +287,49 @@ async function detectInPicture() {
   const [mine, question] = [turn, ++asked];
   if (!picture) return;
   if (!loading || !results) say("Loading the model …");
-  const model = await getModel();
+  const models = await getModels();
   if (mine !== turn || question !== asked) return;
-  const { bitmap, name, notes, box } = picture;
-  const side = handedness();
-  const square = box ? boxToSquare(box, model.settings.box_fill) : pictureToSquare(bitmap.width, bitmap.height);
-  const answer = await model.detect(bitmap, square, side);
+  const { bitmap, box } = picture;
+  const hands = box
+    ? [await readHand(models, bitmap, toCorners(box), handedness())]
+    : await findHands(models, bitmap, rules.detection_threshold, handedness());
   if (mine !== turn || question !== asked) return;
-  picture.answer = { ...answer, box: box ?? [0, 0, bitmap.width, bitmap.height], handedness: side };
-  picture.settings = model.settings;
+  picture.hands = hands.map((hand, index) => ({ id: index + 1, ...hand }));
+  picture.settings = models.settings;
+  page.again.hidden = !box;
   drawPicture();
-  results.show(picture.answer);
-  const size = `${bitmap.width} × ${bitmap.height} pixels`;
-  const sentence =
-    answer.score >= CLEAR_SCORE
-      ? `${capitalized(side)} hand in “${name}” (${size}): ${percent(answer.score)} sure.`
-      : `No clear ${side} hand in “${name}” (${size}): only ${percent(answer.score)} sure. Draw a square round the hand.`;
-  say([...notes, sentence].filter(Boolean).join(" "));
-  page.canvas.setAttribute("aria-label", `The picture “${name}” with the skeleton of a ${side} hand.`);
+  results.show(picture.hands);
+  say([...picture.notes, pictureSentence()].filter(Boolean).join(" "));
+  page.canvas.setAttribute("aria-label", describeCanvas(`The picture “${picture.name}”`, hands));
 }
 
-/** Answer again after the square or the hand changed. */
+const toCorners = ([x, y, width, height]) => [x, y, x + width, y + height];
+
+function pictureSentence() {
+  const { bitmap, name, box, hands } = picture;
+  const where = `${box ? "the square in " : ""}“${name}” (${bitmap.width} × ${bitmap.height} pixels)`;
+  if (!hands.length) return `No hand found in ${where}. If there is one, draw a square round it.`;
+  const clear = hands.filter(({ score }) => score >= CLEAR_SCORE);
+  if (!clear.length) return `No clear hand in ${where}: only ${nameScores(hands)} sure. Draw a square close round the hand.`;
+  const unclear = clear.length < hands.length ? ` ${hands.length - clear.length} more cannot be read clearly.` : "";
+  return `${capitalized(nameHands(clear))} in ${where}: ${nameScores(clear)} sure.${unclear}`;
+}
+
+/** Answer again after the side changed. */
 function detectAgain() {
   detectInPicture().catch(complain);
 }
 
+/** Answer for the hand in a square that the person drew, or with null for all hands. */
+function setBox(box) {
+  picture.box = box;
+  picture.hands = [];
+  drawPicture();
+  detectAgain();
+}
+
 function drawPicture() {
-  const { bitmap, box, answer } = picture;
+  const { bitmap, box, hands } = picture;
   const longer = Math.max(bitmap.width, bitmap.height);
   const scale = Math.min(Math.max(longer, MIN_CANVAS), MAX_CANVAS) / longer;
   resize(page.canvas, Math.max(Math.round(bitmap.width * scale), 1), Math.max(Math.round(bitmap.height * scale), 1));
@@ -297,10 +337,13 @@ function drawPicture() {
   context.fillStyle = "#000";
   context.fillRect(0, 0, page.canvas.width, page.canvas.height);
   context.drawImage(bitmap, 0, 0, page.canvas.width, page.canvas.height);
-  if (box) drawGuide(context, box.map((value) => value * scale), false);
-  if (!answer) return;
-  const points = answer.keypoints.map(([x, y]) => [x * scale, y * scale]);
-  drawHand(context, points, answer.scores, picture.settings);
+  if (box) drawFrame(context, box.map((value) => value * scale));
+  for (const { keypoints, scores } of hands) {
+    drawHand(context, keypoints.map(([x, y]) => [x * scale, y * scale]), scores, picture.settings);
+  }
+  for (const { box: [left, top], side, score } of hands) {
+    drawName(context, left * scale, top * scale, score >= CLEAR_SCORE ? capitalized(side) : `${capitalized(side)}?`);
+  }
 }
 
 /** A pointer's place in pixels of the picture. */
@@ -325,9 +368,7 @@ page.canvas.addEventListener("pointermove", (event) => {
   const [[x, y], [otherX, otherY]] = [toPicture(drag), toPicture(event)];
   const box = [Math.min(x, otherX), Math.min(y, otherY), Math.abs(x - otherX), Math.abs(y - otherY)];
   if (box[2] < 1 || box[3] < 1) return;
-  picture.box = box;
-  drawPicture();
-  detectAgain();
+  setBox(box);
 });
 
 for (const name of ["pointerup", "pointercancel"]) page.canvas.addEventListener(name, () => (drag = null));
@@ -345,20 +386,18 @@ page.canvas.addEventListener("keydown", (event) => {
     // The centre stays on the picture.
     const moved = [x + w / 2 + right * step, y + h / 2 + down * step];
     const [centerX, centerY] = [Math.min(Math.max(moved[0], 0), width), Math.min(Math.max(moved[1], 0), height)];
-    picture.box = [centerX - w / 2, centerY - h / 2, w, h];
+    setBox([centerX - w / 2, centerY - h / 2, w, h]);
   } else if (event.key in SIZES) {
     const factor = 1 + SIZES[event.key] * 2 * KEY_STEP;
     const longer = Math.max(w, h) * factor;
     if (longer < 4 || longer > 3 * Math.max(width, height)) return;
-    picture.box = [x + (w - w * factor) / 2, y + (h - h * factor) / 2, w * factor, h * factor];
+    setBox([x + (w - w * factor) / 2, y + (h - h * factor) / 2, w * factor, h * factor]);
   } else if (event.key === "Escape") {
-    picture.box = null;
+    setBox(null);
   } else {
     return;
   }
   event.preventDefault();
-  drawPicture();
-  detectAgain();
 });
 
 // --- Controls ---
@@ -370,12 +409,7 @@ page.file.addEventListener("change", () => {
   page.file.value = ""; // so that the same file can be chosen again
   showFiles(files);
 });
-page.again.addEventListener("click", () => {
-  if (source === "camera") tracker?.reset();
-  if (!picture) return;
-  picture.box = null;
-  detectAgain();
-});
+page.again.addEventListener("click", () => picture && setBox(null));
 page.turn.addEventListener("click", () => {
   facing = facing === "user" ? "environment" : "user";
   page.mirror.checked = facing === "user";
@@ -385,7 +419,7 @@ page.retry.addEventListener("click", prepare);
 page.details.addEventListener("toggle", () => results?.refresh());
 for (const radio of document.querySelectorAll("input[name=handedness]")) {
   radio.addEventListener("change", () => {
-    if (source === "camera") tracker?.reset();
+    forgetHands();
     if (picture) detectAgain();
   });
 }

@@ -1,4 +1,5 @@
-// Shows an answer in words and numbers, beside the picture: confidence by finger, a table of keypoints, JSON.
+// Shows hands in words and numbers, beside the picture: for one of them the confidence by finger and a table of keypoints, and
+// all as JSON.
 
 const FINGERS = [
   ["Wrist", [0]],
@@ -23,7 +24,9 @@ function make(tag, className = "", text = "") {
 export class Results {
   #rows = [];
   #bars = [];
-  #answer = null;
+  #hands = [];
+  #chosen = null; // the id of the hand that is shown
+  #choices = []; // a button for each hand, where there are several
 
   /** Make a row for each keypoint and a bar for each finger. */
   constructor({ keypoint_names: names, keypoint_colors: colors }) {
@@ -48,42 +51,67 @@ export class Results {
     element("copy").addEventListener("click", () => this.#copy());
   }
 
-  /** @param {?object} answer the result of `HandModel.detect` with `box` and `handedness`; null shows nothing. */
-  show(answer) {
-    this.#answer = answer;
-    element("confidence").hidden = !answer;
-    element("details").hidden = !answer;
-    if (!answer) return;
-    element("score").textContent = percent(answer.score);
+  /** @param {object[]} hands as find_hands.js and tracking.js give them, each with an `id`; none shows nothing. */
+  show(hands) {
+    this.#hands = hands;
+    const hand = hands.find(({ id }) => id === this.#chosen) ?? hands[0];
+    element("confidence").hidden = !hand;
+    element("details").hidden = !hand;
+    this.#chosen = hand?.id ?? null;
+    this.#showChoices();
+    if (!hand) return;
+    element("score").textContent = percent(hand.score);
     for (const { indices, fill, value } of this.#bars) {
-      const score = indices.reduce((sum, index) => sum + answer.scores[index], 0) / indices.length;
+      const score = indices.reduce((sum, index) => sum + hand.scores[index], 0) / indices.length;
       fill.style.width = `${score * 100}%`;
       value.textContent = percent(score);
     }
     if (!element("details").open) return;
     this.#rows.forEach(([x, y, score], index) => {
-      x.textContent = answer.keypoints[index][0].toFixed(1);
-      y.textContent = answer.keypoints[index][1].toFixed(1);
-      score.textContent = answer.scores[index].toFixed(2);
+      x.textContent = hand.keypoints[index][0].toFixed(1);
+      y.textContent = hand.keypoints[index][1].toFixed(1);
+      score.textContent = hand.scores[index].toFixed(2);
+    });
+  }
+
+  /** A button for each hand, which stays while its hand is there, so that it keeps the keyboard's focus. */
+  #showChoices() {
+    const hands = this.#hands.length > 1 ? this.#hands : [];
+    element("hands").hidden = !hands.length;
+    while (this.#choices.length > hands.length) this.#choices.pop().remove();
+    while (this.#choices.length < hands.length) {
+      const button = element("hands").appendChild(make("button"));
+      button.type = "button";
+      button.addEventListener("click", () => {
+        this.#chosen = Number(button.value);
+        this.refresh();
+      });
+      this.#choices.push(button);
+    }
+    hands.forEach(({ id, side }, index) => {
+      const button = this.#choices[index];
+      button.value = id;
+      const name = `${side === "right" ? "Right" : "Left"}${hands.length > 2 ? ` ${index + 1}` : ""}`;
+      if (button.textContent !== name) button.textContent = name;
+      button.setAttribute("aria-pressed", id === this.#chosen);
     });
   }
 
   /** Fill the table, which is not updated while it is closed. */
   refresh() {
-    this.show(this.#answer);
+    this.show(this.#hands);
   }
 
-  /** The answer as Python's `keypoint-detection` pipeline gives it. */
+  /** The hands as Python's `keypoint-detection` pipeline gives them. */
   toJson() {
-    const { keypoints, scores, score, box, handedness } = this.#answer;
-    const [x, y, width, height] = box;
-    const hand = {
-      label: `${handedness} hand`,
+    const hands = this.#hands.map(({ keypoints, scores, score, handScore, box: [left, top, right, bottom], side }) => ({
+      label: `${side} hand`,
       score,
-      box: { xmin: x, ymin: y, xmax: x + width, ymax: y + height },
-      keypoints: keypoints.map(([px, py], index) => ({ name: this.names[index], x: px, y: py, score: scores[index] })),
-    };
-    return JSON.stringify([hand], null, 2);
+      hand_score: handScore,
+      box: { xmin: left, ymin: top, xmax: right, ymax: bottom },
+      keypoints: keypoints.map(([x, y], index) => ({ name: this.names[index], x, y, score: scores[index] })),
+    }));
+    return JSON.stringify(hands, null, 2);
   }
 
   async #copy() {

@@ -1,0 +1,69 @@
+// Plays the recorded cases of tests/data/tracking_cases.json with the page's tracking, and prints its answers as JSON.
+//
+//     node tracking_cases.mjs TRACKING.js RULES.json CASES.json
+
+import { readFileSync } from "node:fs";
+import { pathToFileURL } from "node:url";
+
+const [tracking, rulesFile, casesFile] = process.argv.slice(2);
+const { HandTracks, detectorBox, keypointsBox } = await import(pathToFileURL(tracking));
+const rules = JSON.parse(readFileSync(rulesFile));
+const { size, template, reach, wrong_side: wrongSide, nothing, cases } = JSON.parse(readFileSync(casesFile));
+
+const SIDES = { right: 1, left: -1 };
+const keypointsOf = ({ x, y, size, side }) => template.map(([px, py]) => [px * SIDES[side] * size + x, py * size + y]);
+const scoresOf = (score) => template.map(() => score);
+
+/** The two networks as scripts/tracking_cases.py plays them, for one frame. */
+class PlayedHands {
+  detectorRuns = 0;
+  places = 0;
+
+  constructor(hands) {
+    this.hands = hands;
+  }
+
+  detect() {
+    this.detectorRuns += 1;
+    return this.hands
+      .filter(({ found }) => found > 0)
+      .map((hand) => {
+        return { box: detectorBox(keypointsOf(hand), rules), side: hand.found_side ?? hand.side, score: hand.found };
+      })
+      .toSorted((one, other) => other.score - one.score);
+  }
+
+  read(_, looks) {
+    this.places += looks.length;
+    const answers = looks.map((look) => this.#readOne(look));
+    return { keypoints: answers.map(([keypoints]) => keypoints), scores: answers.map(([, score]) => scoresOf(score)) };
+  }
+
+  #readOne({ box: [left, top, right, bottom], side }) {
+    const [x, y, extent] = [(left + right) / 2, (top + bottom) / 2, Math.max(right - left, bottom - top)];
+    const apart = (hand) => Math.hypot(hand.x - x, hand.y - y);
+    const near = this.hands.filter((hand) => hand.read > 0 && apart(hand) <= reach * extent);
+    if (!near.length) return [keypointsOf({ x, y, size: extent, side: "right" }), nothing];
+    const hand = near.reduce((one, other) => (apart(other) < apart(one) ? other : one));
+    return [keypointsOf(hand), hand.read * (hand.side === side ? 1 : wrongSide)];
+  }
+}
+
+function short({ id, side, keypoints }) {
+  const [left, top, right, bottom] = keypointsBox(keypoints);
+  return { id, side, x: (left + right) / 2, y: (top + bottom) / 2, size: Math.max(right - left, bottom - top) };
+}
+
+const answers = [];
+for (const { frames, options = {} } of cases) {
+  const { max_hands: maxHands, ...others } = options;
+  const tracks = new HandTracks(rules, { ...others, ...(maxHands && { maxHands }) });
+  const answer = [];
+  for (const frame of frames) {
+    const models = new PlayedHands(frame.hands);
+    const hands = await tracks.follow(models, null, frame.size ?? size, frame.time);
+    answer.push({ detector: models.detectorRuns > 0, places: models.places, hands: hands.map(short) });
+  }
+  answers.push(answer);
+}
+console.log(JSON.stringify(answers));
