@@ -30,6 +30,7 @@ from torch.utils.data import DataLoader
 from transformers.utils import logging as transformers_logging
 
 from dataset_script.sources import Source, make_source
+from release.card import PICTURES, shows_pictures
 from release.files import write_json
 from release.hub import push_model
 from release.saving import save_model
@@ -259,7 +260,8 @@ def finish(run: Run, metric, output: Path) -> None:
         write_json(output / "metrics.json", metrics)
         figures = task.draw_figures(output / "figures", metrics, test, splits.test, model.loss.name)
         report = make_report(run, model, metrics)
-        save_model(output / "model", model, task.make_processor(metrics), report, figures)
+        published = figures if shows_pictures(report) else [path for path in figures if path.stem not in PICTURES]
+        save_model(output / "model", model, task.make_processor(metrics), report, published)
         say(
             accelerator,
             f"{task.summary(metrics)}\n"
@@ -268,7 +270,12 @@ def finish(run: Run, metric, output: Path) -> None:
         )
         if args.output.push_to_hub:
             push_model(
-                output / "model", args.output.push_to_hub, space=args.output.space, say=lambda text: say(accelerator, text)
+                output / "model",
+                args.output.push_to_hub,
+                space=args.output.space,
+                private=args.output.private,
+                publish_examples=args.output.publish_examples,
+                say=lambda text: say(accelerator, text),
             )
     accelerator.wait_for_everyone()
 

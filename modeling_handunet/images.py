@@ -266,7 +266,7 @@ class _NoLoopback(urllib.request.BaseHandler):
     """Refuses addresses that lead to this machine itself, those of redirects too."""
 
     def http_request(self, request: urllib.request.Request) -> urllib.request.Request:
-        host = urllib.parse.urlsplit(request.full_url).hostname or ""
+        host = urllib.parse.urlsplit(f"//{request.host}").hostname or ""  # as urllib connects to it, %31 read as 1
         try:
             addresses = {entry[4][0] for entry in socket.getaddrinfo(host, None)}
         except OSError:  # an unknown name, or one that only a proxy knows

@@ -15,6 +15,9 @@ from modeling_handunet.registration import TASK
 from release.files import EXAMPLES, ROOT
 from release.terms import find_terms
 
+# The figures that show images of the test split.  Each is a block of the card, which is empty where they are not published.
+PICTURES = ("predictions", "failures", "detections")
+NOT_PUBLISHED = "Figures with photographs of the test split are not published."
 OWNER = "USER"  # stands for the owner of the repository until the model is pushed
 DISTANCE = "mean distance between the predicted and the true keypoint"
 # The figures that the card lists, with their titles and definitions.
@@ -114,7 +117,31 @@ def make_card(report: dict) -> ModelCard:
         "groups": group_table(by_group, kind),
         "step_samples": arguments["batch_size"] * arguments["gradient_accumulation_steps"] * metrics["processes"],
     }
-    return ModelCard.from_template(data, template_path=str(kind.template), **{**report, **values})
+    card = ModelCard.from_template(data, template_path=str(kind.template), **{**report, **values})
+    card.text = fill_pictures(card.text, report, shows_pictures(report))
+    return card
+
+
+def shows_pictures(report: dict) -> bool:
+    """Whether the saved folder and its card have the figures in [`PICTURES`]."""
+    return report.get("publish_examples", False) or not is_private(report)
+
+
+def is_private(report: dict) -> bool:
+    """Whether the figures in [`PICTURES`] show photographs that somebody must agree to publish."""
+    source = report["source"]
+    return source.get("private", "coco" in source["type"].split("+"))  # older reports do not say
+
+
+def fill_pictures(card: str, report: dict, shown: bool) -> str:
+    """A card's text with the figures in [`PICTURES`], or without them."""
+    template = kind_of(report).template.read_text()
+    for name in PICTURES:
+        (text,) = re.findall(f"<!-- {name} -->\n(.*?)\n<!-- /{name} -->", template, re.DOTALL) or [""]
+        card = fill_block(card, name, text if shown else "")
+        if not shown:  # also in cards without these blocks
+            card = re.sub(rf"^!\[[^]]*\]\(figures/{name}\.png\)\n+", "", card, flags=re.MULTILINE)
+    return fill_block(card, "pictures", report["source"]["pictures"] if shown else NOT_PUBLISHED)
 
 
 def evaluation_results(source: dict, figures: dict, group: str | None, kind: Kind, task: str) -> list[EvalResult]:

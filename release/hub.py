@@ -3,6 +3,7 @@
 A commit happens whole or not at all, so a push that breaks leaves a repository as it was.
 """
 
+import json
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, Mo
 from huggingface_hub.utils import validate_repo_id
 
 from handunet.export import export
-from release.card import fill_block, name_repository
+from release.card import PICTURES, fill_block, fill_pictures, is_private, name_repository
 from release.files import ROOT, SERVING, SPACE
 from release.saving import (
     CODE,
@@ -31,6 +32,7 @@ SCREENSHOT = ROOT / "docs" / "space.jpg"
 ONNX_FILE = "onnx/model.onnx"
 # Folders on the Hub that belong to the weights: a push removes what an earlier one left there.
 FOLDERS_OF_WEIGHTS = ("detector/", "figures/", "examples/", "onnx/")
+PICTURE_FILES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".svg")
 
 
 def check_repo_id(name: str) -> None:
@@ -46,21 +48,25 @@ def push_model(
     *,
     space: str | None = None,
     private: bool = False,
+    publish_examples: bool = False,
     dry_run: bool = False,
     say: Callable[[str], None] = print,
 ) -> None:
     """Send a saved folder to the Hub in one commit, and the Space to its own repository if `space` names one.
 
-    With `dry_run` it only lists the files and their sizes.  `private` holds for repositories that are created.
+    With `dry_run` it only lists the files and their sizes, and the pictures among them.  `private` holds for repositories
+    that are created.  Figures that show private photographs are left out without `publish_examples`.
 
     Raises `ValueError` for a folder or a name that cannot be pushed, and `OSError` if a push breaks or is refused; that
     repository is then as it was.
     """
     with tempfile.TemporaryDirectory(prefix="handunet-push-") as temporary:
         model, page = Path(temporary) / "model", Path(temporary) / "space"
-        problem = assemble(Path(folder), repo_id, model, space)
+        problem = assemble(Path(folder), repo_id, model, space, publish_examples)
         if problem:
             say(f"Without an ONNX file: {problem}")
+        if not publish_examples and is_private(read_report(model)):
+            say("Figures that show your photographs are left out; --publish_examples publishes them.")
         parts = [(model, repo_id, "model")]
         if space:
             assemble_space(page, repo_id, ModelCard.load(model / "README.md", ignore_metadata_errors=True).data.license_name)
@@ -72,7 +78,9 @@ def push_model(
                 say(f"Pushed to {send(part, name, kind, private)}")
 
 
-def assemble(folder: Path, repo_id: str, target: Path, space: str | None = None) -> str | None:
+def assemble(
+    folder: Path, repo_id: str, target: Path, space: str | None = None, publish_examples: bool = False
+) -> str | None:
     """Copy a saved folder to `target`, complete as the repository `repo_id`: with the ONNX file, and a card that names both.
 
     Returns why there is no ONNX file, or None if there is one.  Raises `ValueError` for a folder that is not complete and
@@ -94,6 +102,8 @@ def assemble(folder: Path, repo_id: str, target: Path, space: str | None = None)
     add_companions(target)
     problem = add_onnx(target)
     card = name_repository((target / "README.md").read_text(), repo_id)
+    if is_private(read_report(target)):
+        card = choose_pictures(card, target, folder.parent / "figures", publish_examples)
     onnx = f"`{ONNX_FILE}` is the same network with its decoder for onnxruntime. Its metadata say how to prepare an image."
     card = fill_block(card, "onnx", "" if problem else onnx)
     link = f"https://huggingface.co/spaces/{space}"
@@ -105,6 +115,27 @@ def assemble(folder: Path, repo_id: str, target: Path, space: str | None = None)
         text = f"Try it in the [Space]({link}):\n\n[{picture}]({link})"
     (target / "README.md").write_text(fill_block(card, "space", text))
     return problem
+
+
+def read_report(folder: Path) -> dict:
+    """What a saved folder says of its run.  Folders without a report are of drawn hands."""
+    path = folder / "report.json"
+    return json.loads(path.read_text()) if path.is_file() else {"source": {"private": False}}
+
+
+def choose_pictures(card: str, target: Path, drawn: Path, shown: bool) -> str:
+    """Add the figures that show private photographs to `target` from the run's folder `drawn`, or remove them; the card's
+    text for that."""
+    report = read_report(target)
+    for name in PICTURES:
+        picture = Path("figures", f"{name}.png")
+        if not shown:
+            (target / picture).unlink(missing_ok=True)
+        elif (drawn / picture.name).is_file():
+            (target / "figures").mkdir(exist_ok=True)
+            shutil.copy(drawn / picture.name, target / picture)
+    (target / "report.json").write_text(json.dumps(report | {"publish_examples": shown}, indent=2) + "\n")
+    return fill_pictures(card, report, shown)
 
 
 def add_onnx(folder: Path) -> str | None:
@@ -135,10 +166,12 @@ def assemble_space(target: Path, repo_id: str, license_name: str | None) -> None
 
 
 def describe_files(folder: Path, heading: str) -> str:
-    """The files of a folder with their sizes, as text."""
+    """The files of a folder with their sizes, and which of them are pictures, as text."""
     sizes = {name: path.stat().st_size for name, path in list_files(folder).items()}
     lines = [f"{size:>12,}  {name}" for name, size in sizes.items()]
-    return "\n".join([f"{heading}, {len(sizes)} files, {sum(sizes.values()):,} bytes:", *lines])
+    pictures = [name for name in sizes if name.lower().endswith(PICTURE_FILES)]
+    listed = f"Pictures that everybody who can open it will see: {', '.join(pictures) or 'none'}."
+    return "\n".join([f"{heading}, {len(sizes)} files, {sum(sizes.values()):,} bytes:", *lines, listed])
 
 
 def list_files(folder: Path) -> dict[str, Path]:

@@ -12,7 +12,8 @@ The folder's card and JSON files are made from a run's `report`, which is plain 
                        on the Hub) of the card that states their terms
     loss               its name and a sentence of what it computes
     samples_per_epoch  of the training split
-    source             of the data: type, name, data, limits, pictures, grouped_by, same_validation_and_test and terms
+    source             of the data: type, name, data, limits, pictures, private, grouped_by, same_validation_and_test, terms
+    publish_examples   whether figures that show private photographs are in the folder
     metrics            every figure; saved as `metrics.json`
 
 The rest is saved as `report.json`, with the `terms` that were found instead of the path of `init`.  So `make_card` can make

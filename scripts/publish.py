@@ -26,11 +26,15 @@ def main() -> None:
     parser.add_argument("repo_id", metavar="USER/NAME", help="the model's repository; created if there is none")
     parser.add_argument("--space", metavar="USER/SPACE", help="also put the page to try the model into this repository")
     parser.add_argument("--private", action="store_true", help="make new repositories private")
-    parser.add_argument("--dry_run", action="store_true", help="list the files with their sizes, and send nothing")
+    parser.add_argument("--publish_examples", action="store_true", help="also publish figures that show your photographs")
+    parser.add_argument("--dry_run", action="store_true", help="list the files and the pictures among them, and send nothing")
     args = parser.parse_args()
     logging.disable_progress_bar()
     try:
-        push_model(args.folder, args.repo_id, space=args.space, private=args.private, dry_run=args.dry_run)
+        push_model(
+            args.folder, args.repo_id, space=args.space, private=args.private, publish_examples=args.publish_examples,
+            dry_run=args.dry_run,
+        )  # fmt: skip
     except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: the ONNX file does not give what torch gives
         sys.exit(f"publish.py: {error}")
 

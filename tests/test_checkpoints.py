@@ -284,6 +284,21 @@ def test_a_checkpoint_whose_state_lacks_anything_or_has_another_type_is_passed_o
             resume(make_run(tmp_path))
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "average.safetensors", "optimizer.bin", "state.json"])
+def test_a_checkpoint_that_is_whole_and_cannot_be_loaded_ends_in_a_sentence(tmp_path, name):
+    run = make_run(tmp_path)
+    train_steps(run, 1)
+    (folder,) = run.checkpoints.steps()
+    if name == "state.json":
+        state = json.loads((folder / STATE).read_text())
+        (folder / STATE).write_text(json.dumps(state | {"loss_sums": []}))
+    else:
+        (folder / name).write_bytes((folder / name).read_bytes()[:100])
+    seal_again(folder)
+    with pytest.raises(ValueError, match=f"files of .*{folder.name} are those that were written, but they cannot be loaded: "):
+        resume(make_run(tmp_path))
+
+
 def test_settings_that_differ_are_named(tmp_path):
     run = make_run(tmp_path)
     train_steps(run, 1)

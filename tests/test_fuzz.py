@@ -15,6 +15,8 @@ FOUND = (
     "freihand:1:11",  # a palette that is missing
     *("freihand:1:23", "freihand:1:236"),  # JSON that took over 2 GB
     *("meshes:1:1", "meshes:1:64"),  # JSON of other types than glTF's
+    *("urls:1:56", "urls:1:261"),  # %31 in the host, which urllib reads as 1
+    *("checkpoints:1:6", "checkpoints:1:7", "checkpoints:1:15"),  # files that are sealed, and no checkpoint
 )
 
 
@@ -24,7 +26,7 @@ def test_what_the_fuzzer_found_is_refused_with_documented_errors():
 
 @pytest.mark.slow
 def test_mutated_and_hostile_files_end_in_documented_errors_only():
-    fuzzer = fuzz.main(["--cases", "1600", "--seed", "1"])
+    fuzzer = fuzz.main(["--cases", "2000", "--seed", "1"])
     for name, outcomes in fuzzer.outcomes.items():
         refused = outcomes.total() - outcomes["accepted"]
         assert outcomes["accepted"] and refused > outcomes.total() / 10, name  # neither all is accepted nor all refused

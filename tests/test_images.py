@@ -365,6 +365,7 @@ def test_web_addresses_can_be_switched_off_and_this_machine_itself_is_asked_only
     assert pixel(load_image(inline, allow_urls=False)) == (9, 8, 7)
     with answering(b"HTTP/1.0 200 OK\r\n\r\n" + data) as (port, asked):
         hosts = "127.0.0.1", "localhost", "127.1", "0.0.0.0", "2130706433", "[::1]", "[::ffff:127.0.0.1]", "169.254.169.254"
+        hosts += ("%31%32%37.0.0.1", "local%68ost")  # as urllib reads them
         for host in hosts:
             with pytest.raises(OSError, match="is this machine itself"):
                 load_image(f"http://{host}:{port}/hand.png")

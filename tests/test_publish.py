@@ -78,6 +78,38 @@ def test_a_dry_run_lists_every_file_with_its_size_and_sends_nothing(folder, with
     assert said[1].startswith("Would go to the model someone/hands") and "space someone/page" in said[2]
 
 
+def test_own_photographs_are_published_only_when_asked(tmp_path, without_onnx, monkeypatch):
+    """Also from a folder whose card was saved with them, before there was a choice."""
+    folder = save_small_model(tmp_path / "hands")
+    report = json.loads((folder / "report.json").read_text())
+    report["source"] |= {"type": "coco", "private": True, "pictures": "The photographs are the trainer's own."}
+    (folder / "report.json").write_text(json.dumps(report))
+    card = (folder / "README.md").read_text()
+    older = re.sub(r"<!-- /?(predictions|failures|pictures) -->\n", "", card)
+    assert "<!-- failures" not in older
+    shown = {"figures/predictions.png", "figures/failures.png"}
+    for number, text in enumerate((card, older)):
+        (folder / "README.md").write_text(text)
+        target = tmp_path / f"kept private {number}"
+        assemble(folder, "someone/hands", target)
+        pushed = (target / "README.md").read_text()
+        assert names(target) == CODE | DATA | EXAMPLES | FIGURES - shown
+        assert not any(name in pushed for name in shown) and "figures/losses.png" in pushed
+    said = []
+    push_model(folder, "someone/hands", dry_run=True, say=said.append)
+    assert said[1] == "Figures that show your photographs are left out; --publish_examples publishes them."
+    seen = re.search("everybody who can open it will see: (.*)[.]$", said[2])[1].split(", ")
+    assert set(seen) == EXAMPLES - {"examples/examples.json"} | FIGURES - shown
+    # Saved without them, and then published with them: they come from the run's figures/.
+    (folder / "README.md").write_text((tmp_path / "kept private 0" / "README.md").read_text())
+    for name in shown:
+        (folder / name).unlink()
+    assemble(folder, "someone/hands", tmp_path / "public", publish_examples=True)
+    pushed = (tmp_path / "public" / "README.md").read_text()
+    assert shown <= names(tmp_path / "public") and all(name in pushed for name in shown)
+    assert "The photographs are the trainer's own." in pushed
+
+
 def test_weights_that_were_stored_without_code_are_published_with_it(folder, tmp_path, without_onnx):
     bare = tmp_path / "bare"
     shutil.copytree(folder, bare, ignore=shutil.ignore_patterns("*.py"))

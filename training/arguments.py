@@ -29,10 +29,10 @@ from training.initial_weights import load_processor
 PLACES = frozenset(name for source in SOURCES.values() for name in source.places)
 FREE_ON_RESUME = PLACES | {
     *("output_dir", "resume", "workers", "checkpoint_every", "keep_checkpoints", "max_bad_steps", "push_to_hub", "space"),
-    *("credits", "contact_sheet", "json"),
+    *("private", "publish_examples", "credits", "contact_sheet", "json"),
 }
 # Not part of the command that makes the same weights again.
-NOT_IN_COMMAND = {"output_dir", "resume", "push_to_hub", "space", "credits", "cache_dir"}
+NOT_IN_COMMAND = {"output_dir", "resume", "push_to_hub", "space", "private", "publish_examples", "credits", "cache_dir"}
 
 
 def defaults_of(name: str) -> str:
@@ -118,6 +118,8 @@ class OutputArguments:
     json: bool = option(False, "with --eval_only: print all figures as JSON, not the first ones as a table")
     push_to_hub: str | None = option(None, "send the finished model to this repository, as user/name")
     space: str | None = option(None, "with --push_to_hub: and the page to try it on to this one")
+    private: bool = option(False, "with --push_to_hub: make new repositories private")
+    publish_examples: bool = option(False, "put figures that show your photographs into model/, which may be published")
     _argument_group_name = "output"
 
 
@@ -332,7 +334,8 @@ def refuse_without_effect(args: types.SimpleNamespace, sources: list[type[Source
         (("contact_sheet", "json"), args.eval_only, "--eval_only has it"),
         (("model",), args.eval_only, "--eval_only has it; a training starts from weights by --init"),
         (("init", "resume", "push_to_hub", "space"), not args.eval_only, "nothing is trained with --eval_only"),
-        (("space",), bool(args.push_to_hub), "name the repository of the model, too, by --push_to_hub"),
+        (("publish_examples",), not args.eval_only, "nothing is saved with --eval_only"),
+        (("space", "private"), bool(args.push_to_hub), "name the repository of the model, too, by --push_to_hub"),
     ]  # fmt: skip
     for names, has_effect, where in rules:
         for name in names:

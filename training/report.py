@@ -81,6 +81,7 @@ def make_report(run: "Run", model: PreTrainedModel, metrics: dict) -> dict:
         "init": {"name": public["init"], "path": args.model.init} if args.model.init else None,
         "loss": {"name": model.loss.name, "sentence": model.loss.sentence},
         "samples_per_epoch": len(run.splits.train),
+        "publish_examples": args.output.publish_examples,
         "source": {
             "type": "+".join(args.data.dataset),
             **dataclasses.asdict(source.describe()),

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 from types import NoneType
 
 import torch
@@ -105,6 +106,24 @@ def resume(run: Run) -> str:
             f"--resume with other settings than {folder} was made with: {'; '.join(differences)}. Give the same "
             "ones, or start another run: a new --output_dir, with --init for the weights."
         )
+    try:
+        load_checkpoint(run, folder, state)
+    except Exception as error:  # each of the libraries that read its files raises many kinds
+        raise ValueError(
+            f"The files of {folder} are those that were written, but they cannot be loaded: {type(error).__name__}: "
+            f"{str(error)[:300]}. It is of another version, or it was changed: remove it to go on from an older one."
+        ) from error
+    failure = on_main(run, lambda: run.checkpoints.set_aside(passed_over))
+    failure = failure or on_main(run, run.checkpoints.prune)  # the run may have been killed before it removed old ones
+    if failure:
+        raise OSError(f"{run.checkpoints.folder} could not be tidied: {failure}. Mend the folder.")
+    if run.best:  # the folder `best` may be newer than this checkpoint, or damaged
+        save_best(run)
+    return f"Resumed from {folder}: epoch {run.epoch + 1}, step {run.step}.{reasons}"
+
+
+def load_checkpoint(run: Run, folder: Path, state: dict) -> None:
+    """Set the run to what a whole checkpoint holds."""
     run.accelerator.load_state(str(folder), load_kwargs={"weights_only": True})
     for name in run.COUNTERS + run.FIGURES:
         setattr(run, name, state[name])
@@ -112,15 +131,8 @@ def resume(run: Run) -> str:
     run.schedule.load_state_dict(state["schedule"])
     run.average.module.load_state_dict(load_file(folder / AVERAGE))
     run.average.n_averaged.fill_(state["averaged"])
+    run.best_weights = load_file(folder / BEST_AVERAGE) if run.best else {}
     run.newest_checkpoint = folder.name
-    failure = on_main(run, lambda: run.checkpoints.set_aside(passed_over))
-    failure = failure or on_main(run, run.checkpoints.prune)  # the run may have been killed before it removed old ones
-    if failure:
-        raise OSError(f"{run.checkpoints.folder} could not be tidied: {failure}. Mend the folder.")
-    if run.best:  # the folder `best` may be newer than this checkpoint, or damaged
-        run.best_weights = load_file(folder / BEST_AVERAGE)
-        save_best(run)
-    return f"Resumed from {folder}: epoch {run.epoch + 1}, step {run.step}.{reasons}"
 
 
 def check_state(run: Run, state: dict) -> None:

@@ -68,6 +68,7 @@ class Description:
     data: str  # where the data comes from
     limits: str  # what this data cannot teach
     pictures: str  # whose hands the figures show
+    private: bool = False  # whether these are photographs that somebody must agree to publish
     # Of pictures that others made: where they are from, under which licence, and how many of what.
     credits: tuple[tuple[str, str, str], ...] = ()
 

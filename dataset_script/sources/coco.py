@@ -85,6 +85,7 @@ class CocoSource(Source):
             data=f"Annotated hands of the trainer's own photographs ({name}){terms}",
             limits="It knows the photographs that it was trained on: check it on others before you rely on it.",
             pictures="The photographs are the trainer's own.",
+            private=True,
         )
 
     def terms(self) -> Terms:

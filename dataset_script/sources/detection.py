@@ -166,4 +166,5 @@ class PeopleSource(DrawnSource):
             ),
             limits="Small, blurred, gloved and half hidden hands are rare in its data: expect it to miss more of them.",
             pictures="The photographs are from the held-out sources.",
+            private=True,
         )

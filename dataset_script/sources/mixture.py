@@ -114,6 +114,7 @@ class Mixture(Source):
             data=" ".join(f"{share / total:.0%} of the samples: {part.data}" for share, part in zip(self.shares, parts)),
             limits=" ".join(dict.fromkeys(source.describe().limits for source in self.judges)),
             pictures=" ".join(dict.fromkeys(source.describe().pictures for source in self.judges)),
+            private=any(source.describe().private for source in self.judges),
             credits=tuple(credit for part in parts for credit in part.credits),
         )
 

@@ -106,6 +106,7 @@ class PhotographsSource(Source):
             ),
             limits="Its teacher does not see gloves, grips, blurred and very small hands: expect larger errors there.",
             pictures="The photographs are from the held-out sources.",
+            private=True,
             credits=tuple(
                 (row.source, row.license or "not stated", f"{row.train} hands for training, {row.validation} held out")
                 for row in rows

@@ -216,6 +216,7 @@ class ScenesSource(DrawnSource):
             data=data,
             limits=f"It has seen drawn hands {seen}: expect larger errors on photographs.",
             pictures="The hands are drawn by the project" + (" or cut out of photographs." if cutouts else "."),
+            private=cutouts or bool(self.options.photos),
             credits=background_credits(self.options.photos) if self.options.photos else (),
         )
 
