@@ -7,8 +7,10 @@ Boxes here are (x_min, y_min, x_max, y_max) in pixels of the upright photograph,
 them.  Sides are "right" and "left".
 """
 
+import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Protocol
 
 import numpy as np
@@ -22,6 +24,10 @@ from .nesting import HANDEDNESS, WHOLE_IMAGE, boxes_by_image, count_hands, hande
 DETECTION_THRESHOLD = 0.3
 # Two found hands are one if their keypoints lie, on average, within this share of the larger one's size.
 SAME_HAND = 0.2
+# Look again if the first reading fills its crop by less or more than these shares of what a hand's box should, or if its
+# middle lies off the crop's by more than this share of the hand.
+LEAST_FILL, MOST_FILL = 0.75, 1.35
+OFF_CENTRE = 0.2
 
 
 @dataclass(frozen=True)
@@ -90,6 +96,7 @@ def find_hands(
     *,
     detection_threshold: float = DETECTION_THRESHOLD,
     max_hands: int | None = None,
+    look_again: bool = True,
 ) -> list[dict]:
     """The hands of one RGB photograph, as `describe_hand` describes them.
 
@@ -100,12 +107,14 @@ def find_hands(
             the side of the hands that it finds, and of others the network's surer reading counts.
         detection_threshold: leave out hands that the detector is less sure of.
         max_hands: the detector's surest ones, at most so many; all by default.
+        look_again: whether a hand that fills its crop badly is read a second time, see [`second_crop`]; a whole photograph
+            is always read as it is.
 
     Raises `ValueError` for boxes, handedness and options that cannot be used.
     """
     asking = steps(
         photo.size, models.image_size, models.box_fill, models.keypoint_names, boxes, handedness,
-        detection_threshold=detection_threshold, max_hands=max_hands,
+        detection_threshold=detection_threshold, max_hands=max_hands, look_again=look_again,
     )  # fmt: skip
     answer = None
     while True:
@@ -126,6 +135,7 @@ def steps(
     *,
     detection_threshold: float = DETECTION_THRESHOLD,
     max_hands: int | None = None,
+    look_again: bool = True,
 ) -> Generator[list[Crop] | None, list[FoundHand] | tuple[np.ndarray, np.ndarray], list[dict]]:
     """[`find_hands`] as a generator that asks for what the networks say, so that a caller can ask them for many photographs
     at a time.
@@ -144,26 +154,35 @@ def steps(
         waiting = [found_place(hand, image_size, box_fill, handedness[0]) for hand in found]
     else:
         waiting = given_places(photo_size, boxes, handedness, image_size, box_fill)
+    look_again = look_again and boxes != WHOLE_IMAGE
     hands: list[tuple[Place, Reading]] = []
     while waiting and (max_hands is None or len(hands) < max_hands):
         count = None if boxes is not None or max_hands is None else max_hands - len(hands)
         places, waiting = waiting[:count], waiting[len(waiting) if count is None else count :]
-        for place, reading in zip(places, (yield from _read_places(places))):
+        for place, reading in zip(places, (yield from _read_places(places, box_fill, look_again))):
             is_known = place.hand_score is not None and any(is_same_hand(reading, other) for _, other in hands)
             if not is_known:
                 hands.append((place, reading))
     return [_describe(place, reading, keypoint_names) for place, reading in hands]
 
 
-def _read_places(places: list[Place]):
-    """The reading of each place: of several crops the one with the highest mean score."""
-    keypoints, scores = yield [crop for place in places for crop in place.crops]
-    readings, first = [], 0
-    for place in places:
-        own = [Reading(crop, keypoints[first + i], scores[first + i]) for i, crop in enumerate(place.crops)]
-        readings.append(max(own, key=lambda reading: reading.score))
-        first += len(own)
-    return readings
+def _read_places(places: list[Place], box_fill: float, look_again: bool):
+    """The reading of each place, the surest of all looks at it."""
+    looks = yield from _read([place.crops for place in places])
+    best = [max(own, key=lambda reading: reading.score) for own in looks]
+    again = {index: crop for index, reading in enumerate(best) if (crop := second_crop(reading, box_fill))}
+    if again and look_again:
+        second = yield from _read([[crop] for crop in again.values()])
+        for index, (reading,) in zip(again, second):
+            best[index] = max(best[index], reading, key=lambda one: one.score)
+    return best
+
+
+def _read(crops: list[list[Crop]]):
+    """The readings of all crops, grouped as they are."""
+    keypoints, scores = yield [crop for own in crops for crop in own]
+    readings = map(Reading, (crop for own in crops for crop in own), keypoints, scores)
+    return [list(islice(readings, len(own))) for own in crops]
 
 
 def _describe(place: Place, reading: Reading, names: Sequence[str]) -> dict:
@@ -199,6 +218,20 @@ def box_crop(box, side: str, image_size: int, box_fill: float) -> Crop:
     """The crop by which a hand of a side is read, from its box (x_min, y_min, x_max, y_max)."""
     left, top, right, bottom = map(float, box)
     return Crop.around_box((left, top, right - left, bottom - top), image_size, box_fill, mirrored=side == "left")
+
+
+def second_crop(reading: Reading, box_fill: float) -> Crop | None:
+    """The crop for a second look, around the first reading's keypoints, if they fill their crop badly; None if they do not.
+
+    So a box that is too large, too small or beside the hand costs less.
+    """
+    left, top, side = reading.crop.square
+    box, size = keypoints_box(reading.keypoints), hand_size(reading.keypoints)
+    middle = (box[0] + box[2]) / 2 - (left + side / 2), (box[1] + box[3]) / 2 - (top + side / 2)
+    fill = size / (side * box_fill)
+    if LEAST_FILL <= fill <= MOST_FILL and math.hypot(*middle) <= OFF_CENTRE * size:
+        return None
+    return box_crop(box, reading.side, reading.crop.size, box_fill) if size > 0 else None
 
 
 def keypoints_box(keypoints: np.ndarray) -> tuple[float, float, float, float]:

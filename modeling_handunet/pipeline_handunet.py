@@ -47,12 +47,15 @@ class HandKeypointDetectionPipeline(Pipeline):
         self.hands = TorchHands(self.model, self.image_processor, detector)
 
     def _sanitize_parameters(
-        self, threshold=None, method=None, max_hands=None, detection_threshold=None, allow_urls=None, allow_loopback=None
-    ):
+        self, threshold=None, method=None, max_hands=None, detection_threshold=None, look_again=None, allow_urls=None,
+        allow_loopback=None,
+    ):  # fmt: skip
         def given(**options):
             return {name: value for name, value in options.items() if value is not None}
 
-        reading = given(method=method, max_hands=max_hands, detection_threshold=detection_threshold)
+        reading = given(
+            method=method, max_hands=max_hands, detection_threshold=detection_threshold, look_again=look_again
+        )
         return given(allow_urls=allow_urls, allow_loopback=allow_loopback), reading, given(threshold=threshold)
 
     def __call__(self, inputs, boxes=None, handedness=None, **kwargs):
@@ -70,6 +73,8 @@ class HandKeypointDetectionPipeline(Pipeline):
             threshold: leave out hands whose keypoints have a lower score; by default none is left out.
             detection_threshold: leave out hands that the detector is less sure of; see `DETECTION_THRESHOLD`.
             max_hands: at most so many hands, the detector's surest ones; by default all.
+            look_again: False: read every hand once.  By default a hand that fills its crop badly, because its box is too
+                large, too small or beside it, is read again in a crop around the first answer, and the surer one counts.
             method: how to decode heatmaps, see `decode_heatmaps`.
             batch_size: how many photographs go through the detector, and are held, at a time.
             allow_urls, allow_loopback: which web addresses are read, see `load_image`.  Strings are opened, as files or

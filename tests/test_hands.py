@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from modeling_handunet.crops import Crop
-from modeling_handunet.hands import FoundHand, find_hands
+from modeling_handunet.hands import FoundHand, Reading, find_hands, second_crop
 from modeling_handunet.keypoints import KEYPOINT_NAMES
 
 UP = (0.0, -1.0)
@@ -93,6 +93,43 @@ def test_the_surer_reading_tells_the_side_of_a_given_box():
     assert hand["label"] == "right hand" and hand["score"] == pytest.approx(0.6)
 
 
+def test_a_reading_that_fills_its_crop_badly_is_looked_at_again():
+    truth = (40.0, 60.0, 120.0, 160.0)  # 80 x 100 px
+    models = DrawnHands(hands=[(truth, "left")])
+    (hand,) = find_hands(models, PHOTO, boxes=[[40, 60, 80, 100]], handedness="left")
+    assert models.read_counts == [1]
+    # A box of 180 px around the same middle: the hand fills it by 0.56, and a second crop is made from what was read.
+    (hand,) = find_hands(models, PHOTO, boxes=[[-10, 20, 180, 180]], handedness="left")
+    assert models.read_counts == [1, 1, 1]
+    assert hand["box"] == {"xmin": -10.0, "ymin": 20.0, "xmax": 170.0, "ymax": 200.0}  # the box that was given
+    find_hands(models, PHOTO, boxes=[[-10, 20, 180, 180]], handedness="left", look_again=False)
+    find_hands(models, PHOTO, boxes="image", handedness="left")  # as it is
+    assert models.read_counts == [1, 1, 1, 1, 1]
+    assert second_crop(reading(truth, (40, 60, 80, 100)), 0.45) is None
+    for box in ((-10, 20, 180, 180), (60, 85, 40, 50), (70, 60, 80, 100)):  # too large, too small, beside it by 30 px
+        crop = second_crop(reading(truth, box), 0.45)
+        assert crop.square == pytest.approx((80 - 50 / 0.45, 110 - 50 / 0.45, 100 / 0.45)) and crop.mirrored
+    nothing = Reading(Crop((0, 0, 100), 128), np.zeros((21, 2)), np.zeros(21))  # all keypoints in one place
+    assert second_crop(nothing, 0.45) is None
+
+
+def test_the_surer_look_counts():
+    class Unsure(DrawnHands):
+        def read(self, photo, crops):
+            keypoints, scores = super().read(photo, crops)
+            return keypoints, scores * (1 if len(self.read_counts) == 1 else 0.5)
+
+    models = Unsure(hands=[(ONE, "left")])
+    (hand,) = find_hands(models, PHOTO, boxes=[[-10, 20, 180, 180]], handedness="left")
+    assert models.read_counts == [1, 1] and hand["score"] == pytest.approx(0.9)
+
+
+def reading(hand, box) -> Reading:
+    """A left hand in the box `hand`, read in the crop around `box` (x, y, width, height)."""
+    crop = Crop.around_box(box, 128, 0.45, mirrored=True)
+    return Reading(crop, np.array(hand[:2]) + HAND * np.subtract(hand[2:], hand[:2]), np.full(21, 0.9))
+
+
 def test_a_whole_photograph_can_be_the_crop():
     models = DrawnHands(hands=[((150.0, 100.0, 250.0, 200.0), "left")])
     (hand,) = find_hands(models, PHOTO, boxes="image")
@@ -109,12 +146,12 @@ def test_a_known_side_holds_for_every_found_hand():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"boxes": "photo"}, "boxes='photo': give a list of boxes"),
+        ({"boxes": "photo"}, "boxes='photo': give one list of boxes"),
         ({"boxes": 7}, "boxes=7"),
         ({"boxes": [[500, 0, 10, 10]]}, "outside the image"),
         ({"boxes": [[0, 0, 10, 10]], "handedness": "up"}, "'right' or 'left'"),
-        ({"boxes": [[0, 0, 10, 10]], "handedness": ["left", "left"]}, "Image 0 has 1 hands, but handedness for 2"),
-        ({"handedness": ["left"]}, "has no boxes: give 'right' or 'left' for all"),
+        ({"boxes": [[0, 0, 10, 10]], "handedness": ["left", "left"]}, "Got handedness for 2 images, but 1"),
+        ({"handedness": [["left"]]}, "has no boxes: give 'right' or 'left' for all"),
         ({"detection_threshold": 2}, "detection_threshold=2"),
         ({"max_hands": 0}, "max_hands=0"),
     ],
