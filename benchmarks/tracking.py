@@ -127,7 +127,8 @@ def films(data: Path, count: int) -> Iterator[Film]:
             yield Film(kind, layers, np.asarray(photo, np.float32), seed=number)
 
 
-# An answer: of each frame a list of (id, keypoints (21, 2) px).  Also the seconds that all frames took.
+# An answer: of each frame a list of (id, keypoints (21, 2) px).  Also the seconds of processor time that all frames took,
+# which say more than the wall's on a machine with other work.
 Answers = tuple[list[list[tuple[object, np.ndarray]]], float]
 
 
@@ -135,11 +136,11 @@ def follow(tracker, frames: np.ndarray, times: list[float]) -> Answers:
     """What our tracking answers."""
     from PIL import Image
 
-    answers, begin = [], time.perf_counter()
+    answers, begin = [], time.process_time()
     for frame, t in zip(frames, times):
         hands = tracker(Image.fromarray(frame), t)
         answers.append([(hand["id"], np.array([(point["x"], point["y"]) for point in hand["keypoints"]])) for hand in hands])
-    return answers, time.perf_counter() - begin
+    return answers, time.process_time() - begin
 
 
 def follow_by_mediapipe(python: str, frames: np.ndarray) -> Answers:
@@ -162,13 +163,13 @@ def answer_film(path: str) -> None:
     hands = mediapipe.solutions.hands.Hands(model_complexity=1, max_num_hands=2)
     frames, answers = np.load(path), []
     hands.process(np.zeros_like(frames[0]))  # the first frame loads
-    begin = time.perf_counter()
+    begin = time.process_time()
     for frame in frames:
         found = hands.process(frame)
         sides = [side.classification[0].label for side in found.multi_handedness or ()]
         points = [[(point.x, point.y) for point in hand.landmark] for hand in found.multi_hand_landmarks or ()]
         answers.append(list(zip(sides, points)))
-    print(json.dumps({"frames": answers, "seconds": time.perf_counter() - begin}))
+    print(json.dumps({"frames": answers, "seconds": time.process_time() - begin}))
 
 
 def match(truths: list[np.ndarray], hands: list[tuple[object, np.ndarray]]) -> dict[int, tuple[object, np.ndarray, float]]:
@@ -235,7 +236,7 @@ def summary(scores: list[dict], seconds: float, frames: int) -> dict:
         "error_over_box": float(np.mean(errors)) if errors else None,
         "jitter_over_box": mean("jitter"),
         "lag_ms": None if mean("lag") is None else 1000 * mean("lag"),
-        "frames_per_s": frames / seconds,
+        "frames_per_core_s": frames / seconds,
     }
 
 
@@ -294,7 +295,8 @@ def measure(make_tracker: Callable[[bool], object], python: str, data: Path, cou
 
 def table(result: dict) -> str:
     """The figures as Markdown."""
-    head = "| | film | found | ids kept | false / 100 frames | error / box | jitter / box | lag | frames/s |\n|" + "---|" * 9
+    names = ("", "film", "found", "ids kept", "false / 100 frames", "error / box", "jitter / box", "lag", "frames / s of a core")
+    head = "| " + " | ".join(names) + " |\n|" + "---|" * len(names)
     lines = [head]
 
     def show(value, form="{:.3f}"):
@@ -304,7 +306,7 @@ def table(result: dict) -> str:
         for kind, figures in kinds.items():
             cells = [show(figures["found"]), show(figures["same_id"]), show(figures["false_per_100_frames"], "{:.1f}")]
             cells += [show(figures["error_over_box"]), show(figures["jitter_over_box"], "{:.4f}")]
-            cells += [show(figures["lag_ms"], "{:.0f} ms"), show(figures["frames_per_s"], "{:.1f}")]
+            cells += [show(figures["lag_ms"], "{:.0f} ms"), show(figures["frames_per_core_s"], "{:.1f}")]
             lines.append(f"| {row} | {kind} | " + " | ".join(cells) + " |")
     for row, figures in result["sequence"].items():
         cells = f"{figures['found']} of {figures['of']} | {figures['ids']} ids | | {figures['error_over_box']:.3f} | | | |"

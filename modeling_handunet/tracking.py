@@ -414,11 +414,12 @@ def assign(
         for second, sight in enumerate(sights):
             growth = hand_size(sight.keypoints) / track.extent
             distance = keypoint_distance(points, sight.keypoints) / track.extent
-            if distance > reach or (sight.side != track.side and waited > rules.look_on):
+            side = sight.detection.side if sight.detection else sight.side
+            if distance > reach or (side != track.side and waited > rules.look_on):
                 continue
             if sight.detection is None and not 1 / rules.max_growth <= growth <= rules.max_growth:
                 continue
-            if detected and (sight.detection is None or sight.detection.side != track.side):
+            if detected and (sight.detection is None or side != track.side):
                 distance += rules.unconfirmed
             if sight.side != track.side:
                 distance += rules.other_side
