@@ -295,7 +295,7 @@ def measure(make_tracker: Callable[[bool], object], python: str, data: Path, cou
 
 def table(result: dict) -> str:
     """The figures as Markdown."""
-    names = ("", "film", "found", "ids kept", "false / 100 frames", "error / box", "jitter / box", "lag", "frames / s of a core")
+    names = ("", "film", "found", "ids kept", "false / 100 frames", "error / box", "jitter / box", "lag", "frames/s a core")
     head = "| " + " | ".join(names) + " |\n|" + "---|" * len(names)
     lines = [head]
 
