@@ -44,6 +44,7 @@ from modeling_handunet import (
     HandUNetImageProcessor,
 )
 from modeling_handunet import heatmaps as heatmaps_module
+from modeling_handunet.torch_hands import load_detector
 
 METADATA_KEY = "handunet"
 POSE_FILE, DETECTOR_FILE = "pose.onnx", "detector.onnx"
@@ -211,8 +212,7 @@ def main(arguments: list[str] | None = None, program: str = "export_onnx.py") ->
         parser.error("name either the file to write or --all FOLDER")
     disable_progress_bar()
     try:
-        for name, output in outputs_of(args):
-            model, processor = load(name, args.revision if name == args.model else None)
+        for model, processor, output in models_of(args):
             if args.quantize is None:
                 export(model, processor, output)
             else:
@@ -222,20 +222,11 @@ def main(arguments: list[str] | None = None, program: str = "export_onnx.py") ->
         raise SystemExit(f"error: {error}") from None
 
 
-def outputs_of(args: argparse.Namespace) -> list[tuple[str, Path]]:
-    """The models to export and their files."""
-    if args.all is None:
-        if args.output.is_dir():
-            raise IsADirectoryError(f"{args.output} is a folder: name the file to write, such as model.onnx, or use --all.")
-        return [(args.model, args.output)]
-    detector = args.detector or detector_of(args.model)
-    return [(args.model, args.all / POSE_FILE), (detector, args.all / DETECTOR_FILE)]
-
-
-def detector_of(model: str) -> str:
-    """Where the detector of a pose model lies, by its configuration: a folder relative to the model's, or an id on the Hub."""
-    name = getattr(AutoConfig.from_pretrained(model), "detector", None) or "detector"
-    folder = Path(model, name)
-    if folder.is_dir():
-        return str(folder)
-    raise ValueError(f"There is no detector in {folder}: name one with --detector.")
+def models_of(args: argparse.Namespace) -> Iterator[tuple]:
+    """The models to export, each with its image processor and its file."""
+    if args.all is None and args.output.is_dir():
+        raise IsADirectoryError(f"{args.output} is a folder: name the file to write, such as model.onnx, or use --all.")
+    model, processor = load(args.model, args.revision)
+    yield model, processor, args.output or args.all / POSE_FILE
+    if args.all is not None:
+        yield *load_detector(model, args.detector), args.all / DETECTOR_FILE
