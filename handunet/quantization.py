@@ -32,6 +32,8 @@ BATCH = 4
 # few highest values.  A convolution's result is kept down to minus the second one: so much the border's map can lift it.
 HIGHEST = 0.9
 LOWEST = 0.5
+# A channel that is hardly ever active is taken for one with this share of the highest channel's range.
+LEAST_SHARE = 0.05
 # Of keypoints that are clear (this score) in both files: their mean distance, in pixels of the input, is at most this.
 CLEAR, KEYPOINT_TOLERANCE = 0.5, 1.5
 # Mean difference of the scores of the surest hand.
@@ -180,7 +182,7 @@ class Graph:
         for batch in inputs:
             for name, value in zip(activations, run.run(list(activations), {"pixel_values": batch})):
                 highest[name] = np.maximum(highest[name], value.max((0, 2, 3)))
-        factors = {name: 1 / np.maximum(value, 1e-6) for name, value in highest.items()}
+        factors = {name: 1 / np.maximum(value, max(LEAST_SHARE * value.max(), 1e-6)) for name, value in highest.items()}
         for node in self.model.graph.node:
             if node.op_type != "Conv":
                 continue
@@ -220,6 +222,10 @@ class Graph:
         (head,) = [node for node in convolutions if self.takers[node.output[0]][0].op_type != "Add"]
         borders = [(node.output[0], self.takers[node.output[0]][0]) for node in convolutions if node is not head]
         self._range_inside(borders, inputs)
+        for name, add in borders:
+            # A map that lifts further would lift what 8 bits have cut off too.  What is below -1 gives 0 behind the ReLU.
+            self.values[add.input[1]] = self.values[add.input[1]].clip(-1, -self.ranges[name][0])
+        self._set_nodes(list(self.model.graph.node))
         (first,) = {node.input[0] for node in convolutions} - self.ranges.keys()
         limits = (np.array([[0.0], [255 * settings["rescale_factor"]]]) - settings["image_mean"]) / settings["image_std"]
         self.ranges[first] = (limits.min(), limits.max())
