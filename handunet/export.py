@@ -2,6 +2,7 @@
 
     handunet export MODEL OUTPUT.onnx
     handunet export MODEL --all FOLDER      pose.onnx, and the detector that belongs to the model as detector.onnx
+    handunet export MODEL OUTPUT.onnx --quantize PHOTOGRAPHS    in 8 bits, calibrated on these photographs
 
 MODEL is a folder written by `save_pretrained`, or an id on the Hub.  Exporting needs `pip install 'handunet[torch,onnx]'`.
 Using the file needs onnxruntime, an image reader and the README's ten lines, or `handunet photo.jpg --model OUTPUT.onnx`.
@@ -19,6 +20,7 @@ within 0.001 px.
 import argparse
 import json
 import logging
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +35,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from handunet import graphs
 from handunet.files import written_whole
+from handunet.quantization import quantize
 from modeling_handunet import (
     HandUNetDetectorConfig,
     HandUNetDetectorImageProcessor,
@@ -41,6 +44,7 @@ from modeling_handunet import (
     HandUNetImageProcessor,
 )
 from modeling_handunet import heatmaps as heatmaps_module
+from modeling_handunet.torch_hands import load_detector
 
 METADATA_KEY = "handunet"
 POSE_FILE, DETECTOR_FILE = "pose.onnx", "detector.onnx"
@@ -78,6 +82,13 @@ def export(model, processor, output: Path) -> None:
     with written_whole(output) as partial:
         onnx.save(exported, partial)
         check(graph, partial)
+
+
+def export_quantized(model, processor, output: Path, photographs: Path) -> None:
+    """As [`export`], in 8 bits; raises `OSError` or `ValueError` too for a folder of photographs that cannot be used."""
+    with tempfile.TemporaryDirectory() as folder:
+        export(model, processor, Path(folder, "model.onnx"))
+        quantize(Path(folder, "model.onnx"), output, photographs)
 
 
 def trace(graph: graphs.Graph, config):
@@ -189,33 +200,33 @@ def main(arguments: list[str] | None = None, program: str = "export_onnx.py") ->
     parser.add_argument("output", type=Path, nargs="?", help="ONNX file to write; an older one is replaced")
     parser.add_argument("--all", type=Path, metavar="FOLDER", help="write the pose model and its detector into this folder")
     parser.add_argument("--detector", help="with --all: another detector, a folder or an id on the Hub")
+    parser.add_argument(
+        "--quantize",
+        type=Path,
+        metavar="FOLDER",
+        help="write 8 bits, calibrated on the photographs for training in FOLDER: annotations.json (COCO) and images/",
+    )
     parser.add_argument("--revision", help="branch, tag or commit of a model on the Hub")
     args = parser.parse_args(arguments)
     if (args.output is None) == (args.all is None):
         parser.error("name either the file to write or --all FOLDER")
     disable_progress_bar()
     try:
-        for name, output in outputs_of(args):
-            export(*load(name, args.revision if name == args.model else None), output)
+        for model, processor, output in models_of(args):
+            if args.quantize is None:
+                export(model, processor, output)
+            else:
+                export_quantized(model, processor, output, args.quantize)
             print(f"Wrote {output} ({output.stat().st_size / 1e6:.1f} MB), compared with torch.")
     except (ImportError, OSError, RuntimeError, ValueError) as error:
         raise SystemExit(f"error: {error}") from None
 
 
-def outputs_of(args: argparse.Namespace) -> list[tuple[str, Path]]:
-    """The models to export and their files."""
-    if args.all is None:
-        if args.output.is_dir():
-            raise IsADirectoryError(f"{args.output} is a folder: name the file to write, such as model.onnx, or use --all.")
-        return [(args.model, args.output)]
-    detector = args.detector or detector_of(args.model)
-    return [(args.model, args.all / POSE_FILE), (detector, args.all / DETECTOR_FILE)]
-
-
-def detector_of(model: str) -> str:
-    """Where the detector of a pose model lies, by its configuration: a folder relative to the model's, or an id on the Hub."""
-    name = getattr(AutoConfig.from_pretrained(model), "detector", None) or "detector"
-    folder = Path(model, name)
-    if folder.is_dir():
-        return str(folder)
-    raise ValueError(f"There is no detector in {folder}: name one with --detector.")
+def models_of(args: argparse.Namespace) -> Iterator[tuple]:
+    """The models to export, each with its image processor and its file."""
+    if args.all is None and args.output.is_dir():
+        raise IsADirectoryError(f"{args.output} is a folder: name the file to write, such as model.onnx, or use --all.")
+    model, processor = load(args.model, args.revision)
+    yield model, processor, args.output or args.all / POSE_FILE
+    if args.all is not None:
+        yield *load_detector(model, args.detector), args.all / DETECTOR_FILE

@@ -235,7 +235,7 @@ class Page:
 
     def open(self, path: Path, *parts: str) -> str:
         self.page.set_input_files("#file", path)
-        return self.says(path.name, "ure", *parts)  # "sure", or "Draw a square"
+        return self.says(path.name, "pixels)", *parts)
 
     def hands(self) -> list[dict]:
         """The hands that 'Copy as JSON' copies."""
@@ -419,8 +419,7 @@ def test_a_square_is_drawn_with_the_mouse_or_moved_with_keys(browser, url, photo
         hold_to_python(python, moved, wide)
         page.page.focus("#canvas")
         page.page.keyboard.press("Escape")
-        page.says("wide.png", " in “wide")
-        assert page.page.is_hidden("#again")
+        page.page.wait_for_selector("#again", state="hidden")
         hold_all_to_python(python, page, wide)
 
 
@@ -720,13 +719,13 @@ def test_of_two_pictures_at_once_one_is_answered_and_the_other_named(browser, ur
     with Page(browser, url) as page:
         files = [[path.name, base64.b64encode(path.read_bytes()).decode()] for path in (first, second)]
         page.page.evaluate(DROP, files)
-        page.says("You gave 2 files: this is the first.", first.name, "ure")
+        page.says("You gave 2 files: this is the first.", first.name, "pixels)")
         hold_all_to_python(python, page, first)
         # And two in a row, the second before the first is answered.
         page.page.evaluate(
             f"files => {{ const drop = {DROP}; drop([files[0], files[0]]); drop([files[1], files[1]]); }}", files
         )
-        page.says(f"“{first.name}” was set aside for it.", f"“{second.name}”", "ure")
+        page.says(f"“{first.name}” was set aside for it.", f"“{second.name}”", "pixels)")
         page.page.wait_for_timeout(1000)
         page.says(second.name)
         hold_all_to_python(python, page, second)
@@ -746,7 +745,7 @@ def test_a_missing_model_is_named_and_can_be_tried_again(browser, url, photograp
         model = urllib.request.urlopen(url + "pose.onnx").read()
         page.page.route("**/absent.onnx", lambda route: route.fulfill(body=model, content_type="application/octet-stream"))
         page.page.click("#retry")
-        page.says(photographs[0].name, "ure")
+        page.says(photographs[0].name, "pixels)")
         assert page.page.is_hidden("#retry")
     for query, sentence in (
         ("model=icon.svg", "The model file cannot be used"),
