@@ -256,7 +256,7 @@ class Run:
         if args.dataset:
             self.dataset = sources.open_dataset(args.dataset, args.split, args.column)
         self.progress.total = total = self.count()
-        self.are_told = total is not None and total <= MAX_LINES
+        self.are_told = total is not None and total <= MAX_LINES and args.share.count == 1
         with contextlib.ExitStack() as ending:
             ending.callback(self.answers.close)
             ending.callback(self.progress.clear)
