@@ -7,8 +7,10 @@ Boxes here are (x_min, y_min, x_max, y_max) in pixels of the upright photograph,
 them.  Sides are "right" and "left".
 """
 
+import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Protocol
 
 import numpy as np
@@ -18,10 +20,17 @@ from .crops import Crop, check_box
 from .keypoints import describe_hand
 from .nesting import HANDEDNESS, WHOLE_IMAGE, boxes_by_image, count_hands, handedness_by_image
 
-# Detections of a lower score are no hands.
+# Detections of a lower score are not worth a look.
 DETECTION_THRESHOLD = 0.3
-# Two found hands are one if their keypoints lie, on average, within this share of the larger one's size.
-SAME_HAND = 0.2
+# Found hands of which both networks together are less sure are none, see [`hand_score`].
+HAND_THRESHOLD = 0.45
+# Two found hands are one if their keypoints lie, on average, within this share of the larger one's size.  Of pairs of different
+# hands in photographs of people, 1 in 100 come closer than 0.8; of wrong and right sides of one hand, most lie within 0.3.
+SAME_HAND = 0.35
+# Look again if the first reading fills its crop by less or more than these shares of what a hand's box should, or if its
+# middle lies off the crop's by more than this share of the hand.
+LEAST_FILL, MOST_FILL = 0.75, 1.35
+OFF_CENTRE = 0.2
 
 
 @dataclass(frozen=True)
@@ -79,7 +88,7 @@ class Place:
 
     box: tuple[float, float, float, float]
     crops: list[Crop]
-    hand_score: float | None = None
+    detection_score: float | None = None
 
 
 def find_hands(
@@ -88,24 +97,27 @@ def find_hands(
     boxes=None,
     handedness=None,
     *,
-    detection_threshold: float = DETECTION_THRESHOLD,
+    detection_threshold: float = HAND_THRESHOLD,
     max_hands: int | None = None,
+    look_again: bool = True,
 ) -> list[dict]:
     """The hands of one RGB photograph, as `describe_hand` describes them.
 
     Args:
         boxes: a list of (x, y, width, height) in pixels, one per hand, whose order the answer has; None: the detector finds
-            the hands, and the answer falls by its score; "image": the whole photograph is the crop of one hand.
-        handedness: "right" or "left" for all hands, or a list with one per box; None: not known.  Then the detector tells
-            the side of the hands that it finds, and of others the network's surer reading counts.
-        detection_threshold: leave out hands that the detector is less sure of.
-        max_hands: the detector's surest ones, at most so many; all by default.
+            the hands, and the answer falls by their `hand_score`; "image": the whole photograph is the crop of one hand.
+        handedness: "right" or "left" for all hands, or a list with one per box; None: not known.  Then each is read both ways,
+            and the surer reading counts.
+        detection_threshold: leave out found hands with a lower `hand_score`.
+        max_hands: the surest of the found hands, at most so many; all by default.
+        look_again: whether a hand that fills its crop badly is read a second time, see [`second_crop`]; a whole photograph
+            is always read as it is.
 
     Raises `ValueError` for boxes, handedness and options that cannot be used.
     """
     asking = steps(
         photo.size, models.image_size, models.box_fill, models.keypoint_names, boxes, handedness,
-        detection_threshold=detection_threshold, max_hands=max_hands,
+        detection_threshold=detection_threshold, max_hands=max_hands, look_again=look_again,
     )  # fmt: skip
     answer = None
     while True:
@@ -124,8 +136,9 @@ def steps(
     boxes=None,
     handedness=None,
     *,
-    detection_threshold: float = DETECTION_THRESHOLD,
+    detection_threshold: float = HAND_THRESHOLD,
     max_hands: int | None = None,
+    look_again: bool = True,
 ) -> Generator[list[Crop] | None, list[FoundHand] | tuple[np.ndarray, np.ndarray], list[dict]]:
     """[`find_hands`] as a generator that asks for what the networks say, so that a caller can ask them for many photographs
     at a time.
@@ -140,42 +153,69 @@ def steps(
     (boxes,) = boxes_by_image(boxes, 1)
     (handedness,) = handedness_by_image(handedness, [count_hands(boxes)])
     if boxes is None:
-        found = [hand for hand in (yield None) if hand.score >= detection_threshold]
-        waiting = [found_place(hand, image_size, box_fill, handedness[0]) for hand in found]
+        least = min(DETECTION_THRESHOLD, detection_threshold)
+        found = [hand for hand in (yield None) if hand.score >= least]
+        places = [found_place(hand, image_size, box_fill, handedness[0]) for hand in found]
     else:
-        waiting = given_places(photo_size, boxes, handedness, image_size, box_fill)
-    hands: list[tuple[Place, Reading]] = []
-    while waiting and (max_hands is None or len(hands) < max_hands):
-        count = None if boxes is not None or max_hands is None else max_hands - len(hands)
-        places, waiting = waiting[:count], waiting[len(waiting) if count is None else count :]
-        for place, reading in zip(places, (yield from _read_places(places))):
-            is_known = place.hand_score is not None and any(is_same_hand(reading, other) for _, other in hands)
-            if not is_known:
-                hands.append((place, reading))
+        places = given_places(photo_size, boxes, handedness, image_size, box_fill)
+    if not places:
+        return []
+    readings = yield from _read_places(places, box_fill, look_again and boxes != WHOLE_IMAGE)
+    hands = list(zip(places, readings))
+    if boxes is None:
+        hands = choose_hands(hands, detection_threshold)[:max_hands]
     return [_describe(place, reading, keypoint_names) for place, reading in hands]
 
 
-def _read_places(places: list[Place]):
-    """The reading of each place: of several crops the one with the highest mean score."""
-    keypoints, scores = yield [crop for place in places for crop in place.crops]
-    readings, first = [], 0
-    for place in places:
-        own = [Reading(crop, keypoints[first + i], scores[first + i]) for i, crop in enumerate(place.crops)]
-        readings.append(max(own, key=lambda reading: reading.score))
-        first += len(own)
-    return readings
+def choose_hands(found: list[tuple[Place, Reading]], threshold: float) -> list[tuple[Place, Reading]]:
+    """The hands among what was detected and read, falling by [`hand_score`]: each once, and none below the threshold."""
+    hands: list[tuple[Place, Reading]] = []
+    for place, reading in sorted(found, key=lambda hand: -hand_score(*hand)):
+        is_known = any(is_same_hand(reading, other) for _, other in hands)
+        if not is_known and hand_score(place, reading) >= threshold:
+            hands.append((place, reading))
+    return hands
+
+
+def hand_score(place: Place, reading: Reading) -> float | None:
+    """How sure both networks are that there is a hand, in [0, 1]: the geometric mean of their scores; None for given boxes.
+
+    A detector takes faces and sleeves for hands, in which the other network sees no keypoints.  In 80 photographs of people
+    marked by eye this raised the average precision from 0.25 to 0.45.
+    """
+    return None if place.detection_score is None else math.sqrt(place.detection_score * reading.score)
+
+
+def _read_places(places: list[Place], box_fill: float, look_again: bool):
+    """The reading of each place, the surest of all looks at it."""
+    looks = yield from _read([place.crops for place in places])
+    best = [max(own, key=lambda reading: reading.score) for own in looks]
+    again = {index: crop for index, reading in enumerate(best) if (crop := second_crop(reading, box_fill))}
+    if again and look_again:
+        second = yield from _read([[crop] for crop in again.values()])
+        for index, (reading,) in zip(again, second):
+            best[index] = max(best[index], reading, key=lambda one: one.score)
+    return best
+
+
+def _read(crops: list[list[Crop]]):
+    """The readings of all crops, grouped as they are."""
+    keypoints, scores = yield [crop for own in crops for crop in own]
+    readings = map(Reading, (crop for own in crops for crop in own), keypoints, scores)
+    return [list(islice(readings, len(own))) for own in crops]
 
 
 def _describe(place: Place, reading: Reading, names: Sequence[str]) -> dict:
     points = np.asarray(reading.keypoints, np.float32).tolist()
     scores = np.asarray(reading.scores, np.float32).tolist()
-    return describe_hand(reading.side, place.box, names, points, scores, place.hand_score)
+    return describe_hand(reading.side, place.box, names, points, scores, hand_score(place, reading))
 
 
 def found_place(hand: FoundHand, image_size: int, box_fill: float, handedness: str | None = None) -> Place:
-    """Where a found hand is read, as the hand of that side which the caller knows or the detector saw."""
-    crop = box_crop(hand.box, handedness or hand.side, image_size, box_fill)
-    return Place(tuple(map(float, hand.box)), [crop], hand.score)
+    """Where a found hand is read, both ways unless the caller knows its side."""
+    possible = HANDEDNESS if handedness is None else (handedness,)
+    crops = [box_crop(hand.box, side, image_size, box_fill) for side in possible]
+    return Place(tuple(map(float, hand.box)), crops, hand.score)
 
 
 def given_places(photo_size: tuple[int, int], boxes, handedness, image_size: int, box_fill: float) -> list[Place]:
@@ -201,6 +241,20 @@ def box_crop(box, side: str, image_size: int, box_fill: float) -> Crop:
     return Crop.around_box((left, top, right - left, bottom - top), image_size, box_fill, mirrored=side == "left")
 
 
+def second_crop(reading: Reading, box_fill: float) -> Crop | None:
+    """The crop for a second look, around the first reading's keypoints, if they fill their crop badly; None if they do not.
+
+    So a box that is too large, too small or beside the hand costs less.
+    """
+    left, top, side = reading.crop.square
+    box, size = keypoints_box(reading.keypoints), hand_size(reading.keypoints)
+    middle = (box[0] + box[2]) / 2 - (left + side / 2), (box[1] + box[3]) / 2 - (top + side / 2)
+    fill = size / (side * box_fill)
+    if LEAST_FILL <= fill <= MOST_FILL and math.hypot(*middle) <= OFF_CENTRE * size:
+        return None
+    return box_crop(box, reading.side, reading.crop.size, box_fill) if size > 0 else None
+
+
 def keypoints_box(keypoints: np.ndarray) -> tuple[float, float, float, float]:
     """The box (x_min, y_min, x_max, y_max) of keypoints (21, 2)."""
     return (*keypoints.min(0).tolist(), *keypoints.max(0).tolist())
@@ -219,10 +273,13 @@ def is_same_hand(one: Reading, other: Reading) -> bool:
 
 __all__ = [
     "DETECTION_THRESHOLD",
+    "HAND_THRESHOLD",
     "FoundHand",
     "HandModels",
     "box_crop",
+    "choose_hands",
     "find_hands",
+    "hand_score",
     "hand_size",
     "is_same_hand",
     "keypoints_box",

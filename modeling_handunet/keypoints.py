@@ -31,7 +31,7 @@ def describe_hand(handedness: str, box, names, keypoints, scores, hand_score: fl
         handedness: "right" or "left".
         box: (x_min, y_min, x_max, y_max) in pixels.
         names, keypoints, scores: lists with each keypoint's name, (x, y) in pixels, and score.
-        hand_score: how sure the detector is that there is a hand; None for a box that the caller gave.
+        hand_score: how sure it is that there is a hand; None for a box that the caller gave.
     """
     points = zip(names, keypoints, scores)
     return {

@@ -47,12 +47,15 @@ class HandKeypointDetectionPipeline(Pipeline):
         self.hands = TorchHands(self.model, self.image_processor, detector)
 
     def _sanitize_parameters(
-        self, threshold=None, method=None, max_hands=None, detection_threshold=None, allow_urls=None, allow_loopback=None
-    ):
+        self, threshold=None, method=None, max_hands=None, detection_threshold=None, look_again=None, allow_urls=None,
+        allow_loopback=None,
+    ):  # fmt: skip
         def given(**options):
             return {name: value for name, value in options.items() if value is not None}
 
-        reading = given(method=method, max_hands=max_hands, detection_threshold=detection_threshold)
+        reading = given(
+            method=method, max_hands=max_hands, detection_threshold=detection_threshold, look_again=look_again
+        )
         return given(allow_urls=allow_urls, allow_loopback=allow_loopback), reading, given(threshold=threshold)
 
     def __call__(self, inputs, boxes=None, handedness=None, **kwargs):
@@ -65,11 +68,13 @@ class HandKeypointDetectionPipeline(Pipeline):
                 and so is one of the Hub with `image` and `objects`, whose `bbox` lists (x, y, width, height).
             boxes: where the hands are, if that is known: per image a list of (x, y, width, height) in pixels; for a single
                 image the list itself; empty if it has no hand.  "image": the image is itself the crop of one hand.
-            handedness: "right" or "left" for all, per image, or per hand; None if it is not known.  Without boxes the
-                detector then tells the side, and with boxes the surer of two readings, as a right and as a left hand.
+            handedness: "right" or "left" for all, per image, or per hand.  None if it is not known: the hand is then read
+                both ways, and the surer reading counts.
             threshold: leave out hands whose keypoints have a lower score; by default none is left out.
-            detection_threshold: leave out hands that the detector is less sure of; see `DETECTION_THRESHOLD`.
-            max_hands: at most so many hands, the detector's surest ones; by default all.
+            detection_threshold: leave out found hands with a lower `hand_score`; by default `HAND_THRESHOLD`.
+            max_hands: at most so many, the surest of the found hands; by default all.
+            look_again: False: read every hand once.  By default a hand that fills its crop badly, because its box is too
+                large, too small or beside it, is read again in a crop around the first answer, and the surer one counts.
             method: how to decode heatmaps, see `decode_heatmaps`.
             batch_size: how many photographs go through the detector, and are held, at a time.
             allow_urls, allow_loopback: which web addresses are read, see `load_image`.  Strings are opened, as files or
@@ -80,8 +85,8 @@ class HandKeypointDetectionPipeline(Pipeline):
             Per image a list of hands `{"label", "score", "hand_score", "box": {"xmin", "ymin", "xmax", "ymax"},
             "keypoints": [{"name", "x", "y", "score"}, ...]}` in pixels of the upright image; for a single image only its
             list, which is empty if no hand is found.  `label` is "right hand" or "left hand", `score` the mean of the
-            keypoints' scores, and `hand_score` the detector's score of the hand, by which the list falls; it is None for
-            boxes that were given, whose order the list has.
+            keypoints' scores, and `hand_score` how sure detector and network together are that there is a hand.  The list
+            falls by it; it is None for boxes that were given, whose order the list has.
 
         Raises `ValueError` or `OSError` naming what cannot be used.
         """

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from modeling_handunet.crops import Crop
-from modeling_handunet.hands import FoundHand, find_hands
+from modeling_handunet.hands import FoundHand, Reading, find_hands, second_crop
 from modeling_handunet.keypoints import KEYPOINT_NAMES
 
 UP = (0.0, -1.0)
@@ -31,10 +31,12 @@ class DrawnHands:
         for crop in crops:
             left, top, side = crop.square
             middle = np.array([left + side / 2, top + side / 2])
-            # The hand nearest to the crop's middle; a crop far from every hand is read as noise.
+            # The hand nearest to the crop's middle.
             distance, box, true_side = min(
                 (np.hypot(*(middle - np.add(box[:2], box[2:]) / 2)), box, true_side) for box, true_side in self.hands
             )
+            if distance >= side / 4:  # noise in the middle of the crop
+                box = (*(middle - self.box_fill * side / 2), *(middle + self.box_fill * side / 2))
             keypoints.append(np.array(box[:2]) + HAND * np.subtract(box[2:], box[:2]))
             is_right_way = crop.mirrored == (true_side == "left")
             scores.append(np.full(21, (0.9 if is_right_way else 0.6) if distance < side / 4 else 0.1))
@@ -47,16 +49,28 @@ ONE, TWO = (40.0, 60.0, 120.0, 160.0), (250.0, 100.0, 330.0, 200.0)
 
 def test_hands_are_found_without_boxes():
     models = DrawnHands(
-        [FoundHand(ONE, "left", 0.9, UP), FoundHand(TWO, "right", 0.5, UP), FoundHand((0, 0, 30, 30), "right", 0.2, UP)],
+        [FoundHand(ONE, "left", 0.9, UP), FoundHand(TWO, "right", 0.5, UP), FoundHand((40, 60, 125, 150), "right", 0.2, UP)],
         [(ONE, "left"), (TWO, "right")],
     )
     first, second = find_hands(models, PHOTO)
-    assert (first["label"], first["hand_score"]) == ("left hand", 0.9)
+    assert (first["label"], first["hand_score"]) == ("left hand", pytest.approx(0.9))  # the root of 0.9 times 0.9
     assert first["score"] == pytest.approx(0.9)
     assert first["box"] == {"xmin": 40.0, "ymin": 60.0, "xmax": 120.0, "ymax": 160.0}
     assert first["keypoints"][0] == {"name": "wrist", "x": 80.0, "y": 160.0, "score": pytest.approx(0.9)}
-    assert second["label"] == "right hand" and second["hand_score"] == 0.5
-    assert [hand["hand_score"] for hand in find_hands(models, PHOTO, detection_threshold=0.6)] == [0.9]
+    assert second["label"] == "right hand" and second["hand_score"] == pytest.approx(0.6708, abs=1e-4)  # of 0.5 times 0.9
+    assert models.read_counts == [4]  # two hands both ways; the third detection is not worth a look
+    assert hand_scores(models, detection_threshold=0.7) == [0.9]
+    assert hand_scores(models, detection_threshold=0.1) == [0.9, 0.67]  # the third is the first hand again
+
+
+def hand_scores(models, **options) -> list[float]:
+    return [round(hand["hand_score"], 2) for hand in find_hands(models, PHOTO, **options)]
+
+
+def test_what_the_network_sees_no_hand_in_is_none():
+    face = FoundHand((0.0, 200.0, 60.0, 280.0), "right", 0.95, UP)  # far from every hand: read with a score of 0.1
+    models = DrawnHands([face, FoundHand(TWO, "right", 0.4, UP)], [(ONE, "left"), (TWO, "right")])
+    assert hand_scores(models) == [0.6]  # of 0.4 times 0.9; the face has 0.31
 
 
 def test_a_photograph_without_a_hand_has_an_empty_list():
@@ -69,18 +83,17 @@ def test_two_detections_of_one_hand_are_one():
     shifted = (45.0, 62.0, 125.0, 164.0)
     found = [FoundHand(ONE, "left", 0.9, UP), FoundHand(shifted, "right", 0.8, UP), FoundHand(TWO, "right", 0.5, UP)]
     models = DrawnHands(found, [(ONE, "left"), (TWO, "right")])
-    assert [hand["hand_score"] for hand in find_hands(models, PHOTO)] == [0.9, 0.5]
+    assert hand_scores(models) == [0.9, 0.67]
     # Boxes that the caller gave are hands of their own.
     assert len(find_hands(models, PHOTO, boxes=[[40, 60, 80, 100], [45, 62, 80, 102]])) == 2
 
 
-def test_at_most_max_hands_are_read_and_doubles_do_not_count():
+def test_at_most_max_hands_are_answered_and_doubles_do_not_count():
     shifted = (45.0, 62.0, 125.0, 164.0)
     found = [FoundHand(ONE, "left", 0.9, UP), FoundHand(shifted, "right", 0.8, UP), FoundHand(TWO, "right", 0.5, UP)]
     models = DrawnHands(found, [(ONE, "left"), (TWO, "right")])
-    assert [hand["hand_score"] for hand in find_hands(models, PHOTO, max_hands=1)] == [0.9]
-    assert models.read_counts == [1]
-    assert [hand["hand_score"] for hand in find_hands(models, PHOTO, max_hands=2)] == [0.9, 0.5]
+    assert hand_scores(models, max_hands=1) == [0.9]
+    assert hand_scores(models, max_hands=2) == hand_scores(models, max_hands=3) == [0.9, 0.67]
 
 
 def test_the_surer_reading_tells_the_side_of_a_given_box():
@@ -91,6 +104,43 @@ def test_the_surer_reading_tells_the_side_of_a_given_box():
     assert [hand["hand_score"] for hand in hands] == [None, None]
     (hand,) = find_hands(models, PHOTO, boxes=[[40, 60, 80, 100]], handedness="right")
     assert hand["label"] == "right hand" and hand["score"] == pytest.approx(0.6)
+
+
+def test_a_reading_that_fills_its_crop_badly_is_looked_at_again():
+    truth = (40.0, 60.0, 120.0, 160.0)  # 80 x 100 px
+    models = DrawnHands(hands=[(truth, "left")])
+    (hand,) = find_hands(models, PHOTO, boxes=[[40, 60, 80, 100]], handedness="left")
+    assert models.read_counts == [1]
+    # A box of 180 px around the same middle: the hand fills it by 0.56, and a second crop is made from what was read.
+    (hand,) = find_hands(models, PHOTO, boxes=[[-10, 20, 180, 180]], handedness="left")
+    assert models.read_counts == [1, 1, 1]
+    assert hand["box"] == {"xmin": -10.0, "ymin": 20.0, "xmax": 170.0, "ymax": 200.0}  # the box that was given
+    find_hands(models, PHOTO, boxes=[[-10, 20, 180, 180]], handedness="left", look_again=False)
+    find_hands(models, PHOTO, boxes="image", handedness="left")  # as it is
+    assert models.read_counts == [1, 1, 1, 1, 1]
+    assert second_crop(reading(truth, (40, 60, 80, 100)), 0.45) is None
+    for box in ((-10, 20, 180, 180), (60, 85, 40, 50), (70, 60, 80, 100)):  # too large, too small, beside it by 30 px
+        crop = second_crop(reading(truth, box), 0.45)
+        assert crop.square == pytest.approx((80 - 50 / 0.45, 110 - 50 / 0.45, 100 / 0.45)) and crop.mirrored
+    nothing = Reading(Crop((0, 0, 100), 128), np.zeros((21, 2)), np.zeros(21))  # all keypoints in one place
+    assert second_crop(nothing, 0.45) is None
+
+
+def test_the_surer_look_counts():
+    class Unsure(DrawnHands):
+        def read(self, photo, crops):
+            keypoints, scores = super().read(photo, crops)
+            return keypoints, scores * (1 if len(self.read_counts) == 1 else 0.5)
+
+    models = Unsure(hands=[(ONE, "left")])
+    (hand,) = find_hands(models, PHOTO, boxes=[[-10, 20, 180, 180]], handedness="left")
+    assert models.read_counts == [1, 1] and hand["score"] == pytest.approx(0.9)
+
+
+def reading(hand, box) -> Reading:
+    """A left hand in the box `hand`, read in the crop around `box` (x, y, width, height)."""
+    crop = Crop.around_box(box, 128, 0.45, mirrored=True)
+    return Reading(crop, np.array(hand[:2]) + HAND * np.subtract(hand[2:], hand[:2]), np.full(21, 0.9))
 
 
 def test_a_whole_photograph_can_be_the_crop():
@@ -109,12 +159,12 @@ def test_a_known_side_holds_for_every_found_hand():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"boxes": "photo"}, "boxes='photo': give a list of boxes"),
+        ({"boxes": "photo"}, "boxes='photo': give one list of boxes"),
         ({"boxes": 7}, "boxes=7"),
         ({"boxes": [[500, 0, 10, 10]]}, "outside the image"),
         ({"boxes": [[0, 0, 10, 10]], "handedness": "up"}, "'right' or 'left'"),
-        ({"boxes": [[0, 0, 10, 10]], "handedness": ["left", "left"]}, "Image 0 has 1 hands, but handedness for 2"),
-        ({"handedness": ["left"]}, "has no boxes: give 'right' or 'left' for all"),
+        ({"boxes": [[0, 0, 10, 10]], "handedness": ["left", "left"]}, "Got handedness for 2 images, but 1"),
+        ({"handedness": [["left"]]}, "has no boxes: give 'right' or 'left' for all"),
         ({"detection_threshold": 2}, "detection_threshold=2"),
         ({"max_hands": 0}, "max_hands=0"),
     ],
