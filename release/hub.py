@@ -139,11 +139,12 @@ def choose_pictures(card: str, target: Path, drawn: Path, shown: bool) -> str:
 
 
 def add_onnx(folder: Path) -> str | None:
-    """Add the ONNX file to the folder of a pose model; returns why not, if the packages for it are not installed."""
-    if is_detector(folder):
-        return "detectors are not exported yet."
+    """Add the ONNX file to a saved folder, and a pose model's detector beside it; returns why not, if packages are missing."""
+    detector = folder / "detector"
     try:
         export(*load_saved(folder), folder / ONNX_FILE)
+        if detector.is_dir():
+            export(*load_saved(detector), (folder / ONNX_FILE).with_name("detector.onnx"))
     except ImportError as error:
         return str(error)
     return None

@@ -23,7 +23,7 @@ EXAMPLES = {f"examples/{name}.jpg" for name in ("left", "open", "pointing", "thr
 FIGURES = {"losses", "joint_errors", "success_rate", "predictions", "failures", "group_errors", "reliability"}
 FIGURES = {f"figures/{name}.png" for name in FIGURES}
 SPACE = {"app.py", "serving.py", "crop.html", "crop.css", "crop.js", "requirements.txt", "README.md", "examples/examples.json"}
-ONNX = {"onnx/model.onnx"}
+ONNX = {"onnx/model.onnx", "onnx/detector.onnx"}
 SCREENSHOT = {"figures/space.jpg"} if release.hub.SCREENSHOT.is_file() else set()
 
 PUBLISH = """
@@ -203,7 +203,7 @@ def test_the_model_and_its_space_arrive_whole_in_one_commit_each(published, fold
     for name in ("model.safetensors", "config.json", "figures/failures.png"):
         assert files[name] == (folder / name).read_bytes()
     pytest.importorskip("onnxscript")
-    assert "onnx/model.onnx" in files and b"`onnx/model.onnx` is the same network" in files["README.md"]
+    assert files.keys() >= ONNX and b"`onnx/model.onnx` is the same network" in files["README.md"]
     metadata = yaml.safe_load(space["README.md"].decode().split("---\n")[1])
     assert metadata["models"] == ["tester/hands"] and "modeling_handunet/drawing.py" in space
 
