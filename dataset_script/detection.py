@@ -38,10 +38,10 @@ class PeopleViews:
     people: People
     photos: Squares | DeviceRows | None  # lie around photographs that are seen from farther away
     pictures: Squares | DeviceRows | None = None  # those of `people`, where they are read from faster
-    zoomed: float = 0.4  # share that is zoomed so that one hand gets a size of `hand`
+    zoomed: float = 0.6  # share that is zoomed so that one hand gets a size of `hand`
     hand: tuple[float, float] = (0.045, 0.75)  # log-uniform
     zoom: tuple[float, float] = (0.3, 4.0)  # sides of the part that is seen at most, of the letterboxed photograph's
-    angle: float = 15.0  # degrees, either way, for half of them
+    angle: float = 30.0  # degrees, either way, for half of them
     surrounded: float = 0.7  # share of those from farther away that lie in a photograph, not in black
     least_inside: float = 0.3  # a hand of which less can be seen is ignored
 
@@ -198,7 +198,7 @@ class DetectionSamples:
     people: PeopleViews | None
     scenes: DetectionScenes
     tiles: HandTiles | None = None
-    shares: tuple[float, ...] = (0.75, 0.11, 0.04, 0.10)
+    shares: tuple[float, ...] = (0.55, 0.2, 0.05, 0.2)
     max_hands: int = 16
     looks: Looks = field(default_factory=Looks)
 

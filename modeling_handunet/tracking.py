@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
-from .hands import DETECTION_THRESHOLD, FoundHand, HandModels, box_crop, hand_size
+from .hands import DETECTION_THRESHOLD, FoundHand, HandModels, box_crop, hand_size, keypoints_box
 from .images import load_image
 from .keypoints import describe_hand
 from .nesting import HANDEDNESS
@@ -28,7 +28,7 @@ class TrackingRules:
     # When the detector runs: so long after its last run, if a hand may be missing, is new, or is near another one;
     search_every: float = 0.09
     # and otherwise.
-    look_every: float = 0.45
+    look_every: float = 0.3
     # A hand begins with a detection of the caller's threshold and a reading of this mean score.  A reading of a lower score
     # than the second one is none.
     found_score: float = 0.3
@@ -42,31 +42,40 @@ class TrackingRules:
     # and its id waits this long for a detection.
     remember: float = 1.0
     # How far a hand can be from where it was expected, on average over its keypoints: so far at once, so much more for each
-    # second since it was seen, and at most.  It does not grow or shrink by more than the factor.
+    # second since it was seen, and at most.  Without a detection it cannot have grown or shrunk by more than the factor.
     reach: float = 0.4
-    reach_speed: float = 4.0
+    reach_speed: float = 6.0
     max_reach: float = 2.0
-    max_growth: float = 2.0
-    # A reading of the other side is so much further away.
+    max_growth: float = 1.8
+    # A reading of the other side is so much further away, and one that the detector, when it runs, does not confirm as a hand
+    # of this side.
     other_side: float = 0.25
-    # Two readings are one hand if their keypoints are this near each other on average.
+    unconfirmed: float = 0.5
+    # Two readings are one hand if their keypoints are this near each other on average, or, if they are of two sides, if
+    # their boxes overlap by this IoU.
     same_hand: float = 0.2
-    # A detection this near the place where a hand is expected is that hand: both share a crop.
+    same_box: float = 0.6
+    # A detection this near the place where a hand is expected, and not of another size by more than the factor, is that
+    # hand: both share a crop.
     same_place: float = 0.3
+    same_size: float = 1.5
     # Two hands whose middles are this near each other are near.
     near: float = 1.2
     # A box round keypoints becomes one as the detector gives it by this margin at each edge.
     margin: float = 0.07
-    # Speeds are averaged over about this time, and carry a hand on for the second one at most.
+    # Speeds are averaged over about this time.  They carry a hand on for the second one at most, and not further than this.
     speed_time: float = 0.05
     carry_on: float = 0.2
+    carry_most: float = 0.6
+    # The size of the next crop is averaged over about this time: keypoints that fly off must not make it grow at once.
+    size_time: float = 0.4
     # A vote for the hand's side loses its weight by a factor of e in this time.
     votes_time: float = 2.0
     # The One Euro filter: cut-off in Hz of a hand at rest, what each size per second adds to it, cut-off of the speed.
     # After a gap of this time it starts anew.
     min_cutoff: float = 1.0
-    beta: float = 6.0
-    speed_cutoff: float = 1.0
+    beta: float = 15.0
+    speed_cutoff: float = 3.0
     filter_gap: float = 0.2
 
 
@@ -78,14 +87,15 @@ class Track:
     """One hand.  Points are in pixels, times in seconds.
 
     keypoints (21, 2) and scores (21,) are as read last, at the time `seen`; `steady` (21, 2) are filtered, and `slope`
-    (21, 2) is their speed in pixels per second.  `speed` (2,) is the middle's.  `votes` is above 0 for a right hand.
-    `sightings` counts the detector's, the last at the time `confirmed`.
+    (21, 2) is their speed in pixels per second.  `speed` (2,) is the middle's, and `extent` the hand's size averaged over
+    time.  `votes` is above 0 for a right hand.  `sightings` counts the detector's, the last at the time `confirmed`.
     """
 
     id: int
     keypoints: np.ndarray
     scores: np.ndarray
     seen: float
+    extent: float
     votes: float
     hand_score: float
     confirmed: float
@@ -204,7 +214,7 @@ class HandTracks:
             keypoints, scores = yield looks
             sights = usable_sights(looks, keypoints, scores, size, self.rules)
         seen = set()
-        for track, sight in assign(self.tracks, sights, time, self.rules):
+        for track, sight in assign(self.tracks, sights, time, found is not None, self.rules):
             update(track, sight, time, self.smooth, self.rules)
             seen.add(id(sight))
         if found is not None:
@@ -232,7 +242,7 @@ class HandTracks:
         if max(abs(self._size[0] * scale - size[0]), abs(self._size[1] * scale - size[1])) > 1:
             self.tracks, self._detected = [], None
         for track in self.tracks:
-            for name in ("keypoints", "speed", "steady", "slope"):
+            for name in ("keypoints", "extent", "speed", "steady", "slope"):
                 setattr(track, name, getattr(track, name) * scale)
 
     def _detector_is_due(self, last_time: float | None) -> bool:
@@ -258,7 +268,8 @@ class HandTracks:
                 return
             self.tracks.remove(min(hidden, key=lambda track: track.seen))
         vote = found.score if found.side == "right" else -found.score
-        track = Track(self._next_id, sight.keypoints, sight.scores, time, vote, found.score, time)
+        extent = hand_size(sight.keypoints)
+        track = Track(self._next_id, sight.keypoints, sight.scores, time, extent, vote, found.score, time)
         track.steady, track.slope = sight.keypoints, np.zeros_like(sight.keypoints)
         self.tracks.append(track)
         self._next_id += 1
@@ -279,7 +290,9 @@ def detector_box(keypoints: np.ndarray, rules: TrackingRules = RULES) -> tuple[f
 
 def expected(track: Track, time: float, rules: TrackingRules = RULES) -> np.ndarray:
     """Where the keypoints (21, 2) are expected at `time`."""
-    return track.keypoints + track.speed * min(time - track.seen, rules.carry_on)
+    way = track.speed * min(time - track.seen, rules.carry_on)
+    length, most = math.hypot(*way), rules.carry_most * track.extent
+    return track.keypoints + way * (most / length if length > most else 1.0)
 
 
 def middle(keypoints: np.ndarray) -> np.ndarray:
@@ -296,7 +309,7 @@ def must_search(tracks: list[Track], last_time: float, rules: TrackingRules = RU
     """Whether a hand is new, is near another one, or was missing in the last frame, so that the detector is needed soon."""
     if not tracks or any(track.sightings < 2 or track.seen < last_time for track in tracks):
         return True
-    places = [(middle(track.keypoints), hand_size(track.keypoints)) for track in tracks]
+    places = [(middle(track.keypoints), track.extent) for track in tracks]
     return any(
         math.dist(place, other) < rules.near * max(size, other_size)
         for index, (place, size) in enumerate(places)
@@ -310,11 +323,12 @@ def places_to_read(
     """Where to read: each hand where it is expected, and each detection that lies at none of these places."""
     looks = []
     for track in sorted(tracks, key=lambda track: track.id):
-        points = expected(track, time, rules)
-        if time - track.seen <= rules.look_on and is_inside(middle(points), size):
-            looks.append(Look(detector_box(points, rules), track.side))
+        x, y = middle(expected(track, time, rules)).tolist()
+        if time - track.seen <= rules.look_on and is_inside((x, y), size):
+            half = track.extent * (0.5 + rules.margin)
+            looks.append(Look((x - half, y - half, x + half, y + half), track.side))
     pairs = [
-        (distance, first, second)
+        (distance + rules.other_side * (look.side != hand.side), first, second)
         for first, look in enumerate(looks)
         for second, hand in enumerate(found)
         if (distance := box_distance(look.box, hand.box, rules)) <= rules.same_place
@@ -329,7 +343,7 @@ def places_to_read(
 def box_distance(one, other, rules: TrackingRules = RULES) -> float:
     """Distance of the middles of two boxes over the larger one's longer side; infinite if they differ much in size."""
     sides = [max(box[2] - box[0], box[3] - box[1]) for box in (one, other)]
-    if min(sides) <= 0 or max(sides) > rules.max_growth * min(sides):
+    if min(sides) <= 0 or max(sides) > rules.same_size * min(sides):
         return math.inf
     x, y = ((one[axis] + one[axis + 2] - other[axis] - other[axis + 2]) / 2 for axis in (0, 1))
     return math.hypot(x, y) / max(sides)
@@ -351,17 +365,32 @@ def keypoint_distance(one: np.ndarray, other: np.ndarray) -> float:
     return float(np.hypot(*(one - other).T).mean())
 
 
+def overlap(one, other) -> float:
+    """Intersection over union of two boxes."""
+    width, height = (min(one[axis + 2], other[axis + 2]) - max(one[axis], other[axis]) for axis in (0, 1))
+    both = max(width, 0) * max(height, 0)
+    areas = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (one, other))
+    return both / max(areas - both, 1e-9)
+
+
+def is_one_hand(one: Sight, other: Sight, rules: TrackingRules = RULES) -> bool:
+    """Whether two readings are of one hand."""
+    largest = max(hand_size(one.keypoints), hand_size(other.keypoints))
+    if keypoint_distance(one.keypoints, other.keypoints) <= rules.same_hand * largest:
+        return True
+    boxes = keypoints_box(one.keypoints), keypoints_box(other.keypoints)
+    return one.side != other.side and overlap(*boxes) >= rules.same_box
+
+
 def usable_sights(looks: list[Look], keypoints, scores, size: tuple[int, int], rules: TrackingRules = RULES) -> list[Sight]:
     """The readings that are of a hand in the frame; of two that are one hand, the surer one."""
     sights: list[Sight] = []
     for look, points, confidences in zip(looks, keypoints, scores):
         sight = Sight(points, confidences, look.side, look.detection)
-        extent = hand_size(points)
-        if sight.score < rules.lost_score or extent < 1 or not is_inside(middle(points), size):
+        if sight.score < rules.lost_score or hand_size(points) < 1 or not is_inside(middle(points), size):
             continue
         for index, other in enumerate(sights):
-            largest = max(extent, hand_size(other.keypoints))
-            if keypoint_distance(points, other.keypoints) <= rules.same_hand * largest:
+            if is_one_hand(sight, other, rules):
                 surer = sight if sight.score > other.score else other
                 surer.detection = other.detection or sight.detection
                 sights[index] = surer
@@ -372,22 +401,27 @@ def usable_sights(looks: list[Look], keypoints, scores, size: tuple[int, int], r
 
 
 def assign(
-    tracks: list[Track], sights: list[Sight], time: float, rules: TrackingRules = RULES
+    tracks: list[Track], sights: list[Sight], time: float, detected: bool, rules: TrackingRules = RULES
 ) -> list[tuple[Track, Sight]]:
-    """Which hand is at which sight: the nearest to where its keypoints are expected, if it can have come there."""
+    """Which hand is at which sight: the nearest to where its keypoints are expected, if it can have come there.
+
+    `detected` says whether the detector ran on this frame.
+    """
     pairs = []
     for first, track in enumerate(tracks):
         points, waited = expected(track, time, rules), time - track.seen
-        extent = hand_size(points)
         reach = min(rules.reach + rules.reach_speed * waited, rules.max_reach)
         for second, sight in enumerate(sights):
-            growth = hand_size(sight.keypoints) / extent
-            distance = keypoint_distance(points, sight.keypoints) / extent
-            if distance > reach or not 1 / rules.max_growth <= growth <= rules.max_growth:
+            growth = hand_size(sight.keypoints) / track.extent
+            distance = keypoint_distance(points, sight.keypoints) / track.extent
+            side = sight.detection.side if sight.detection else sight.side
+            if distance > reach or (side != track.side and waited > rules.look_on):
                 continue
+            if sight.detection is None and not 1 / rules.max_growth <= growth <= rules.max_growth:
+                continue
+            if detected and (sight.detection is None or side != track.side):
+                distance += rules.unconfirmed
             if sight.side != track.side:
-                if waited > rules.look_on:
-                    continue
                 distance += rules.other_side
             pairs.append((distance, first, second))
     return [(tracks[first], sights[second]) for first, second in closest_pairs(pairs)]
@@ -399,6 +433,7 @@ def update(track: Track, sight: Sight, time: float, smooth: bool = True, rules: 
     size = hand_size(sight.keypoints)
     speed = (middle(sight.keypoints) - middle(track.keypoints)) / step
     track.speed = track.speed + (1 - math.exp(-step / rules.speed_time)) * (speed - track.speed)
+    track.extent += (1 - math.exp(-step / rules.size_time)) * (size - track.extent)
     if smooth and step <= rules.filter_gap:
         track.steady, track.slope = one_euro(sight.keypoints, track.steady, track.slope, step, size, rules)
     else:

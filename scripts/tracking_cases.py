@@ -135,7 +135,7 @@ def cases() -> list[dict]:
         return lambda t: [hand(200 + 60 * t, 240, read=0 if first <= t < last else 0.9, found=0 if first <= t < last else 0.8)]
 
     def false_once(t):
-        return [hand(200, 240), *([hand(500, 100, read=0.4, found=0.5)] if 0.52 <= t < 0.64 else [])]
+        return [hand(200, 240), *([hand(500, 100, read=0.4, found=0.5)] if 0.4 <= t < 0.5 else [])]
 
     def false_unread(t):
         return [hand(200, 240, read=0.1, found=0.9)]

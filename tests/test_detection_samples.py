@@ -92,8 +92,8 @@ class TestPeople:
         torch.testing.assert_close(people.directions[1, 0], torch.tensor([0.0, -1.0]))  # upwards
         assert people.directions[0].isnan().all()
 
-    def test_most_of_the_draws_are_marked_by_eye(self, people):
-        torch.testing.assert_close(people.weights, torch.tensor([0.325, 0.35, 0.325]))
+    def test_half_of_the_draws_are_marked_by_eye(self, people):
+        torch.testing.assert_close(people.weights, torch.tensor([0.25, 0.5, 0.25]))
 
     def test_an_item_is_the_fixed_picture_with_its_labels(self, people):
         item = people[0]

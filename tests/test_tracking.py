@@ -41,7 +41,7 @@ def test_the_page_has_the_constants_of_the_package():
     assert json.loads(RULES_FILE.read_text()) == shared_rules()
 
 
-def test_a_followed_hand_keeps_its_id_and_needs_the_detector_twice_a_second():
+def test_a_followed_hand_keeps_its_id_and_needs_the_detector_a_few_times_a_second():
     for name in ("one hand moves", "10 frames a second", "60 frames a second", "the frame rate changes"):
         assert {tuple(hand["id"] for hand in answer["hands"]) for answer in answers(name)} == {(1,)}
         seconds = CASES[name]["frames"][-1]["time"]
