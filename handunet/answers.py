@@ -246,7 +246,8 @@ def coco_hand(hand: dict, size: tuple[int, int]) -> dict | None:
         return None
     side = hand["label"].split()[0]
     keypoints = [value for x, y, score in points for value in (round(x, 2), round(y, 2), 2 if score >= SEEN else 1)]
-    told = {"handedness": side} | ({"track_id": hand["id"]} if hand.get("id") is not None else {})
+    # Not "track_id": CVAT makes tracks of it, and fills the frames between with hands.
+    told = {"handedness": side} | ({"hand_id": hand["id"]} if hand.get("id") is not None else {})
     return {
         **{"category_id": 1 if side == "right" else 2, "iscrowd": 0, "num_keypoints": len(points), "keypoints": keypoints},
         **{"bbox": [round(value, 2) for value in (*low, width, height)], "area": round(width * height, 2)},

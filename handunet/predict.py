@@ -256,7 +256,7 @@ class Run:
         if args.dataset:
             self.dataset = sources.open_dataset(args.dataset, args.split, args.column)
         self.progress.total = total = self.count()
-        self.are_told = total is not None and total <= MAX_LINES
+        self.are_told = total is not None and total <= MAX_LINES and args.share.count == 1
         with contextlib.ExitStack() as ending:
             ending.callback(self.answers.close)
             ending.callback(self.progress.clear)
@@ -372,6 +372,9 @@ class Run:
         hint = "" if self.args.boxes and self.args.boxes != "image" else " Give the hand's box with --boxes."
         if not hands:
             self.progress.say(f"{name}: no hand found." + ("" if self.args.boxes == [] else hint))
+        if len(hands) > MAX_LINES:
+            self.progress.say(f"{name}: {len(hands)} hands, {sum(map(is_clear, hands))} of them clear.")
+            return
         for hand in hands:
             if is_clear(hand):
                 self.progress.say(f"{name}: {hand['label']}, score {hand['score']:.2f}")
@@ -392,7 +395,8 @@ class Run:
                 self.progress.say(f"{self.answers.unclear} hands that are not clear are not in it.")
         elif self.progress.count or self.hands or self.empty:
             name = "shards" if self.is_shared else self.answers.path.name
-            self.progress.say(f"{'Only' if self.args.no_drawings else 'Drawings and'} {name} are in {where}.")
+            what = ("Shards" if self.is_shared else f"{name}: keypoints") if self.args.no_drawings else f"Drawings and {name}"
+            self.progress.say(f"{what} are in {where}.")
         elif self.is_shared and not self.problems.count:
             self.progress.say(f"{who}all of it is done already: {where}")
 

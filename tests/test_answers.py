@@ -94,7 +94,7 @@ def test_coco_of_a_film_has_its_frames_beside_it(answering, tmp_path):
     assert sorted(path.name for path in (tmp_path / "out/images").iterdir()) == [f"film-{n:07d}.jpg" for n in (0, 8, 15)]
     assert hands[0]["source"] == str(tmp_path / "film.mp4") and hands[0]["image"].size == (160, 120)
     (first, *_) = json.loads((tmp_path / "out/annotations.json").read_text())["annotations"]
-    assert first["attributes"] == {"handedness": "right", "track_id": 1}
+    assert first["attributes"] == {"handedness": "right", "hand_id": 1}
 
 
 def test_the_coco_file_is_whole_while_it_grows_and_on_a_full_disk(monkeypatch, tmp_path):
@@ -292,3 +292,19 @@ def test_a_data_set_is_answered_row_by_row(answering, tmp_path):
     (tmp_path / "photos/metadata.csv").unlink(missing_ok=True)
     run("--dataset", tmp_path / "photos", "--output", tmp_path / "third", "--no_drawings")  # the imagefolder builder
     assert len(json.loads((tmp_path / "third/keypoints.json").read_text())) == 4
+
+
+def test_label_studio_gives_back_the_hands_that_it_was_given(answering, tmp_path):
+    from handunet.label_studio import main
+
+    photographs(tmp_path / "photos", 3)
+    run(tmp_path / "photos", "--output", tmp_path / "out", "--format", "coco", "--no_drawings")
+    main([str(tmp_path / "out/annotations.json"), "--image_url", "/data/local-files/?d=photos/"])
+    (tmp_path / "out/label_studio.json").rename(tmp_path / "export.json")
+    one = rows(tmp_path / "out/annotations.json", tmp_path / "photos", cache_dir=tmp_path / "one")
+    two = rows(tmp_path / "export.json", tmp_path / "photos", cache_dir=tmp_path / "two")
+    assert [row["handedness"] for row in two] == [row["handedness"] for row in one] == ["right", "left"] * 3
+    np.testing.assert_allclose(two["uv"], one["uv"], atol=1e-3)
+    np.testing.assert_allclose(two["box"], one["box"], atol=1e-3)
+    interface = (tmp_path / "out/label_studio.xml").read_text()
+    assert interface.count("<Label ") == 2 + 21

@@ -265,6 +265,24 @@ def test_where_there_is_no_clear_hand_words_and_drawing_say_so(capsys, answering
     assert np.asarray(Image.open(tmp_path / "out/black.png")).max() == 0
 
 
+def test_a_picture_of_one_pixel_and_a_folder_without_pictures_end_well(capsys, tmp_path, detector):
+    Image.new("RGB", (1, 1)).save(tmp_path / "one.png")
+    run_own_model(tmp_path / "one.png", "--output", tmp_path / "out", "--detector", detector)
+    assert len(json.loads((tmp_path / "out/keypoints.json").read_text())) == 1
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SystemExit, match="The folder .*empty holds no photograph and no film"):
+        run_own_model(tmp_path / "empty", "--output", tmp_path / "none", "--detector", detector)
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.slow
+def test_five_hundred_boxes_are_five_hundred_hands(tmp_path, photo):
+    boxes = [f"{index % 20},{index // 20},60,50" for index in range(500)]
+    run_own_model(photo, "--output", tmp_path / "out", "--no_drawings", "--right", "--boxes", *boxes)
+    (answer,) = json.loads((tmp_path / "out/keypoints.json").read_text())
+    assert len(answer["hands"]) == 500
+
+
 def test_a_network_that_answers_nan_says_so(tmp_path, photo, model):
     network = HandUNetForPoseEstimation.from_pretrained(model)
     pipe = modeling_handunet.HandKeypointDetectionPipeline(network.eval(), image_processor=HandUNetImageProcessor())
