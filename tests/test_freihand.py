@@ -18,7 +18,7 @@ from datasets.distributed import split_dataset_by_node
 from PIL import Image
 
 import dataset_script.freihand
-from dataset_script import FreiHAND, SyntheticHands, project_points
+from dataset_script import FreiHAND, HandCrops, SyntheticHands, project_points
 from dataset_script.freihand import write_freihand
 from tests.hub_server import HubServer, run_program
 
@@ -370,6 +370,17 @@ def test_a_forced_rebuild_takes_up_a_repaired_image(tree, tmp_path):
     builder = FreiHAND(tree, cache_dir=tmp_path / "c", max_unreadable_share=0.3)
     builder.download_and_prepare(download_mode="force_redownload")
     assert len(builder.as_dataset()["train"]) == 4
+
+
+def test_a_forced_rebuild_crops_a_photograph_that_changed_anew(tree, tmp_path):
+    def middle(mode=None) -> list[int]:
+        builder = FreiHAND(tree, cache_dir=tmp_path / "c")
+        builder.download_and_prepare(download_mode=mode)
+        return HandCrops(builder.as_dataset()["train"], cache_dir=tmp_path / "crops")[0]["image"][:, 64, 64].tolist()
+
+    before = middle()
+    Image.new("RGB", (224, 224), (0, 0, 254)).save(tree / "training" / "rgb" / "00000000.jpg", quality=95)
+    assert middle("force_redownload") == pytest.approx([0, 0, 254], abs=3) and before != pytest.approx([0, 0, 254], abs=3)
 
 
 def test_an_image_of_another_size_than_the_annotations_is_refused(tree, build):

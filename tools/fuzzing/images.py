@@ -235,7 +235,7 @@ def slow_image(draw: random.Random, corpus: dict[str, bytes]) -> bytes:
     if kind == "gif":  # comments in front of the picture
         data = corpus["GIF"]
         place = 13 + 3 * 2 ** ((data[10] & 7) + 1) * (data[10] >> 7)
-        comment = b"!\xfe" + draw.choice((b"\xff" + b"c" * 255, b"\1c")) * draw.choice((1, 1000, 100_000)) + b"\0"
+        comment = b"!\xfe" + draw.choice((b"\xff" + b"c" * 255, b"\1c")) * draw.choice((1, 100, 1000)) + b"\0"
         return data[:place] + comment * draw.choice((1, 100)) + data[place:]
     if kind == "tiles":  # far larger than the picture, or very many
         side = draw.choice((16, 4096, 32_768, 2**20, 2**31 - 16))
