@@ -32,10 +32,6 @@ MAX_SECONDS = 5.0  # of processor time, to decode an image; a photograph of 25 m
 PATIENCE = 4  # times as long may it take by the clock, because the machine may be busy
 START_SECONDS = 60.0  # for a process to start on a busy machine
 MAX_MESSAGE = 500  # characters
-# Below this mean score there is no clear hand: a score is the chance that a keypoint is correct, so fewer than one in four
-# would be.  Of photographs without a hand, 3 to 5 in 100 get more; of small hands in photographs of people, 16 to 17 in 100 get
-# less.  The browser page has the same limit.
-CLEAR_SCORE = 0.25
 
 
 class RequestError(ValueError):
@@ -58,9 +54,12 @@ def clean(message: str) -> str:
     return message if len(message) <= MAX_MESSAGE else message[: MAX_MESSAGE - 3] + "..."
 
 
-def doubt(hand: dict) -> str | None:
-    """A sentence for a person if this hand of the pipeline's answer is no clear hand, else None."""
-    return None if hand["score"] >= CLEAR_SCORE else f"No clear {hand['label']} here: only {100 * hand['score']:.0f} % sure."
+def doubt(hand: dict, clear_score: float) -> str | None:
+    """A sentence for a person if this hand of the pipeline's answer is no clear hand, else None.
+
+    `clear_score` is `NO_CLEAR_HAND` of `modeling_handunet.keypoints`, which this file cannot import.
+    """
+    return None if hand["score"] >= clear_score else f"No clear {hand['label']} here: only {100 * hand['score']:.0f} % sure."
 
 
 class Decoders:

@@ -28,6 +28,7 @@ from transformers import pipeline
 
 from modeling_handunet import HandUNetConfig, HandUNetForPoseEstimation, HandUNetImageProcessor
 from tests.hub_server import WITHOUT_THE_PACKAGE
+from tests.small_model import small_detector
 from tools import load_test
 
 ENDPOINT = Path(__file__).resolve().parents[1] / "demo" / "endpoint"
@@ -70,7 +71,8 @@ def folder(tmp_path_factory) -> Path:
             model(torch.randn(8, 3, 128, 128))
         model.head.weight *= 6
     folder = tmp_path_factory.mktemp("endpoint") / "model"
-    pipeline("keypoint-detection", model=model.eval(), image_processor=HandUNetImageProcessor()).save_pretrained(folder)
+    processor, detector = HandUNetImageProcessor(), small_detector()
+    pipeline("keypoint-detection", model=model.eval(), image_processor=processor, detector=detector).save_pretrained(folder)
     for path in (ENDPOINT / "handler.py", ENDPOINT / "requirements.txt", ENDPOINT.parent / "serving.py"):
         shutil.copy(path, folder)
     return folder
@@ -115,13 +117,33 @@ def assert_same(answer, expected) -> None:
         assert answer == expected
 
 
+def without_notes(hands: list[dict]) -> list[dict]:
+    return [{name: value for name, value in hand.items() if name != "note"} for hand in hands]
+
+
 @pytest.mark.parametrize("data", [PHOTO, {"inputs": PHOTO}, {"inputs": TEXT}, {"inputs": f"data:image/png;base64,{TEXT}"},
                                   {"inputs": Image.open(io.BytesIO(PHOTO)), "parameters": None}])  # fmt: skip
-def test_an_image_in_any_wrapping_is_one_hand_of_the_whole_picture(handler, pipe, data):
+def test_the_hands_of_an_image_in_any_wrapping_are_found(handler, pipe, data):
     answer = handler(data)
-    assert len(answer) == 1 and answer[0]["box"] == {"xmin": 0.0, "ymin": 0.0, "xmax": 120.0, "ymax": 100.0}
+    assert len(answer) > 1 and all(0 < hand["hand_score"] <= 1 for hand in answer)
     assert [point["name"] for point in answer[0]["keypoints"]][:2] == ["wrist", "thumb_1"]
-    assert_same(answer, pipe(picture(120, 100)))
+    assert_same(without_notes(answer), pipe(picture(120, 100)))
+
+
+def test_an_image_may_be_the_crop_of_one_hand_or_have_none_that_is_sure_enough(handler, pipe):
+    (hand,) = handler({"inputs": TEXT, "parameters": {"boxes": "image"}})
+    assert hand["box"] == {"xmin": 0.0, "ymin": 0.0, "xmax": 120.0, "ymax": 100.0} and hand["hand_score"] is None
+    both = handler({"inputs": [TEXT, TEXT], "parameters": {"boxes": ["image", []]}})
+    assert_same(both, [[hand], []])
+    assert handler({"inputs": TEXT, "parameters": {"detection_threshold": 1.0}}) == []
+
+
+def test_a_model_without_a_detector_asks_for_boxes(handler, module, monkeypatch):
+    monkeypatch.setattr(handler, "finds_hands", False)
+    with pytest.raises(module.RequestError, match="has no hand detector: send boxes") as refused:
+        handler({"inputs": [TEXT, TEXT], "parameters": {"boxes": [BOXES, None]}})
+    assert refused.value.status == 400
+    assert len(handler({"inputs": TEXT, "parameters": {"boxes": BOXES}})) == 2
 
 
 def test_boxes_handedness_and_threshold_reach_the_pipeline(handler, pipe):
@@ -141,14 +163,14 @@ def test_a_list_of_images_is_answered_image_by_image(handler, pipe):
     inputs = [TEXT, base64.b64encode(encode(other)).decode(), TEXT]
     parameters = {"boxes": [BOXES, None, []], "handedness": ["left", "right", "right"]}
     answer = handler({"inputs": inputs, "parameters": parameters})
-    first, second = pipe(picture(120, 100), boxes=BOXES, handedness="left"), pipe(other)
-    assert_same(answer, [first, second, []])
+    first, second = pipe(picture(120, 100), boxes=BOXES, handedness="left"), pipe(other, handedness="right", max_hands=21)
+    assert_same(list(map(without_notes, answer)), [first, second, []])
 
 
 def test_a_turned_photograph_is_answered_upright(handler):
     exif = Image.Exif()
     exif[0x0112] = 6  # rotate by 90 degrees to show
-    (hand,) = handler(encode(picture(120, 100), "JPEG", exif=exif))
+    (hand,) = handler({"inputs": encode(picture(120, 100), "JPEG", exif=exif), "parameters": {"boxes": "image"}})
     assert hand["box"] == {"xmin": 0.0, "ymin": 0.0, "xmax": 100.0, "ymax": 120.0}
 
 
@@ -235,9 +257,12 @@ def test_a_low_score_comes_with_a_sentence_and_an_answer_of_no_numbers_is_an_err
 
 
 def test_a_photograph_of_12_megapixels_is_answered_and_one_of_10_pixels_too(handler):
-    (hand,) = handler(encode(Image.new("RGB", (4000, 3000), (90, 120, 60)), "JPEG"))
+    whole = {"boxes": "image"}
+    photo = encode(Image.new("RGB", (4000, 3000), (90, 120, 60)), "JPEG")
+    assert isinstance(handler(photo), list)
+    (hand,) = handler({"inputs": photo, "parameters": whole})
     assert hand["box"]["xmax"] == 4000.0
-    (hand,) = handler(encode(Image.new("RGB", (5, 2), (90, 120, 60))))
+    (hand,) = handler({"inputs": encode(Image.new("RGB", (5, 2), (90, 120, 60))), "parameters": whole})
     assert hand["box"] == {"xmin": 0.0, "ymin": 0.0, "xmax": 5.0, "ymax": 2.0}
 
 
@@ -327,16 +352,17 @@ def test_the_hubs_client_gets_its_answers_from_8_threads_malformed_requests_amon
     assert done.returncode == 0, done.stderr
     answers = json.loads(done.stdout)
     whole, boxed = pipe(picture(120, 100)), pipe(picture(120, 100), boxes=BOXES)
-    (hand,) = whole
-    last = hand["keypoints"][20]
-    expected = [["right hand", hand["score"], 0.0, 100.0, "little_4", last["x"]]]
+    expected = [
+        [hand["label"], hand["score"], hand["box"]["xmin"], hand["box"]["ymax"], "little_4", hand["keypoints"][20]["x"]]
+        for hand in whole
+    ]
     kinds = {}
     for kind, answer in answers:
         kinds[kind] = kinds.get(kind, 0) + 1
         if kind in ("raw", "threshold"):
             assert_same(answer, expected)
         elif kind == "json":
-            assert_same(answer, [boxed, whole])
+            assert_same(list(map(without_notes, answer)), [boxed, whole])
         elif kind == "garbage":
             assert answer[0] == 415 and "not an image" in answer[1]
         elif kind in bad:
@@ -417,6 +443,13 @@ def test_the_server_takes_bytes_and_json_on_any_path(serve):
         assert ask(port, body=iter([b"123", b"45"]))[:2] == (200, {"got": 5})  # in chunks, without a length
         for path in ("/", "/docs", "/openapi.json"):
             assert ask(port, "GET", path)[1] == {"status": "ok"}
+
+
+def test_an_empty_answer_comes_with_a_sentence(serve):
+    with serving(serve, lambda data: [] if data == b"none" else [1]) as port:
+        status, answer, headers = ask(port, body=b"none")
+        assert (status, answer, headers["x-note"]) == (200, [], "No hand was found in this image.")
+        assert "x-note" not in ask(port, body=b"some")[2]
 
 
 def test_a_slow_sender_is_told_so_and_keeps_nobody_waiting(serve, monkeypatch):

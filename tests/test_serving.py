@@ -14,12 +14,13 @@ import pytest
 from PIL import Image
 
 from modeling_handunet import images
+from modeling_handunet.keypoints import NO_CLEAR_HAND
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "demo"))
 
 import serving  # noqa: E402
-from serving import CLEAR_SCORE, MAX_BYTES, Decoders, RequestError, clean, doubt  # noqa: E402
+from serving import MAX_BYTES, Decoders, RequestError, clean, doubt  # noqa: E402
 
 # Stands for the package's images.py.  What a picture costs depends on its width.
 COSTLY = """
@@ -174,9 +175,9 @@ def test_errors_name_no_place_of_this_machine_and_are_short():
 
 
 def test_a_low_score_is_said_in_words():
-    assert doubt({"label": "left hand", "score": CLEAR_SCORE}) is None
-    assert doubt({"label": "left hand", "score": 0.116}) == "No clear left hand here: only 12 % sure."
+    assert doubt({"label": "left hand", "score": NO_CLEAR_HAND}, NO_CLEAR_HAND) is None
+    assert doubt({"label": "left hand", "score": 0.116}, NO_CLEAR_HAND) == "No clear left hand here: only 12 % sure."
 
 
 def test_the_browser_page_doubts_below_the_same_score():
-    assert f"const CLEAR_SCORE = {CLEAR_SCORE};" in (ROOT / "demo" / "web" / "src" / "main.js").read_text()
+    assert f"const CLEAR_SCORE = {NO_CLEAR_HAND};" in (ROOT / "demo" / "web" / "src" / "main.js").read_text()

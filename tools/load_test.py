@@ -76,7 +76,7 @@ class Load:
             start = time.monotonic()
             try:
                 status, answer = self.post(photo, "image/jpeg")
-                if status != 200 or len(answer[0]["keypoints"]) != 21:
+                if status != 200 or any(len(hand["keypoints"]) != 21 for hand in answer):
                     self.problems.append(f"{status}: {str(answer)[:200]}")
             except (OSError, http.client.HTTPException) as error:
                 self.problems.append(f"{type(error).__name__}: {error}")

@@ -132,7 +132,8 @@ def respond(handler, body: bytes, content_type: str) -> JSONResponse:
     """The handler's answer to a whole request."""
     try:
         is_json = content_type.partition(";")[0].strip().lower() == "application/json"
-        return JSONResponse(handler(read_json(body) if is_json else body))
+        answer = handler(read_json(body) if is_json else body)
+        return JSONResponse(answer, headers=None if answer else {"X-Note": "No hand was found in this image."})
     except Exception as error:
         status = getattr(error, "status", 500)
         if status == 500:
@@ -152,11 +153,13 @@ def read_json(body: bytes):
 
 
 def check_health(handler) -> JSONResponse:
-    """Whether the handler answers an image."""
+    """Whether the handler's networks answer an image."""
     picture, start = io.BytesIO(), time.monotonic()
     Image.new("RGB", (64, 64)).save(picture, "PNG")
     try:
-        handler(picture.getvalue())
+        handler({"inputs": picture.getvalue(), "parameters": {"boxes": "image"}})
+        if getattr(handler, "finds_hands", False):
+            handler(picture.getvalue())
     except Exception:
         traceback.print_exc()
         return failure(503, "The model cannot answer; the server's log says why.")

@@ -36,7 +36,7 @@ from serving import MAX_BYTES, Decoders, RequestError, doubt  # noqa: E402
 import modeling_handunet.images  # noqa: E402
 from modeling_handunet import KEYPOINT_NAMES, draw_hand  # noqa: E402
 from modeling_handunet.crops import Crop  # noqa: E402
-from modeling_handunet.keypoints import keypoint_color  # noqa: E402
+from modeling_handunet.keypoints import NO_CLEAR_HAND, keypoint_color  # noqa: E402
 
 PLACEHOLDER = "USER/handunet"
 WEIGHTS = HERE.parent.parent / "weights" / "handunet-base"  # the default in a checkout
@@ -241,7 +241,7 @@ def build_app(model: Model) -> gr.Blocks:
         scale = drawing.width / photo.width
         points = [(point["x"] * scale, point["y"] * scale) for point in hand["keypoints"]]
         confidence = f"mean confidence {hand['score']:.2f}"
-        if unclear := doubt(hand):
+        if unclear := doubt(hand, NO_CLEAR_HAND):
             drawing = draw_guess(drawing, points, f"No clear hand: {confidence}")
             message = f"{unclear} Draw a box close round one hand."
             described = f"**{message}** What is drawn faintly is a guess."
