@@ -5,6 +5,7 @@ Both give a [`HandModels`], so that everything behind them is the same.
 
 import importlib.util
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -15,6 +16,11 @@ OWN_MODEL, OWN_DETECTOR = HERE / "model.onnx", HERE / "detector.onnx"
 # The larger one and its detector, which are in a clone.
 CLONE_MODEL, CLONE_DETECTOR = (HERE.parent / "weights" / name for name in ("handunet-base", "handunet-detector"))
 BATCH_SIZE = 8  # hands that go through the network together
+# By the kind of an exported file, what its graph answers.
+OUTPUTS = {
+    "pose": {"heatmaps", "keypoints", "scores"},
+    "detector": {"scores", "labels", "boxes", "directions"},
+}
 TORCH = "pip install 'handunet[torch]'"
 
 
@@ -213,15 +219,46 @@ def open_onnx(model: str, kind: str | None = None, options=None):
     """
     try:
         import onnxruntime
-        from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidGraph, InvalidProtobuf, NoSuchFile
+        from onnxruntime.capi import onnxruntime_pybind11_state as errors
     except ImportError as error:
         raise ImportError(f"an ONNX model needs onnxruntime ({error}): pip install onnxruntime") from None
     try:
         session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         settings = json.loads(session.get_modelmeta().custom_metadata_map["handunet"])
-    except (Fail, InvalidGraph, InvalidProtobuf, NoSuchFile, KeyError, ValueError) as error:
-        raise OSError(f"{model} is no file that `handunet export` wrote: {error}") from None
-    is_kind = settings.get("kind", "pose")
+        is_kind = check_settings(settings, session)
+    except (
+        errors.Fail, errors.InvalidArgument, errors.InvalidGraph, errors.InvalidProtobuf, errors.NoSuchFile,
+        errors.NotImplemented, errors.RuntimeException, KeyError, RecursionError, ValueError,
+    ) as error:  # fmt: skip
+        raise OSError(f"{model} is no file that `handunet export` wrote: {str(error)[:300]}") from None
     if kind and is_kind != kind:
         raise OSError(f"{model} is a {is_kind} model, and a {kind} model is needed here.")
     return session, settings
+
+
+def check_settings(settings, session) -> str:
+    """The kind of an exported file; `ValueError` unless its settings and its graph are what that kind has."""
+    if not isinstance(settings, dict) or settings.get("kind", "pose") not in OUTPUTS:
+        raise ValueError("its metadata do not say what it is")
+    kind = settings.get("kind", "pose")
+    numbers = [settings.get("rescale_factor"), *(settings.get("box_fill", 0) for _ in range(kind == "pose"))]
+    triples = [settings.get("image_mean"), settings.get("image_std")]
+    for triple in triples:
+        numbers += triple if isinstance(triple, list) and len(triple) == 3 else [None]
+    if not all(type(number) in (int, float) and math.isfinite(number) and abs(number) < 1e6 for number in numbers):
+        raise ValueError("its metadata do not say how to prepare an image")
+    size, names = settings.get("image_size"), settings.get("keypoint_names")
+    if type(size) is not int or not 1 <= size <= 4096 or 0 in settings["image_std"]:
+        raise ValueError("its metadata do not say how to prepare an image")
+    if kind == "pose":
+        if not 0 < settings["box_fill"] <= 1:
+            raise ValueError(f"its metadata have a box_fill of {settings['box_fill']}")
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValueError("its metadata do not name the keypoints")
+    inputs = {entry.name: entry.shape for entry in session.get_inputs()}
+    outputs = {entry.name: entry.shape for entry in session.get_outputs()}
+    if list(inputs) != ["pixel_values"] or inputs["pixel_values"][1:] != [3, size, size] or not OUTPUTS[kind] <= outputs.keys():
+        raise ValueError(f"its graph is not that of a {kind} model of {size} px")
+    if kind == "pose" and outputs["keypoints"][1:] != [len(names), 2]:
+        raise ValueError(f"its metadata name {len(names)} keypoints, its graph has {outputs['keypoints'][1:]}")
+    return kind

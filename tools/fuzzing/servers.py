@@ -20,7 +20,9 @@ from PIL import Image
 import modeling_handunet.images
 from modeling_handunet import HandUNetConfig, HandUNetForPoseEstimation, HandUNetImageProcessor
 from modeling_handunet.images import load_image
+from modeling_handunet.keypoints import NO_CLEAR_HAND
 from modeling_handunet.pipeline_handunet import HandKeypointDetectionPipeline
+from tests.small_model import small_detector
 from tools.fuzzing import ROOT, Failure
 from tools.fuzzing.images import SMALL, make_image, slow_image
 from tools.fuzzing.mutations import hostile_value, json_bomb, mutate_bytes, mutate_json
@@ -81,7 +83,10 @@ def endpoint():
     handler = object.__new__(modules["handler"].EndpointHandler)
     network = HandUNetForPoseEstimation(HandUNetConfig(image_size=SMALL, hidden_sizes=(4, 8))).eval()
     processor = HandUNetImageProcessor(size=SMALL)
-    handler.pipe = HandKeypointDetectionPipeline(model=network, image_processor=processor, allow_urls=False)
+    handler.pipe = HandKeypointDetectionPipeline(
+        model=network, image_processor=processor, detector=small_detector(), allow_urls=False
+    )
+    handler.finds_hands, handler.clear_score = True, NO_CLEAR_HAND
     return modules["serve"], handler
 
 
@@ -106,6 +111,8 @@ def make_request(corpus: dict[str, bytes], draw: random.Random, folder: Path) ->
     if kind == "type":
         types = ("application/json; charset=utf-16", "APPLICATION/JSON", "text/plain", "application/json;" * 1000, "\xff")
         return mutate_bytes(draw, json.dumps(whole).encode()), draw.choice(types)
+    if draw.random() < 0.1:
+        return json.dumps(whole).encode(), "application/json"
     return mutate_json(draw, whole, ("inputs", "parameters", "boxes", "handedness", "threshold")), "application/json"
 
 
