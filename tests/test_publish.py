@@ -22,7 +22,8 @@ DATA |= {"training_arguments.json", "report.json", "handler.py", "serving.py", "
 EXAMPLES = {f"examples/{name}.jpg" for name in ("left", "open", "pointing", "three")}
 FIGURES = {"losses", "joint_errors", "success_rate", "predictions", "failures", "group_errors", "reliability"}
 FIGURES = {f"figures/{name}.png" for name in FIGURES}
-SPACE = {"app.py", "serving.py", "crop.html", "crop.css", "crop.js", "requirements.txt", "README.md", "examples/examples.json"}
+SPACE = {"app.py", "films.py", "serving.py", "crop.html", "crop.css", "crop.js", "requirements.txt", "README.md"}
+SPACE |= {"examples/examples.json"}
 ONNX = {"onnx/model.onnx", "onnx/detector.onnx"}
 SCREENSHOT = {"figures/space.jpg"} if release.hub.SCREENSHOT.is_file() else set()
 

@@ -103,7 +103,7 @@ def test_the_test_command_installs_what_the_pages_tests_import():
     extras.read(ROOT / "setup.cfg")
     extras = dict(extras["options.extras_require"])
     gradio = next(line for line in (ROOT / "demo/space/requirements.txt").read_text().splitlines() if "gradio" in line)
-    assert extras["space"].split() == [gradio]
+    assert extras["space"].split() == [gradio, "av>=16"]
     assert {"onnx", "onnxruntime", "onnxscript"} <= set(re.findall(r"[a-z]+", extras["onnx"]))
     assert "playwright" in extras["browser"]
 

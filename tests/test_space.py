@@ -26,6 +26,7 @@ from transformers import pipeline
 from dataset_script.synthetic import SyntheticHands
 from modeling_handunet import HandUNetConfig, HandUNetForPoseEstimation, HandUNetImageProcessor
 from tests.chromium import CHROMIUM, FLAGS, MISSING
+from tests.small_model import small_detector
 
 ROOT = Path(__file__).resolve().parents[1]
 SPACE = ROOT / "demo" / "space"
@@ -354,6 +355,73 @@ def test_an_example_of_a_left_hand_says_so_and_brings_its_box(page):
     assert box_of(page) == example["box"]
     page.click("#find")
     says(page, "Read: left hand")
+
+
+@pytest.fixture(scope="module")
+def finding_model(model, tmp_path_factory) -> Path:
+    """The model with a detector of random weights, which finds several hands in any picture."""
+    folder = tmp_path_factory.mktemp("finding") / "finder"
+    processor = HandUNetImageProcessor()
+    network = HandUNetForPoseEstimation.from_pretrained(model)
+    pipe = pipeline("keypoint-detection", model=network, image_processor=processor, detector=small_detector())
+    pipe.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.slow
+def test_the_hands_are_there_at_once_and_their_boxes_can_be_corrected(chromium, finding_model, hand, tmp_path):
+    photo, _ = hand
+    photo.save(tmp_path / "party.png")
+    expected = pipeline("keypoint-detection", model=str(finding_model))(photo)[:20]
+    assert len(expected) > 2
+    with served(finding_model, tmp_path) as address, opened(chromium, address) as page:
+        says(page, "Found ")  # an example is answered before anybody asks
+        page.wait_for_selector("#drawing img")
+        assert page.evaluate("window.scrollY") == 0
+        page.set_input_files("#stage input[type=file]", tmp_path / "party.png")
+        page.wait_for_function("document.querySelector('#stage .photo img').alt.includes('900 by 600')")
+        says(page, f"Found {len(expected)} hands: ")
+        hands = json.loads(download(page, "#json"))["hands"]
+        assert [one["label"] for one in hands] == [one["label"] for one in expected]
+        assert page.locator("#stage .hands b").count() == len(expected)
+        page.get_by_text("Not a hand").click()
+        says(page, "Left: ")
+        assert page.locator("#stage .hands b").count() == len(expected) - 1
+        drag(page, on_page(page, (410, 100), photo.size), on_page(page, (840, 530), photo.size))
+        page.get_by_role("radio", name="Left hand").check()
+        page.click("#find")
+        page.wait_for_function(f"document.querySelectorAll('#stage .hands b').length === {len(expected)}")
+        hands = json.loads(download(page, "#json"))["hands"]
+        assert len(hands) == len(expected) and hands[-1]["label"] == "left hand" and hands[-1]["hand_score"] is None
+        assert hands[-1]["box"]["xmin"] == pytest.approx(410, abs=4)
+        for name in ("Video", "Webcam"):
+            page.get_by_role("tab", name=name).click()
+        page.get_by_text("Click to Access Webcam").wait_for()
+
+
+def test_a_film_comes_back_with_its_hands(finding_model, app, tmp_path):
+    av = pytest.importorskip("av", reason="PyAV is not installed: pip install -e '.[space]'")
+    import films
+
+    with av.open(str(tmp_path / "in.mp4"), "w") as out:
+        stream = out.add_stream("h264", rate=10, width=640, height=480, pix_fmt="yuv420p")
+        for shade in (60, 80, 100):
+            picture = Image.new("RGB", (640, 480), (shade, 90, 70))
+            for packet in stream.encode(av.VideoFrame.from_image(picture)):
+                out.mux(packet)
+        for packet in stream.encode():
+            out.mux(packet)
+    models = pipeline("keypoint-detection", model=str(finding_model)).hands
+    said = films.draw_film(str(tmp_path / "in.mp4"), str(tmp_path / "out.mp4"), models)
+    assert said.startswith("3 pictures, ")
+    with av.open(str(tmp_path / "out.mp4")) as film:
+        frames = list(film.decode(video=0))
+    assert (len(frames), frames[0].width, frames[0].height) == (3, 640, 480)
+    (tmp_path / "no.mp4").write_bytes(b"no film")
+    with pytest.raises(ValueError, match="The film cannot be read"):
+        films.draw_film(str(tmp_path / "no.mp4"), str(tmp_path / "out.mp4"), models)
+    picture, sentence = films.Webcam(models)(Image.new("RGB", (1280, 720)))
+    assert picture.size == (640, 360) and sentence
 
 
 @pytest.mark.slow

@@ -8,8 +8,8 @@ A request is raw image bytes, or JSON whose images are base64:
 
 The answer is the pipeline's: per image a list of hands `{"label", "score", "hand_score", "box", "keypoints"}`; for a single
 image only its list, which `InferenceClient(model=url).object_detection(image)` reads.  The list is empty if no hand was
-found.  A hand that is no clear one (`NO_CLEAR_HAND`) also has a `note`, a sentence that says so.  A string is never read as a path or a web address.  The handler needs torch,
-transformers, Pillow and the repository's own files, nothing else.
+found.  A hand that is no clear one (`NO_CLEAR_HAND`) also has a `note`, a sentence that says so.  A string is never read as
+a path or a web address.  The handler needs torch, transformers, Pillow and the repository's own files, nothing else.
 """
 
 import importlib
@@ -88,7 +88,8 @@ class EndpointHandler:
         if hands > MAX_HANDS:
             raise RequestError(413, f"Got {hands} boxes: send at most {MAX_HANDS} in a request.")
         if None in boxes and not self.finds_hands:
-            raise RequestError(400, 'This model has no hand detector: send boxes, or "boxes": "image" for the crop of one hand.')
+            sentence = 'This model has no hand detector: send boxes, or "boxes": "image" for the crop of one hand.'
+            raise RequestError(400, sentence)
         images = self.decode(inputs)
         options = {name: parameters.get(name) for name in ("threshold", "detection_threshold")}
         try:

@@ -1,6 +1,7 @@
 // The photograph's place on the page: choose, drop, paste or photograph a picture, and draw the box round the hand.
 // Gradio calls this once with `element`, `props`, `trigger`, `upload` and `watch`.  What Python is told is props.value:
-// {path, name} or {example} with the event "photo", then {box} in pixels of the upright photograph with every event.
+// {path, name}, {example} or {remove} with the event "photo", then {box, hand} in pixels of the upright photograph with
+// every event: `hand` is the number of the hand whose box it is, or null for a new one.
 const find = (selector) => element.querySelector(selector);
 const [place, photo, picture, box, square, video, input] =
   [".place", ".photo", ".photo img", ".box", ".square", "video", "input"].map(find);
@@ -8,6 +9,8 @@ const SMALLEST = 0.02; // of the photograph's longer side
 let opened = null; // Python's answer to the photograph that is shown
 let current = null; // the box [x, y, width, height], px of the photograph
 let fresh = true; // nobody has touched the box yet: a drag that starts in it draws a new one, and later ones move it
+let hands = []; // of the photograph: {box, label}
+let selected = null; // number of the hand whose box is the current one
 let drag = null;
 let stream = null;
 let latest = 0; // number of the newest photograph; an older one that arrives late is dropped
@@ -49,7 +52,14 @@ function show() {
   const answer = props.answer;
   if (!answer || (answer.preview !== undefined && answer.number !== latest)) return;
   say(answer.message, Boolean(answer.bad));
-  if (answer.preview === undefined) return; // a sentence about the photograph that is there
+  place.dataset.number = props.start ? latest : latest + 1; // 1 is the example that the page begins with
+  if (answer.preview === undefined) { // about the photograph that is there
+    if (answer.hands && answer.number === latest) {
+      list(answer.hands, answer.selected);
+      fresh = fresh || selected === null;
+    }
+    return;
+  }
   opened = answer;
   const there = Boolean(answer.preview);
   photo.hidden = find(".under").hidden = !there;
@@ -57,14 +67,40 @@ function show() {
   place.classList.toggle("full", there);
   current = null;
   if (!there) {
+    list([], null);
     picture.removeAttribute("src");
     props.value = { number: latest };
     return;
   }
   picture.src = answer.preview;
   picture.alt = `The photograph, ${answer.width} by ${answer.height} pixels`;
+  list(answer.hands || [], answer.selected ?? null);
   set(answer.box);
-  fresh = true;
+  fresh = selected === null;
+}
+
+// The hands that there are: a thin box each, but for the one that is being corrected.
+
+function list(found, number) {
+  [hands, selected] = [found, number];
+  find(".hands").replaceChildren(...hands.map(({ box: [x, y, width, height], label }, index) => {
+    const node = Object.assign(document.createElement("b"), { textContent: label, hidden: index === selected });
+    node.dataset.hand = index;
+    Object.assign(node.style, {
+      left: `${(100 * x) / opened.width}%`, top: `${(100 * y) / opened.height}%`,
+      width: `${(100 * width) / opened.width}%`, height: `${(100 * height) / opened.height}%`,
+    });
+    return node;
+  }));
+  find('[data-do="remove"]').hidden = selected === null;
+  if (current) set(current);
+}
+
+function select(index) {
+  list(hands, index);
+  if (index === null) return;
+  set(hands[index].box);
+  fresh = false;
 }
 
 // The box.
@@ -87,7 +123,7 @@ function set([x, y, width, height]) {
   put(box, x, y, width, height);
   put(square, x + width / 2 - side / 2, y + height / 2 - side / 2, side, side);
   find("output").textContent = `${Math.round(width)} × ${Math.round(height)} px at ${Math.round(x)}, ${Math.round(y)}`;
-  props.value = { box: current, number: latest };
+  props.value = { box: current, hand: selected, number: latest };
 }
 
 function place_of(event) {
@@ -104,9 +140,10 @@ photo.addEventListener("pointerdown", (event) => {
   const [x, y, width, height] = current;
   const grip = event.target.dataset.grip;
   const at = place_of(event);
+  const tapped = event.target.dataset.hand; // another hand's box: a tap selects it, and a drag draws a new one
   if (grip) drag = { fixed: [grip.includes("w") ? x + width : x, grip.includes("n") ? y + height : y] };
   else if (event.target === box && !fresh) drag = { offset: [at[0] - x, at[1] - y] };
-  else drag = { fixed: at, drawn: true, before: current };
+  else drag = { fixed: at, drawn: true, before: current, tapped };
 });
 photo.addEventListener("pointermove", (event) => {
   if (!drag || !event.isPrimary) return;
@@ -121,7 +158,11 @@ for (const end of ["pointerup", "pointercancel"]) {
   photo.addEventListener(end, () => {
     if (drag && drag.drawn && Math.max(current[2], current[3]) < 2.5 * SMALLEST * Math.max(opened.width, opened.height)) {
       set(drag.before); // a tap, not a box
-    } else if (drag) fresh = false;
+      if (drag.tapped !== undefined) select(Number(drag.tapped));
+    } else if (drag) {
+      fresh = false;
+      if (drag.drawn) select(null); // a new hand's
+    }
     drag = null;
   });
 }
@@ -192,7 +233,8 @@ document.addEventListener("visibilitychange", () => {
 // Buttons, dropping, pasting, examples.
 
 const actions = { choose: () => input.click(), camera: startCamera, shoot, stop: () => { stopCamera(); say(""); },
-  reset: () => { set(opened.box); fresh = true; } };
+  reset: () => { list(hands, opened.selected ?? null); set(opened.box); fresh = selected === null; },
+  remove: () => ask({ remove: selected }, "Removing the hand …") };
 element.addEventListener("click", (event) => {
   const button = event.target.closest("button");
   if (!button) return;
@@ -228,3 +270,7 @@ props.examples.forEach(({ title, thumbnail }, index) => {
 });
 watch("answer", show);
 show();
+if (props.start) { // an example is answered before anybody asks
+  latest += 1;
+  ask({ example: 0 }, "Opening the example …");
+}
