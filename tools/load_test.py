@@ -1,6 +1,8 @@
-"""Load the endpoint on this machine with bombs, slow clients and ordinary visitors together, and print how long these wait.
+"""Load the endpoint or the Space on this machine with bombs, slow clients and ordinary visitors together, and print how long
+these wait.
 
     python -m tools.load_test --seconds 60                             # starts demo/endpoint/serve.py on weights/handunet-base
+    python -m tools.load_test --seconds 60 --space                     # demo/space/app.py
     python -m tools.load_test --model outputs/handunet/model --visitors 4 --bombs 4 --slow 40
 
 An ordinary visitor sends a photograph, waits for the answer, and sends the next one a moment later.  A bomb is an image that
@@ -13,7 +15,9 @@ import base64
 import contextlib
 import http.client
 import io
+import itertools
 import json
+import re
 import socket
 import statistics
 import struct
@@ -21,6 +25,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections import Counter
 from pathlib import Path
 
@@ -115,19 +120,51 @@ class Load:
         )
 
 
+class SpaceLoad(Load):
+    """The same at the Space, as its page sends photographs: a file, then a place in the queue."""
+
+    sessions = itertools.count()
+
+    def post(self, body: bytes, kind: str) -> tuple[int, object]:
+        base, name = f"http://127.0.0.1:{self.port}", f"load-{next(self.sessions)}"
+        form = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.jpg"\r\n\r\n' + body + b"\r\n--x--\r\n"
+        path = self.ask(f"{base}/gradio_api/upload", form, "multipart/form-data; boundary=x")[0]
+        photo = {"path": path, "name": "a.jpg", "number": 1}
+        call = {"data": [photo, None, None], "fn_index": self.function(base), "session_hash": name}
+        self.ask(f"{base}/gradio_api/queue/join", json.dumps(call).encode(), "application/json")
+        with urllib.request.urlopen(f"{base}/gradio_api/queue/data?session_hash={name}", timeout=120) as stream:
+            text = stream.read().decode()
+        if "data:image" in text:
+            return 200, []
+        found = re.search(r'"message": ?"([^"]{5,}?)"', text)
+        return 400, found[1] if found else text[-200:]
+
+    def ask(self, url: str, body: bytes, kind: str):
+        with urllib.request.urlopen(urllib.request.Request(url, body, {"Content-Type": kind}), timeout=120) as answer:
+            return json.load(answer)
+
+    def function(self, base: str) -> int:
+        """The number of the function that opens photographs."""
+        with urllib.request.urlopen(f"{base}/config", timeout=120) as answer:
+            entries = json.load(answer)["dependencies"]
+        return next(entry["id"] for entry in entries if entry["targets"] and entry["targets"][0][1] == "photo")
+
+
 BOMBS = bombs()
 
 
 @contextlib.contextmanager
-def served(model: Path):
-    """The port of `serve.py` in a process of its own."""
-    command = [sys.executable, str(ROOT / "demo" / "endpoint" / "serve.py"), "--model", str(model), "--port", "0"]
+def served(model: Path, program: str):
+    """The port of `program` in a process of its own."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-u", str(ROOT / "demo" / program), "--model", str(model), "--port", str(port)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         line = process.stdout.readline()
-        if not line.startswith("Listening on "):
-            sys.exit("load_test: the endpoint did not start")
-        yield int(line.split(":")[2].split(",")[0])
+        if str(port) not in line:
+            sys.exit(f"load_test: {program} did not start: {line}")
+        yield port
     finally:
         process.terminate()
         process.wait(30)
@@ -137,6 +174,7 @@ def served(model: Path):
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=ROOT / "weights" / "handunet-base", help="a saved folder")
+    parser.add_argument("--space", action="store_true", help="load the Space, not the endpoint")
     parser.add_argument("--seconds", type=float, default=60, help="how long each of the two parts takes")
     parser.add_argument("--visitors", type=int, default=3)
     parser.add_argument("--bombs", type=int, default=3, help="clients that send one bomb after another")
@@ -144,11 +182,12 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     if not 0 < args.seconds <= MAX_SECONDS or not 0 < args.visitors + args.bombs + args.slow <= MAX_CLIENTS:
         parser.error(f"at most {MAX_SECONDS} s and {MAX_CLIENTS} clients")
-    with served(args.model) as port:
-        Load(port, 1).run(1, 0, 0)  # the first request is slower
-        alone = Load(port, args.seconds).run(args.visitors, 0, 0)
+    load = SpaceLoad if args.space else Load
+    with served(args.model, "space/app.py" if args.space else "endpoint/serve.py") as port:
+        load(port, 1).run(1, 0, 0)  # the first request is slower
+        alone = load(port, args.seconds).run(args.visitors, 0, 0)
         print(alone.report("alone"), flush=True)
-        together = Load(port, args.seconds).run(args.visitors, args.bombs, args.slow)
+        together = load(port, args.seconds).run(args.visitors, args.bombs, args.slow)
         print(together.report("together"))
         for (name, status), count in sorted(together.answers.items(), key=str):
             print(f"  {name}: {status}, {count} times")
