@@ -27,7 +27,7 @@ FILES = [
     for path in sorted(ROOT.rglob("*.py"))
     if not any(part in IGNORED or part.startswith(".") for part in path.relative_to(ROOT).parts)
 ]
-OWN = {path.parts[0].removesuffix(".py") for path in FILES} | {"serving"}  # demo/serving.py, which goes beside the servers
+OWN = {path.parts[0].removesuffix(".py") for path in FILES} | {"serving", "films"}  # of demo/, which go beside the servers
 # What `train.py` imports. The README installs only the extra `train` for it.
 OF_A_TRAINING = {"modeling_handunet", "dataset_script", "training", "release", "metrics", "train", "predict", "handunet"}
 

@@ -186,7 +186,7 @@ def draw_answer(photo: Image.Image, hands: list[dict]) -> Image.Image:
     for hand in hands:
         points = [(point["x"], point["y"]) for point in hand["keypoints"]]
         if doubt(hand, NO_CLEAR_HAND):
-            photo = draw_guess(photo, points, f"No clear hand: mean confidence {hand['score']:.2f}")
+            photo = draw_guess(photo, points, f"No clear hand: {hand['score']:.2f}")
         else:
             photo = draw_hand(photo, points, [point["score"] for point in hand["keypoints"]])
     return photo
@@ -218,8 +218,8 @@ def corners(hand: dict) -> list[tuple[float, float]]:
 
 
 def listed(hands: list[dict]) -> str:
-    """The hands in words: "2 hands: left, right"."""
-    sides = ", ".join(hand["label"].split()[0] for hand in hands)
+    """The hands in words: "2 hands: left, right?", where the question mark says that it is no clear hand."""
+    sides = ", ".join(hand["label"].split()[0] + "?" * bool(doubt(hand, NO_CLEAR_HAND)) for hand in hands)
     return f"{len(hands)} hand{'s' if len(hands) > 1 else ''}: {sides}"
 
 
