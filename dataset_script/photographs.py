@@ -236,14 +236,15 @@ def read_licenses(folder: str | os.PathLike) -> dict[str, str]:
     return licenses
 
 
-def read_terms(folder: str | os.PathLike) -> list[SourceTerms]:
+def read_terms(folder: str | os.PathLike, max_disagreement: float = math.inf) -> list[SourceTerms]:
     """The sources of a folder with their licences and numbers of hands, in the order of their names.
 
-    Licences are those of [`read_licenses`].
+    Licences are those of [`read_licenses`].  Hands with a larger `disagreement` do not count.
     """
     folder = Path(folder)
     licenses = read_licenses(folder)
-    hands = Counter((hand["source"], hand["split"]) for hand in read_photographs(folder))
+    used = [hand for hand in read_photographs(folder) if hand["disagreement"] <= max_disagreement]
+    hands = Counter((hand["source"], hand["split"]) for hand in used)
     return [
         SourceTerms(source.replace("+", "/"), licenses.get(source), hands[source, "train"], hands[source, "validation"])
         for source in sorted({source for source, _ in hands}, key=str.lower)

@@ -163,6 +163,8 @@ def test_every_source_of_the_real_photographs_has_its_terms(shared_data):
     terms = read_terms(shared_data / "photographs")
     assert len(terms) == 35 and all(source.license for source in terms)
     assert (sum(source.train for source in terms), sum(source.validation for source in terms)) == (8740, 1299)
+    used = read_terms(shared_data / "photographs", 0.03)
+    assert (sum(source.train for source in used), sum(source.validation for source in used)) == (8439, 1211)
     assert not any(source.train and source.validation for source in terms)  # whole sources are held out
 
 

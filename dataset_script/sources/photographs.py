@@ -96,7 +96,7 @@ class PhotographsSource(Source):
         return self.augment(batch["image"], batch["keypoints"], keys)
 
     def describe(self) -> Description:
-        rows = read_terms(self.options.photographs)
+        rows = read_terms(self.options.photographs, self.options.max_disagreement)
         hands = sum(row.train for row in rows)
         return Description(
             name="photographs",
