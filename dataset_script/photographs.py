@@ -35,6 +35,7 @@ from modeling_handunet.images import load_image
 
 PARTS = ("train", "validation")
 SIDE = 224  # px of a square
+MAX_DISAGREEMENT = 0.03  # of the teacher's looks, of the hand's box: others are not trained on, unless asked for
 FILL = 0.3  # longer side of the hand's box, of the square
 # Raise when the same files make other rows, so that caches on disk are made anew.
 VERSION = 1
@@ -60,7 +61,7 @@ class Photographs:
         folder: str | os.PathLike,
         part: str = "train",
         *,
-        max_disagreement: float = 0.03,
+        max_disagreement: float = MAX_DISAGREEMENT,
         most_per_source: int = 400,
         cache_dir: str | os.PathLike | None = None,
     ):

@@ -15,10 +15,13 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
-from .hands import DETECTION_THRESHOLD, FoundHand, HandModels, box_crop, hand_size, keypoints_box
+from .hands import FoundHand, HandModels, box_crop, hand_size, keypoints_box
 from .images import load_image
 from .keypoints import describe_hand
 from .nesting import HANDEDNESS
+
+# Detections of a lower score do not begin a hand.
+DETECTION_THRESHOLD = 0.3
 
 
 @dataclass(frozen=True)

@@ -204,7 +204,7 @@ def shared_rules() -> dict:
     """What is written to the page's file of constants."""
     from dataclasses import asdict
 
-    from modeling_handunet.hands import DETECTION_THRESHOLD
+    from modeling_handunet.tracking import DETECTION_THRESHOLD
 
     return {"detection_threshold": DETECTION_THRESHOLD, **asdict(RULES)}
 

@@ -1,5 +1,6 @@
 """Whole photographs of people, mixed with scenes of drawn and cut-out hands, as the hand detector's source."""
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,10 +14,10 @@ from dataset_script.detection_scenes import DetectionScenes
 from dataset_script.hand_tiles import HandTiles
 from dataset_script.layers import layer_rows
 from dataset_script.people import People
-from dataset_script.photographs import Photographs
+from dataset_script.photographs import MAX_DISAGREEMENT, Photographs, read_licenses, read_terms
 from dataset_script.sources.base import Description, Items, Rule, Splits, Stream, option
 from dataset_script.sources.photographs import rows_of, spread
-from dataset_script.sources.scenes import ScenesOptions, gpu_has_room, hands_for_scenes
+from dataset_script.sources.scenes import ScenesOptions, background_credits, gpu_has_room, hands_for_scenes
 from dataset_script.sources.synthetic import ENDLESS, DrawnSource, draws_on
 from dataset_script.squares import Squares, background_squares, squares_on_device
 from dataset_script.synthetic import SyntheticHands
@@ -154,16 +155,30 @@ class PeopleSource(DrawnSource):
         """A training batch's pictures and labels; the stream has drawn them by such keys."""
         return DetectionInputs.of_batch(batch)
 
+    def _credits(self, people: People | None) -> tuple[tuple[str, str, str], ...]:
+        """The sources of what is trained on, with their licences and numbers."""
+        options, licenses = self.options, read_licenses(self.options.people)
+        counts = Counter(people.sources) if people else {}
+        rows = [(name, licenses.get(name, "not stated"), f"{count} photographs of people") for name, count in counts.items()]
+        if options.hand_tiles:
+            terms = read_terms(options.hand_tiles, MAX_DISAGREEMENT)
+            rows += [(row.source, row.license or "not stated", f"{row.train} close hands") for row in terms if row.train]
+        rows += background_credits(options.photos) if options.photos else ()
+        return tuple(sorted((name.replace("+", "/"), terms, what) for name, terms, what in rows))
+
     def describe(self) -> Description:
         people = self.splits().train.samples.people.people if not self.eval_only else None
         counted = f"{len(people):,} photographs of people, {int(people.by_eye.sum()):,} of them" if people else "Photographs"
         drawn = "drawn hands and cut-out photographs" if self.options.cutouts else "drawn hands"
+        tiles = self.splits().train.samples.tiles if people else None
+        close = f"{len(tiles.hands):,} close photographs of hands, and " if tiles else ""
         return Description(
             name="people",
             data=(
-                f"{counted} marked by eye, and scenes of {drawn}. {self.provenance()} Validation and test are photographs of "
-                "whole other sources, and not the same ones."
+                f"{counted} marked by eye, {close}scenes of {drawn}. {self.provenance()} Validation and test are photographs "
+                "of whole other sources, and not the same ones."
             ),
+            credits=self._credits(people),
             limits="Small, blurred, gloved and half hidden hands are rare in its data: expect it to miss more of them.",
             pictures="The photographs are from the held-out sources.",
             private=True,

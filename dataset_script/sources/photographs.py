@@ -10,7 +10,7 @@ from torch import Tensor
 from dataset_script.augmentation import augmentation_keys
 from dataset_script.hand_crops import HandCrops
 from dataset_script.photo_augmentation import PhotoAugmentation
-from dataset_script.photographs import Photographs, read_terms
+from dataset_script.photographs import MAX_DISAGREEMENT, Photographs, read_terms
 from dataset_script.scenes import load_photos
 from dataset_script.sources.base import Description, Items, Source, SourceOptions, Splits, Stream, Terms, option
 from dataset_script.sources.synthetic import draws_on
@@ -22,7 +22,7 @@ class PhotographsOptions(SourceOptions):
 
     photographs: str | None = option(None, "photographs: a folder of labelled squares, as `dataset_script.photographs` says")
     photographs_share: float | None = option(None, "photographs: mix them with scenes; the share of the samples they get")
-    max_disagreement: float = option(0.03, "photographs: leave out hands if the teacher's looks differ by more of the box")
+    max_disagreement: float = option(MAX_DISAGREEMENT, "photographs: leave out hands if the teacher's looks differ more")
     most_per_source: int = option(400, "photographs: a source counts at most as much as this many pictures")
 
 
