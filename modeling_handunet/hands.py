@@ -29,6 +29,8 @@ DETECTION_WEIGHT = 0.3
 # Two found hands are one if their keypoints lie, on average, within this share of the larger one's size.  Of pairs of different
 # hands in photographs of people, 1 in 100 come closer than 0.8; of wrong and right sides of one hand, most lie within 0.3.
 SAME_HAND = 0.35
+# Or if they were read as two sides, and the boxes of their keypoints overlap by this IoU.
+SAME_BOX = 0.5
 # Look again if the first reading fills its crop by less or more than these shares of what a hand's box should, or if its
 # middle lies off the crop's by more than this share of the hand.
 LEAST_FILL, MOST_FILL = 0.75, 1.35
@@ -269,10 +271,20 @@ def hand_size(keypoints: np.ndarray) -> float:
     return float(np.ptp(keypoints, axis=0).max())
 
 
+def overlap(one, other) -> float:
+    """Intersection over union of two boxes."""
+    width, height = (min(one[axis + 2], other[axis + 2]) - max(one[axis], other[axis]) for axis in (0, 1))
+    both = max(width, 0) * max(height, 0)
+    areas = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (one, other))
+    return both / max(areas - both, 1e-9)
+
+
 def is_same_hand(one: Reading, other: Reading) -> bool:
-    """Whether two readings are of one hand: their keypoints coincide, whichever side they were read as."""
+    """Whether two readings are of one hand: their keypoints coincide or, if they were read as two sides, their boxes."""
     distance = float(np.hypot(*(one.keypoints - other.keypoints).T).mean())
-    return distance <= SAME_HAND * max(hand_size(one.keypoints), hand_size(other.keypoints))
+    if distance <= SAME_HAND * max(hand_size(one.keypoints), hand_size(other.keypoints)):
+        return True
+    return one.side != other.side and overlap(keypoints_box(one.keypoints), keypoints_box(other.keypoints)) >= SAME_BOX
 
 
 __all__ = [
@@ -286,5 +298,6 @@ __all__ = [
     "hand_size",
     "is_same_hand",
     "keypoints_box",
+    "overlap",
     "steps",
 ]

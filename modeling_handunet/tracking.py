@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
-from .hands import FoundHand, HandModels, box_crop, hand_size, keypoints_box
+from .hands import FoundHand, HandModels, box_crop, hand_size, keypoints_box, overlap
 from .images import load_image
 from .keypoints import describe_hand
 from .nesting import HANDEDNESS
@@ -366,14 +366,6 @@ def closest_pairs(pairs: list[tuple[float, int, int]]) -> list[tuple[int, int]]:
 def keypoint_distance(one: np.ndarray, other: np.ndarray) -> float:
     """Mean distance of two hands' keypoints (21, 2) in pixels."""
     return float(np.hypot(*(one - other).T).mean())
-
-
-def overlap(one, other) -> float:
-    """Intersection over union of two boxes."""
-    width, height = (min(one[axis + 2], other[axis + 2]) - max(one[axis], other[axis]) for axis in (0, 1))
-    both = max(width, 0) * max(height, 0)
-    areas = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (one, other))
-    return both / max(areas - both, 1e-9)
 
 
 def is_one_hand(one: Sight, other: Sight, rules: TrackingRules = RULES) -> bool:

@@ -80,7 +80,7 @@ def judged_photographs(key: str) -> Callable[[], str]:
 
 # Where the README counts something, with a group for each count, and what the counts are.  Lines may break at spaces.
 SENTENCES = (
-    (r"`handunet-base` also on ([\d,]+) photographs of real hands", [labelled_photographs]),
+    (r"and on ([\d,]+) photographs of real hands with free terms", [labelled_photographs]),
     (
         r"errors on (\d+) photographs of real hands from (\d+) sources",
         [judged_photographs("hands"), judged_photographs("sources")],

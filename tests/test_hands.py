@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from modeling_handunet.crops import Crop
-from modeling_handunet.hands import FoundHand, Reading, find_hands, second_crop
+from modeling_handunet.hands import FoundHand, Reading, find_hands, is_same_hand, second_crop
 from modeling_handunet.keypoints import KEYPOINT_NAMES
 
 UP = (0.0, -1.0)
@@ -86,6 +86,16 @@ def test_two_detections_of_one_hand_are_one():
     assert hand_scores(models) == [0.9, 0.75]
     # Boxes that the caller gave are hands of their own.
     assert len(find_hands(models, PHOTO, boxes=[[40, 60, 80, 100], [45, 62, 80, 102]])) == 2
+
+
+def test_one_hand_read_as_two_sides_is_one_if_the_boxes_coincide():
+    points = np.random.default_rng(0).uniform(0, 100, (21, 2))
+    mirrored = np.stack([100 - points[:, 0], points[:, 1]], 1)  # far from the others, in the same box
+    right, left, beside = (
+        Reading(Crop((0, 0, 100), 128, mirrored=side == "left"), values, np.ones(21))
+        for side, values in (("right", points), ("left", mirrored), ("left", mirrored + 70))
+    )
+    assert is_same_hand(right, left) and not is_same_hand(right, beside)
 
 
 def test_at_most_max_hands_are_answered_and_doubles_do_not_count():
