@@ -94,7 +94,7 @@ def test_every_link_and_module_in_the_documents_exists():
 def test_the_ci_script_finds_the_readmes_test_command():
     pattern = re.search(r"grep -m 1 -E '([^']+)'", (ROOT / ".ci/run").read_text()).group(1)
     commands = [line for line in README.splitlines() if re.search(pattern, line)]
-    install = "pip install -c constraints.txt -e '.[train,test,onnx,browser,space,benchmarks]'"
+    install = "pip install -c constraints.txt -e '.[train,test,onnx,video,browser,space,benchmarks]'"
     assert commands == [f"{install} && ruff check . && python -m pytest"]
 
 
