@@ -171,7 +171,8 @@ class HandModels {
    */
   async read(picture, places) {
     const { image_size: size, box_fill: fill } = this.settings;
-    const squares = places.map(({ box: [left, top, right, bottom] }) => boxToSquare([left, top, right - left, bottom - top], fill));
+    const toBox = ([left, top, right, bottom]) => [left, top, right - left, bottom - top];
+    const squares = places.map(({ box }) => boxToSquare(toBox(box), fill));
     const cut = new Map(); // a place that is read as both sides is cut once
     places.forEach(({ box }, index) => cut.has(box) || cut.set(box, cropSquare(picture, squares[index], size)));
     const crops = places.map(({ box }) => cut.get(box));
