@@ -1,10 +1,10 @@
-"""Write what the tracking in Python and in the browser page share: the constants, and the recorded cases.
+"""Write what Python and the browser page share in finding and following hands: the constants, and the recorded cases.
 
-    python -m scripts.tracking_cases    # writes demo/web/src/tracking_rules.json and tests/data/tracking_cases.json
+    python -m scripts.tracking_cases    # tests/data/tracking_cases.json, and {tracking,finding}_rules.json in demo/web/src
 
 A case is a film of hands as plain numbers, and what the tracking answers: `read` and `detect` say how to play the two
 networks.  `tests/test_tracking.py` says of each case in words which ids are right, and the tests of both languages compare
-every number.
+every number.  A photograph is a single frame, for the rules of hands.py, which `tests/test_hands.py` puts into words.
 """
 
 import json
@@ -13,11 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from modeling_handunet.hands import FoundHand, keypoints_box
+from modeling_handunet import hands
+from modeling_handunet.hands import FoundHand, find_hands, keypoints_box
 from modeling_handunet.tracking import RULES, HandTracks, detector_box
 
 ROOT = Path(__file__).resolve().parent.parent
 RULES_FILE = ROOT / "demo" / "web" / "src" / "tracking_rules.json"
+FINDING_RULES_FILE = RULES_FILE.with_name("finding_rules.json")
 CASES_FILE = ROOT / "tests" / "data" / "tracking_cases.json"
 SIZE = (640, 480)
 
@@ -29,7 +31,8 @@ TEMPLATE = [
 ]  # fmt: skip
 # How the cases play the network that reads keypoints: the hand whose middle is nearest to the place's, if it is within this
 # share of the place's longer side.  Read as the other side, it is less sure.  Where no hand is, the score is that of nothing.
-REACH, WRONG_SIDE, NOTHING = 0.6, 0.6, 0.05
+# A hand with a `found_box` is read the less surely the worse its crop fits, and shifted by up to this share of its size.
+REACH, WRONG_SIDE, NOTHING, MISFIT = 0.6, 0.6, 0.05, 0.3
 
 
 def keypoints_of(hand: dict) -> np.ndarray:
@@ -51,7 +54,12 @@ class PlayedHands:
     def detect(self, photo=None) -> list[FoundHand]:
         self.detector_runs += 1
         found = [
-            FoundHand(detector_box(keypoints_of(hand)), hand.get("found_side", hand["side"]), hand["found"], (0.0, -1.0))
+            FoundHand(
+                hand.get("found_box", detector_box(keypoints_of(hand))),
+                hand.get("found_side", hand["side"]),
+                hand["found"],
+                (0.0, -1.0),
+            )
             for hand in self.hands
             if hand["found"] > 0
         ]
@@ -72,7 +80,11 @@ class PlayedHands:
         if not near:
             return keypoints_of({"x": x, "y": y, "size": extent, "side": "right"}), np.full(21, NOTHING)
         hand = self.hands[min(near)[1]]
-        return keypoints_of(hand), np.full(21, hand["read"] * (1 if hand["side"] == hand_side else WRONG_SIDE))
+        keypoints, score = keypoints_of(hand), hand["read"] * (1 if hand["side"] == hand_side else WRONG_SIDE)
+        if "found_box" in hand:  # a crop that does not fit costs certainty and truth
+            fit = min(extent / hand["size"], hand["size"] / extent)
+            keypoints, score = keypoints + (MISFIT * (1 - fit) * hand["size"], 0), score * fit
+        return keypoints, np.full(21, score)
 
 
 class Frame:
@@ -194,10 +206,62 @@ def cases() -> list[dict]:
     ]
 
 
+def play_photograph(case: dict) -> dict:
+    """What is found in a photograph, and how many places are read."""
+    models = PlayedHands()
+    models.hands = case["hands"]
+    found = find_hands(models, Frame(SIZE), case.get("boxes"), case.get("handedness"))
+    return {"places": models.places, "hands": [_short_found(hand) for hand in found]}
+
+
+def _short_found(hand: dict) -> dict:
+    score = hand["hand_score"]
+    box = [round(hand["box"][side], 2) for side in ("xmin", "ymin", "xmax", "ymax")]
+    return {**_short({"id": None, **hand}), "box": box, "hand_score": None if score is None else round(score, 4)}
+
+
+def photographs() -> list[dict]:
+    """Single frames, with what find_hands is asked about them."""
+    right, left = hand(150, 240), hand(450, 240, side="left", found_side="right", found=0.9)
+    wide, beside = [60, 120, 300, 360], [100, 190, 160, 290]  # of hands of 100 px at (180, 240) and (170, 240)
+    rng = np.random.default_rng(1)
+    crowd = [
+        hand(
+            rng.uniform(60, 580), rng.uniform(60, 420), int(rng.integers(30, 120)), rng.choice(["right", "left"]).item(),
+            round(rng.uniform(0.2, 1), 2), round(rng.uniform(0.1, 1), 2), found_side="right",
+        )
+        for _ in range(40)
+    ]  # fmt: skip
+    return [
+        {"name": "two hands, the second found as the wrong side", "hands": [right, left]},
+        {"name": "all are known to be left", "hands": [right, left], "handedness": "left"},
+        {"name": "no hand", "hands": []},
+        {"name": "a face, which cannot be read", "hands": [right, hand(450, 100, read=0.2, found=0.95)]},
+        {"name": "a weak detection that is read surely", "hands": [hand(150, 240, read=0.95, found=0.22)]},
+        {"name": "a detection too weak for a look", "hands": [hand(150, 240, read=1, found=0.19)]},
+        {"name": "the reading decides the order", "hands": [hand(150, 240, read=0.7, found=0.9), hand(450, 240, read=0.9)]},
+        {"name": "a hand found twice", "hands": [hand(300, 240, 150), hand(315, 255, 140, found=0.7)]},
+        {"name": "a box too wide", "hands": [hand(180, 240, found_box=wide)]},
+        {"name": "a box beside the hand", "hands": [hand(170, 240, found_box=beside)]},
+        {"name": "a given box", "hands": [right], "boxes": [[100, 190, 100, 100]]},
+        {
+            "name": "a given box, too wide",
+            "hands": [hand(180, 240, side="left", found_box=wide)],
+            "boxes": [[60, 120, 240, 240]],
+        },
+        {"name": "a given box without a hand", "hands": [], "boxes": [[100, 190, 100, 100]]},
+        {"name": "a crowd", "hands": crowd},
+        {"name": "a crowd of right hands", "hands": crowd, "handedness": "right"},
+    ]
+
+
 def shared_cases() -> dict:
     """What is written to the file of cases."""
-    recorded = [{**case, "expected": play(case)} for case in cases()]
-    return {"size": SIZE, "template": TEMPLATE, "reach": REACH, "wrong_side": WRONG_SIDE, "nothing": NOTHING, "cases": recorded}
+    return {
+        "size": SIZE, "template": TEMPLATE, "reach": REACH, "wrong_side": WRONG_SIDE, "nothing": NOTHING, "misfit": MISFIT,
+        "cases": [{**case, "expected": play(case)} for case in cases()],
+        "photographs": [{**case, "expected": play_photograph(case)} for case in photographs()],
+    }  # fmt: skip
 
 
 def shared_rules() -> dict:
@@ -209,9 +273,18 @@ def shared_rules() -> dict:
     return {"detection_threshold": DETECTION_THRESHOLD, **asdict(RULES)}
 
 
+def shared_finding_rules() -> dict:
+    """What is written to the page's file of constants for finding hands."""
+    names = (
+        "DETECTION_THRESHOLD", "HAND_THRESHOLD", "DETECTION_WEIGHT", "SAME_HAND", "LEAST_FILL", "MOST_FILL", "OFF_CENTRE"
+    )  # fmt: skip
+    return {name.lower(): getattr(hands, name) for name in names}
+
+
 if __name__ == "__main__":
     CASES_FILE.parent.mkdir(exist_ok=True)
     CASES_FILE.write_text(json.dumps(shared_cases(), separators=(",", ":")).replace('{"name"', '\n{"name"') + "\n")
     RULES_FILE.write_text(json.dumps(shared_rules(), indent=2) + "\n")
-    for path in (CASES_FILE, RULES_FILE):
+    FINDING_RULES_FILE.write_text(json.dumps(shared_finding_rules(), indent=2) + "\n")
+    for path in (CASES_FILE, RULES_FILE, FINDING_RULES_FILE):
         print(f"{path.relative_to(ROOT)}: {path.stat().st_size:,} bytes")

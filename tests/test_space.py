@@ -250,7 +250,7 @@ def choose(page, tmp_path):
     return give
 
 
-def says(page, words: str) -> None:
+def says(page, words: str | re.Pattern) -> None:
     """Wait until the page says so."""
     try:
         page.locator("#stage .message", has_text=words).wait_for()

@@ -9,7 +9,17 @@ from PIL import Image
 
 from modeling_handunet import HandTracker, HandUNetImageProcessor
 from modeling_handunet.tracking import RULES, HandTracks, one_euro
-from scripts.tracking_cases import CASES_FILE, RULES_FILE, PlayedHands, hand, play, shared_cases, shared_rules
+from scripts.tracking_cases import (
+    CASES_FILE,
+    FINDING_RULES_FILE,
+    RULES_FILE,
+    PlayedHands,
+    hand,
+    play,
+    shared_cases,
+    shared_finding_rules,
+    shared_rules,
+)
 from tests.small_model import small_network
 from tests.test_torch_hands import small_detector
 
@@ -39,6 +49,12 @@ def test_the_recorded_cases_come_out_as_they_were_recorded(case):
 
 def test_the_page_has_the_constants_of_the_package():
     assert json.loads(RULES_FILE.read_text()) == shared_rules()
+    assert json.loads(FINDING_RULES_FILE.read_text()) == shared_finding_rules()
+
+
+def test_the_recorded_photographs_come_out_as_they_were_recorded():
+    recorded = json.loads(CASES_FILE.read_text())["photographs"]
+    assert json.loads(json.dumps(shared_cases()["photographs"])) == recorded, "python -m scripts.tracking_cases"
 
 
 def test_a_followed_hand_keeps_its_id_and_needs_the_detector_a_few_times_a_second():

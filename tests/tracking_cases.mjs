@@ -1,14 +1,17 @@
-// Plays the recorded cases of tests/data/tracking_cases.json with the page's tracking, and prints its answers as JSON.
+// Plays the recorded cases of tests/data/tracking_cases.json with the page's rules, and prints its answers as JSON.
 //
-//     node tracking_cases.mjs TRACKING.js RULES.json CASES.json
+//     node tracking_cases.mjs SRC CASES.json    # SRC is demo/web/src
 
 import { readFileSync } from "node:fs";
+import { join } from "node:path";
 import { pathToFileURL } from "node:url";
 
-const [tracking, rulesFile, casesFile] = process.argv.slice(2);
-const { HandTracks, detectorBox, keypointsBox } = await import(pathToFileURL(tracking));
-const rules = JSON.parse(readFileSync(rulesFile));
-const { size, template, reach, wrong_side: wrongSide, nothing, cases } = JSON.parse(readFileSync(casesFile));
+const [src, casesFile] = process.argv.slice(2);
+const { HandTracks, detectorBox, keypointsBox } = await import(pathToFileURL(join(src, "tracking.js")));
+const { findHands, readHand } = await import(pathToFileURL(join(src, "find_hands.js")));
+const [rules, findingRules] = ["tracking", "finding"].map((name) => JSON.parse(readFileSync(join(src, `${name}_rules.json`))));
+const recorded = JSON.parse(readFileSync(casesFile));
+const { size, template, reach, wrong_side: wrongSide, nothing, misfit, cases, photographs } = recorded;
 
 const SIDES = { right: 1, left: -1 };
 const keypointsOf = ({ x, y, size, side }) => template.map(([px, py]) => [px * SIDES[side] * size + x, py * size + y]);
@@ -28,7 +31,8 @@ class PlayedHands {
     return this.hands
       .filter(({ found }) => found > 0)
       .map((hand) => {
-        return { box: detectorBox(keypointsOf(hand), rules), side: hand.found_side ?? hand.side, score: hand.found };
+        const box = hand.found_box ?? detectorBox(keypointsOf(hand), rules);
+        return { box, side: hand.found_side ?? hand.side, score: hand.found };
       })
       .toSorted((one, other) => other.score - one.score);
   }
@@ -45,7 +49,9 @@ class PlayedHands {
     const near = this.hands.filter((hand) => hand.read > 0 && apart(hand) <= reach * extent);
     if (!near.length) return [keypointsOf({ x, y, size: extent, side: "right" }), nothing];
     const hand = near.reduce((one, other) => (apart(other) < apart(one) ? other : one));
-    return [keypointsOf(hand), hand.read * (hand.side === side ? 1 : wrongSide)];
+    const fit = hand.found_box ? Math.min(extent / hand.size, hand.size / extent) : 1;
+    const shifted = { ...hand, x: hand.x + misfit * (1 - fit) * hand.size };
+    return [keypointsOf(shifted), hand.read * (hand.side === side ? 1 : wrongSide) * fit];
   }
 }
 
@@ -54,7 +60,7 @@ function short({ id, side, keypoints }) {
   return { id, side, x: (left + right) / 2, y: (top + bottom) / 2, size: Math.max(right - left, bottom - top) };
 }
 
-const answers = [];
+const films = [];
 for (const { frames, options = {} } of cases) {
   const { max_hands: maxHands, ...others } = options;
   const tracks = new HandTracks(rules, { ...others, ...(maxHands && { maxHands }) });
@@ -64,6 +70,18 @@ for (const { frames, options = {} } of cases) {
     const hands = await tracks.follow(models, null, frame.size ?? size, frame.time);
     answer.push({ detector: models.detectorRuns > 0, places: models.places, hands: hands.map(short) });
   }
-  answers.push(answer);
+  films.push(answer);
 }
-console.log(JSON.stringify(answers));
+
+const pictures = [];
+for (const { hands, boxes, handedness } of photographs) {
+  const models = new PlayedHands(hands);
+  const found = [];
+  if (!boxes) found.push(...(await findHands(models, null, findingRules, handedness)));
+  for (const [x, y, width, height] of boxes ?? []) {
+    found.push(await readHand(models, null, [x, y, x + width, y + height], findingRules, handedness));
+  }
+  const described = found.map((hand) => ({ ...short(hand), box: hand.box, hand_score: hand.handScore }));
+  pictures.push({ places: models.places, hands: described });
+}
+console.log(JSON.stringify({ films, pictures }));

@@ -1,49 +1,85 @@
-// The hands of one picture: detect, crop, read, and two answers of one hand become one, as modeling_handunet/hands.py does.
+// From a picture to its hands: detect, crop, read, look again, and two answers of one hand become one.
+//
+// The rules of modeling_handunet/hands.py, on cases of which both are tested.  Its constants are in finding_rules.json.  Boxes
+// are [x_min, y_min, x_max, y_max] in pixels, points [x, y], sides "right" and "left".
 
-import { handSize, keypointDistance } from "./tracking.js";
+import { handSize, keypointDistance, keypointsBox } from "./tracking.js";
 
-// Two found hands are one if their keypoints lie, on average, within this share of the larger one's size.
-const SAME_HAND = 0.2;
+const SIDES = ["right", "left"];
 
 const meanOf = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
-const toHand = ({ box, side, handScore }, keypoints, scores) => ({
-  box,
-  side,
-  handScore,
-  keypoints,
-  scores,
-  score: meanOf(scores),
-});
+/** The surest reading; of equal ones the first. */
+const surest = (readings) => readings.reduce((one, other) => (other.score > one.score ? other : one));
 
 /**
- * The hands that the detector finds, falling by its score: [{box, side, handScore, keypoints, scores, score}].
+ * The hands that the detector finds, falling by handScore: [{box, side, handScore, keypoints, scores, score}].
  *
  * @param models a `HandModels` of hand_model.js.
- * @param {number} threshold detections below it are no hands.
- * @param {?string} handedness "right" or "left" if it is known.
+ * @param rules the contents of finding_rules.json.
+ * @param {?string} handedness "right" or "left" if it is known of all hands; else each is read both ways.
  */
-export async function findHands(models, picture, threshold, handedness = null) {
-  const found = (await models.detect(picture)).filter(({ score }) => score >= threshold);
-  const places = found.map(({ box, side, score }) => ({ box, side: handedness ?? side, handScore: score }));
-  if (!places.length) return [];
-  const { keypoints, scores } = await models.read(picture, places);
-  const hands = [];
-  places.forEach((place, index) => {
-    const hand = toHand(place, keypoints[index], scores[index]);
-    if (!hands.some((other) => isSameHand(hand, other))) hands.push(hand);
+export async function findHands(models, picture, rules, handedness = null) {
+  const found = (await models.detect(picture)).filter(({ score }) => score >= rules.detection_threshold);
+  const boxes = found.map(({ box }) => box);
+  const readings = await readPlaces(models, picture, boxes, rules, handedness);
+  const hands = readings.map((reading, index) => {
+    const handScore = handScoreOf(found[index].score, reading.score, rules);
+    return { ...reading, box: boxes[index], handScore };
   });
+  return chooseHands(hands, rules);
+}
+
+/** The hand in a box; if its side is not known, it is read both ways. */
+export async function readHand(models, picture, box, rules, handedness = null) {
+  const [reading] = await readPlaces(models, picture, [box], rules, handedness);
+  return { ...reading, box, handScore: null };
+}
+
+/** How sure both networks are that there is a hand, in [0, 1]: a weighted geometric mean. */
+function handScoreOf(detectionScore, readingScore, { detection_weight: weight }) {
+  return detectionScore ** weight * readingScore ** (1 - weight);
+}
+
+/** The hands among what was detected and read, falling by handScore: each once, and none below the threshold. */
+function chooseHands(found, rules) {
+  const hands = [];
+  for (const hand of found.toSorted((one, other) => other.handScore - one.handScore)) {
+    if (hand.handScore < rules.hand_threshold) break;
+    if (!hands.some((other) => isSameHand(hand, other, rules))) hands.push(hand);
+  }
   return hands;
 }
 
-/** The hand in a box [x_min, y_min, x_max, y_max]; if its side is not known, the network's surer reading counts. */
-export async function readHand(models, picture, box, handedness = null) {
-  const places = (handedness ? [handedness] : ["right", "left"]).map((side) => ({ box, side, handScore: null }));
-  const { keypoints, scores } = await models.read(picture, places);
-  const hands = places.map((place, index) => toHand(place, keypoints[index], scores[index]));
-  return hands.reduce((one, other) => (other.score > one.score ? other : one));
+/** The reading {box, side, keypoints, scores, score} of each box, the surest of all looks at it; its box is the look's. */
+async function readPlaces(models, picture, boxes, rules, handedness) {
+  const sides = handedness ? [handedness] : SIDES;
+  const looks = await read(models, picture, boxes.flatMap((box) => sides.map((side) => ({ box, side }))));
+  const best = boxes.map((_, index) => surest(looks.slice(index * sides.length, (index + 1) * sides.length)));
+  const again = best.map((reading) => secondLook(reading, rules));
+  const second = await read(models, picture, again.filter(Boolean));
+  return best.map((reading, index) => (again[index] ? surest([reading, second.shift()]) : reading));
 }
 
-function isSameHand(one, other) {
+async function read(models, picture, places) {
+  if (!places.length) return [];
+  const { keypoints, scores } = await models.read(picture, places);
+  return places.map((place, index) => {
+    return { ...place, keypoints: keypoints[index], scores: scores[index], score: meanOf(scores[index]) };
+  });
+}
+
+/** The place {box, side} for a second look, round the first reading's keypoints, if they fill its crop badly; else null. */
+function secondLook({ box: [left, top, right, bottom], side, keypoints }, rules) {
+  const [newLeft, newTop, newRight, newBottom] = keypointsBox(keypoints);
+  const size = handSize(keypoints);
+  const away = Math.hypot((newLeft + newRight - left - right) / 2, (newTop + newBottom - top - bottom) / 2);
+  const fill = size / Math.max(right - left, bottom - top);
+  if (rules.least_fill <= fill && fill <= rules.most_fill && away <= rules.off_centre * size) return null;
+  return size > 0 ? { box: keypointsBox(keypoints), side } : null;
+}
+
+/** Whether two readings are of one hand: their keypoints coincide, whichever side they were read as. */
+function isSameHand(one, other, rules) {
   const size = Math.max(handSize(one.keypoints), handSize(other.keypoints));
-  return keypointDistance(one.keypoints, other.keypoints) <= SAME_HAND * size;
+  return keypointDistance(one.keypoints, other.keypoints) <= rules.same_hand * size;
 }

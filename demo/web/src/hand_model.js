@@ -171,8 +171,11 @@ class HandModels {
    */
   async read(picture, places) {
     const { image_size: size, box_fill: fill } = this.settings;
-    const squares = places.map(({ box: [left, top, right, bottom] }) => boxToSquare([left, top, right - left, bottom - top], fill));
-    const crops = squares.map((square) => cropSquare(picture, square, size));
+    const toBox = ([left, top, right, bottom]) => [left, top, right - left, bottom - top];
+    const squares = places.map(({ box }) => boxToSquare(toBox(box), fill));
+    const cut = new Map(); // a place that is read as both sides is cut once
+    places.forEach(({ box }, index) => cut.has(box) || cut.set(box, cropSquare(picture, squares[index], size)));
+    const crops = places.map(({ box }) => cut.get(box));
     const mirrored = places.map(({ side }) => side === "left");
     const answer = await this.#worker.ask("read", { crops, mirrored });
     const count = answer.scores.length / places.length;

@@ -7,6 +7,7 @@ import { closeCamera, countCameras, nextFrame, openCamera, play } from "./camera
 import { pictureToSquare, squareToBox } from "./crops.js";
 import { drawFrame, drawHand, drawName } from "./drawing.js";
 import { findHands, readHand } from "./find_hands.js";
+import findingRules from "./finding_rules.json";
 import { loadHandModels, RUNTIMES, UserError } from "./hand_model.js";
 import { openPicture, remarkOnSize } from "./pictures.js";
 import { percent, Results } from "./results.js";
@@ -290,9 +291,15 @@ async function detectInPicture() {
   const models = await getModels();
   if (mine !== turn || question !== asked) return;
   const { bitmap, box } = picture;
-  const hands = box
-    ? [await readHand(models, bitmap, toCorners(box), handedness())]
-    : await findHands(models, bitmap, rules.detection_threshold, handedness());
+  let hands;
+  try {
+    hands = box
+      ? [await readHand(models, bitmap, toCorners(box), findingRules, handedness())]
+      : await findHands(models, bitmap, findingRules, handedness());
+  } catch (error) {
+    if (mine !== turn) return; // the picture was closed between two looks at it
+    throw error;
+  }
   if (mine !== turn || question !== asked) return;
   picture.hands = hands.map((hand, index) => ({ id: index + 1, ...hand }));
   picture.settings = models.settings;
@@ -309,10 +316,11 @@ function pictureSentence() {
   const { bitmap, name, box, hands } = picture;
   const where = `${box ? "the square in " : ""}“${name}” (${bitmap.width} × ${bitmap.height} pixels)`;
   if (!hands.length) return `No hand found in ${where}. If there is one, draw a square round it.`;
-  const clear = hands.filter(({ score }) => score >= CLEAR_SCORE);
-  if (!clear.length) return `No clear hand in ${where}: only ${nameScores(hands)} sure. Draw a square close round the hand.`;
-  const unclear = clear.length < hands.length ? ` ${hands.length - clear.length} more cannot be read clearly.` : "";
-  return `${capitalized(nameHands(clear))} in ${where}: ${nameScores(clear)} sure.${unclear}`;
+  // Found hands are clear, but one in a square may not be.
+  if (hands[0].score < CLEAR_SCORE) {
+    return `No clear hand in ${where}: only ${nameScores(hands)} sure. Draw a square close round the hand.`;
+  }
+  return `${capitalized(nameHands(hands))} in ${where}: ${nameScores(hands)} sure.`;
 }
 
 /** Answer again after the side changed. */

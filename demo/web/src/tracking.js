@@ -42,7 +42,10 @@ export function detectorBox(keypoints, rules) {
 /** Where the keypoints of a track are expected at `time`. */
 function expected(track, time, rules) {
   const ahead = Math.min(time - track.seen, rules.carry_on);
-  return track.keypoints.map(([x, y]) => [x + track.speed[0] * ahead, y + track.speed[1] * ahead]);
+  const way = track.speed.map((value) => value * ahead);
+  const [length, most] = [Math.hypot(...way), rules.carry_most * track.extent];
+  const [right, down] = way.map((value) => value * (length > most ? most / length : 1));
+  return track.keypoints.map(([x, y]) => [x + right, y + down]);
 }
 
 const sideOf = (track) => (track.votes >= 0 ? "right" : "left");
@@ -51,7 +54,7 @@ const voteOf = ({ side, score }) => (side === "right" ? score : -score);
 /** Whether a hand is new, is near another one, or was missing in the last frame, so that the detector is needed soon. */
 function mustSearch(tracks, lastTime, rules) {
   if (!tracks.length || tracks.some((track) => track.sightings < 2 || track.seen < lastTime)) return true;
-  const places = tracks.map(({ keypoints }) => [middle(keypoints), handSize(keypoints)]);
+  const places = tracks.map(({ keypoints, extent }) => [middle(keypoints), extent]);
   return places.some(([place, size], index) =>
     places.slice(0, index).some(([other, otherSize]) => distance(place, other) < rules.near * Math.max(size, otherSize)),
   );
@@ -61,9 +64,24 @@ function mustSearch(tracks, lastTime, rules) {
 function boxDistance(one, other, rules) {
   const sides = [one, other].map(([left, top, right, bottom]) => Math.max(right - left, bottom - top));
   const larger = Math.max(...sides);
-  if (Math.min(...sides) <= 0 || larger > rules.max_growth * Math.min(...sides)) return Infinity;
+  if (Math.min(...sides) <= 0 || larger > rules.same_size * Math.min(...sides)) return Infinity;
   const [x, y] = [0, 1].map((axis) => (one[axis] + one[axis + 2] - other[axis] - other[axis + 2]) / 2);
   return Math.hypot(x, y) / larger;
+}
+
+/** Intersection over union of two boxes. */
+function overlap(one, other) {
+  const [width, height] = [0, 1].map((axis) => Math.min(one[axis + 2], other[axis + 2]) - Math.max(one[axis], other[axis]));
+  const both = Math.max(width, 0) * Math.max(height, 0);
+  const areas = sum([one, other].map(([left, top, right, bottom]) => (right - left) * (bottom - top)));
+  return both / Math.max(areas - both, 1e-9);
+}
+
+/** Whether two readings are of one hand. */
+function isOneHand(one, other, rules) {
+  const largest = Math.max(handSize(one.keypoints), handSize(other.keypoints));
+  if (keypointDistance(one.keypoints, other.keypoints) <= rules.same_hand * largest) return true;
+  return one.side !== other.side && overlap(keypointsBox(one.keypoints), keypointsBox(other.keypoints)) >= rules.same_box;
 }
 
 /** Of [distance, first, second] the nearest pair, then the nearest of what is left, and so on: each one once. */
@@ -84,15 +102,17 @@ function closestPairs(pairs) {
 function placesToRead(tracks, found, time, size, rules) {
   const looks = [];
   for (const track of tracks.toSorted((one, other) => one.id - other.id)) {
-    const points = expected(track, time, rules);
-    if (time - track.seen > rules.look_on || !isInside(middle(points), size)) continue;
-    looks.push({ box: detectorBox(points, rules), side: sideOf(track), detection: null });
+    const [x, y] = middle(expected(track, time, rules));
+    if (time - track.seen > rules.look_on || !isInside([x, y], size)) continue;
+    const half = track.extent * (0.5 + rules.margin);
+    looks.push({ box: [x - half, y - half, x + half, y + half], side: sideOf(track), detection: null });
   }
   const pairs = [];
   looks.forEach((look, first) => {
     found.forEach((hand, second) => {
       const apart = boxDistance(look.box, hand.box, rules);
-      if (apart <= rules.same_place) pairs.push([apart, first, second]);
+      if (apart > rules.same_place) return;
+      pairs.push([apart + (look.side === hand.side ? 0 : rules.other_side), first, second]);
     });
   });
   const free = new Set(found.keys());
@@ -110,12 +130,8 @@ function usableSights(looks, { keypoints, scores }, size, rules) {
     const points = keypoints[index];
     const score = sum(scores[index]) / scores[index].length;
     const sight = { keypoints: points, scores: scores[index], score, side, detection };
-    const extent = handSize(points);
-    if (score < rules.lost_score || extent < 1 || !isInside(middle(points), size)) return;
-    const same = sights.findIndex(
-      (other) =>
-        keypointDistance(points, other.keypoints) <= rules.same_hand * Math.max(extent, handSize(other.keypoints)),
-    );
+    if (score < rules.lost_score || handSize(points) < 1 || !isInside(middle(points), size)) return;
+    const same = sights.findIndex((other) => isOneHand(sight, other, rules));
     if (same < 0) {
       sights.push(sight);
       return;
@@ -128,22 +144,25 @@ function usableSights(looks, { keypoints, scores }, size, rules) {
   return sights;
 }
 
-/** Which hand is at which sight: the nearest to where its keypoints are expected, if it can have come there. */
-function assign(tracks, sights, time, rules) {
+/**
+ * Which hand is at which sight: the nearest to where its keypoints are expected, if it can have come there. `detected` says
+ * whether the detector ran on this frame.
+ */
+function assign(tracks, sights, time, detected, rules) {
   const pairs = [];
   tracks.forEach((track, first) => {
     const points = expected(track, time, rules);
     const waited = time - track.seen;
-    const extent = handSize(points);
     const reach = Math.min(rules.reach + rules.reach_speed * waited, rules.max_reach);
     sights.forEach((sight, second) => {
-      const growth = handSize(sight.keypoints) / extent;
-      let apart = keypointDistance(points, sight.keypoints) / extent;
-      if (apart > reach || growth < 1 / rules.max_growth || growth > rules.max_growth) return;
-      if (sight.side !== sideOf(track)) {
-        if (waited > rules.look_on) return;
-        apart += rules.other_side;
-      }
+      const { detection } = sight;
+      const growth = handSize(sight.keypoints) / track.extent;
+      const isOtherSide = (detection ?? sight).side !== sideOf(track);
+      let apart = keypointDistance(points, sight.keypoints) / track.extent;
+      if (apart > reach || (isOtherSide && waited > rules.look_on)) return;
+      if (!detection && (growth < 1 / rules.max_growth || growth > rules.max_growth)) return;
+      if (detected && (!detection || isOtherSide)) apart += rules.unconfirmed;
+      if (sight.side !== sideOf(track)) apart += rules.other_side;
       pairs.push([apart, first, second]);
     });
   });
@@ -176,8 +195,10 @@ function update(track, { keypoints, scores, score, detection }, time, smooth, ru
   const share = 1 - Math.exp(-step / rules.speed_time);
   const speed = [(x - lastX) / step, (y - lastY) / step];
   track.speed = track.speed.map((value, axis) => value + share * (speed[axis] - value));
+  const size = handSize(keypoints);
+  track.extent += (1 - Math.exp(-step / rules.size_time)) * (size - track.extent);
   if (smooth && step <= rules.filter_gap) {
-    [track.steady, track.slope] = oneEuro(keypoints, track.steady, track.slope, step, handSize(keypoints), rules);
+    [track.steady, track.slope] = oneEuro(keypoints, track.steady, track.slope, step, size, rules);
   } else {
     [track.steady, track.slope] = [keypoints, noSlope(keypoints)];
   }
@@ -236,7 +257,7 @@ export class HandTracks {
     const looks = placesToRead(this.#tracks, found ?? [], time, size, rules);
     const sights = looks.length ? usableSights(looks, yield looks, size, rules) : [];
     const seen = new Set();
-    for (const [track, sight] of assign(this.#tracks, sights, time, rules)) {
+    for (const [track, sight] of assign(this.#tracks, sights, time, found !== null, rules)) {
       update(track, sight, time, this.smooth, rules);
       seen.add(sight);
     }
@@ -269,6 +290,7 @@ export class HandTracks {
     for (const track of this.#tracks) {
       for (const name of ["keypoints", "steady", "slope"]) track[name] = scaled(track[name]);
       [track.speed] = scaled([track.speed]);
+      track.extent *= scale;
     }
   }
 
@@ -302,6 +324,7 @@ export class HandTracks {
       scores,
       score,
       seen: time,
+      extent: handSize(keypoints),
       votes: voteOf(detection),
       handScore: detection.score,
       confirmed: time,
