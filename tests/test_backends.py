@@ -100,6 +100,6 @@ from PIL import Image
 from handunet.backends import load
 models = load({str(OWN_MODEL)!r}, "onnx", {str(tmp_path / "detector.onnx")!r})
 from modeling_handunet.hands import find_hands
-print(len(find_hands(models, Image.new("RGB", (64, 48)), detection_threshold=0.1)))"""
+print(len(find_hands(models, Image.new("RGB", (64, 48)), detection_threshold=0)))"""
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert result.stdout == "1\n", result.stderr

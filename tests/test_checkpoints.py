@@ -369,7 +369,7 @@ def test_code_in_a_pickle_is_not_run_even_under_a_manifest_that_vouches_for_it(t
     seal_again(folder)
     again = make_run(tmp_path / "run")
     if name == "optimizer.bin":
-        with pytest.raises(pickle.UnpicklingError, match="weights_only|Weights only"):
+        with pytest.raises(ValueError, match="Weights only"):
             resume(again)
     else:  # no number of a run comes from the global generators, so that Accelerate goes on without their states
         resume(again)

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from modeling_handunet import HandUNetConfig, HandUNetForPoseEstimation, HandUNetImageProcessor
+from modeling_handunet import HandUNetConfig, HandUNetDetectorImageProcessor, HandUNetForPoseEstimation, HandUNetImageProcessor
 from tests.chromium import NETWORK_ERRORS, free_port, need_node
-from tests.small_model import save_small_model
+from tests.small_model import save_small_model, small_detector
 from training.arguments import parse_arguments
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,6 +34,8 @@ def workplace(tmp_path, monkeypatch):
     folder = tmp_path / "weights/handunet-base"
     HandUNetForPoseEstimation(HandUNetConfig(hidden_sizes=(4, 8))).save_pretrained(folder)
     HandUNetImageProcessor().save_pretrained(folder)
+    small_detector().save_pretrained(folder / "detector")
+    HandUNetDetectorImageProcessor(size=small_detector().config.image_size).save_pretrained(folder / "detector")
     noise = np.random.default_rng(0).integers(0, 255, (300, 400, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "photo.jpg")
     monkeypatch.chdir(tmp_path)
@@ -46,8 +48,8 @@ def run(snippet: str, folder: Path) -> dict:
 
 
 def test_the_snippets_for_other_code_run_as_printed(workplace, capsys):
-    hands = run(next(s for s in SNIPPETS if "detect = pipeline" in s), workplace)["hands"]
-    assert hands[0]["keypoints"][8]["name"] == "index_4"
+    found = run(next(s for s in SNIPPETS if "detect = pipeline" in s), workplace)["detect"]("photo.jpg", detection_threshold=0)
+    assert found[0]["keypoints"][8]["name"] == "index_4"
     poses = run(next(s for s in SNIPPETS if "post_process_pose_estimation" in s), workplace)["poses"]
     assert poses[0][0]["keypoints"].shape == (21, 2) and poses[0][0]["scores"].shape == (21,)
 

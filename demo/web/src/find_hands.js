@@ -3,7 +3,7 @@
 // The rules of modeling_handunet/hands.py, on cases of which both are tested.  Its constants are in finding_rules.json.  Boxes
 // are [x_min, y_min, x_max, y_max] in pixels, points [x, y], sides "right" and "left".
 
-import { handSize, keypointDistance, keypointsBox } from "./tracking.js";
+import { handSize, isOneHand, keypointsBox } from "./tracking.js";
 
 const SIDES = ["right", "left"];
 
@@ -45,7 +45,7 @@ function chooseHands(found, rules) {
   const hands = [];
   for (const hand of found.toSorted((one, other) => other.handScore - one.handScore)) {
     if (hand.handScore < rules.hand_threshold) break;
-    if (!hands.some((other) => isSameHand(hand, other, rules))) hands.push(hand);
+    if (!hands.some((other) => isOneHand(hand, other, rules))) hands.push(hand);
   }
   return hands;
 }
@@ -76,10 +76,4 @@ function secondLook({ box: [left, top, right, bottom], side, keypoints }, rules)
   const fill = size / Math.max(right - left, bottom - top);
   if (rules.least_fill <= fill && fill <= rules.most_fill && away <= rules.off_centre * size) return null;
   return size > 0 ? { box: keypointsBox(keypoints), side } : null;
-}
-
-/** Whether two readings are of one hand: their keypoints coincide, whichever side they were read as. */
-function isSameHand(one, other, rules) {
-  const size = Math.max(handSize(one.keypoints), handSize(other.keypoints));
-  return keypointDistance(one.keypoints, other.keypoints) <= rules.same_hand * size;
 }

@@ -78,7 +78,7 @@ function overlap(one, other) {
 }
 
 /** Whether two readings are of one hand. */
-function isOneHand(one, other, rules) {
+export function isOneHand(one, other, rules) {
   const largest = Math.max(handSize(one.keypoints), handSize(other.keypoints));
   if (keypointDistance(one.keypoints, other.keypoints) <= rules.same_hand * largest) return true;
   return one.side !== other.side && overlap(keypointsBox(one.keypoints), keypointsBox(other.keypoints)) >= rules.same_box;
