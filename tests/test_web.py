@@ -315,13 +315,13 @@ def box_of(hand: dict) -> list[float]:
     return [left, top, right - left, bottom - top]
 
 
-def hold_to_python(python, hand: dict, image, tolerance=0.5) -> None:
+def hold_to_python(python, hand: dict, image, tolerance=0.5, score_tolerance=None) -> None:
     """Keypoints within `tolerance` px of Python's where the crop is 224 px wide."""
     expected, scores = python.read(image, box_of(hand), hand["label"].split()[0])
     side = max(box_of(hand)[2:]) / 0.45
     apart = np.linalg.norm(points_of(hand) - expected, axis=1) * (224 / side)
     assert apart.max() <= tolerance, apart.round(2)
-    np.testing.assert_allclose([point["score"] for point in hand["keypoints"]], scores, atol=0.04 * tolerance)
+    np.testing.assert_allclose([point["score"] for point in hand["keypoints"]], scores, atol=score_tolerance or 0.04 * tolerance)
 
 
 def hold_all_to_python(python, page: Page, image, tolerance=0.5, box_tolerance=1e-3) -> list[dict]:
@@ -530,7 +530,7 @@ def test_the_cameras_hand_gets_the_keypoints_that_python_gives(playwright, url, 
         page.page.wait_for_timeout(3000)
         (hand,) = page.hands()
         # A camera's frames come compressed and with halved colours, so the pixels are not quite the same.
-        hold_to_python(python, hand, frame, tolerance=4)
+        hold_to_python(python, hand, frame, tolerance=4, score_tolerance=0.3)
         assert re.fullmatch(r"\d+ frames/s", page.page.inner_text("#speed"))
         label = page.page.get_attribute("#canvas", "aria-label")
         assert "skeleton of a right hand" in label
