@@ -536,7 +536,8 @@ def test_a_path_that_was_not_sent_is_not_opened(page, tmp_path, url):
     Image.new("RGB", (64, 64)).save(secret)
     listed = json.load(urllib.request.urlopen(f"{url}/config", timeout=60))
     number = next(entry["id"] for entry in listed["dependencies"] if entry["targets"][0][1] == "photo")
-    body = {"data": [{"path": str(secret), "name": "x", "number": 1}, "wrist", None], "fn_index": number, "session_hash": "outsider"}
+    data = [{"path": str(secret), "name": "x", "number": 1}, "wrist", None]
+    body = {"data": data, "fn_index": number, "session_hash": "outsider"}
     request = urllib.request.Request(
         f"{url}/gradio_api/queue/join", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )

@@ -321,7 +321,8 @@ def hold_to_python(python, hand: dict, image, tolerance=0.5, score_tolerance=Non
     side = max(box_of(hand)[2:]) / 0.45
     apart = np.linalg.norm(points_of(hand) - expected, axis=1) * (224 / side)
     assert apart.max() <= tolerance, apart.round(2)
-    np.testing.assert_allclose([point["score"] for point in hand["keypoints"]], scores, atol=score_tolerance or 0.04 * tolerance)
+    found = [point["score"] for point in hand["keypoints"]]
+    np.testing.assert_allclose(found, scores, atol=score_tolerance or 0.04 * tolerance)
 
 
 def hold_all_to_python(python, page: Page, image, tolerance=0.5, box_tolerance=1e-3) -> list[dict]:
