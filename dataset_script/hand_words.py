@@ -5,6 +5,7 @@ another order than [`KEYPOINT_NAMES`]. This file owns the words; it knows nothin
 """
 
 import re
+import reprlib
 from collections.abc import Mapping, Sequence
 
 from modeling_handunet.keypoints import FINGER_NAMES, NUM_KEYPOINTS
@@ -161,7 +162,7 @@ def read_keypoint_names(names: Sequence[str]) -> tuple[list[int], str | None]:
     read = [_read_name(name) for name in names]
     unknown = [name for name, found in zip(names, read) if found is None]
     if unknown:
-        raise ValueError(f"the keypoint names {', '.join(map(repr, unknown[:3]))} are not known: {KNOWN_NAMES}")
+        raise ValueError(f"the keypoint names {', '.join(map(reprlib.repr, unknown[:3]))} are not known: {KNOWN_NAMES}")
     hands = {hand for hand, _, _ in read if hand}
     if len(hands) > 1:
         raise ValueError("the keypoint names are those of a left and of a right hand: give each hand an annotation of its own")
@@ -170,7 +171,8 @@ def read_keypoint_names(names: Sequence[str]) -> tuple[list[int], str | None]:
         raise ValueError(f"two of the keypoint names mean the same keypoint: {KNOWN_NAMES}")
     indices = _order_of_all(places) if len(places) == NUM_KEYPOINTS else _order_of_some(places)
     if indices is None:
-        raise ValueError(f"the keypoint names {', '.join(map(repr, names[:3]))} ... do not name 21 keypoints: {KNOWN_NAMES}")
+        shown = ", ".join(map(reprlib.repr, names[:3]))
+        raise ValueError(f"the keypoint names {shown} ... do not name 21 keypoints: {KNOWN_NAMES}")
     return indices, next(iter(hands), None)
 
 

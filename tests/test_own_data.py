@@ -479,3 +479,9 @@ def test_a_photograph_that_changed_is_cropped_anew_and_others_are_not(tmp_path):
     assert second[0]["image"][:, 16, 16].tolist() == [0, 0, 250]
     forced = crops("force_redownload")
     assert forced.cache not in (first.cache, second.cache) and crops().cache == forced.cache
+
+
+def test_endless_keypoint_names_get_a_short_sentence():
+    with pytest.raises(ValueError, match="are not known") as error:
+        read_keypoint_names(["a" * 10**6] * 21)
+    assert len(str(error.value)) < 1000
