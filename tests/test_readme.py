@@ -132,6 +132,7 @@ def clone(tmp_path_factory) -> Path:
         (folder / "weights" / name).mkdir(parents=True)
         for file in ("config.json", "preprocessor_config.json", "model.safetensors", "README.md"):
             shutil.copy(saved / file, folder / "weights" / name)
+        shutil.copytree(saved / "detector", folder / "weights" / name / "detector")
     return folder
 
 
