@@ -165,6 +165,7 @@ class OnnxDetector:
         import numpy as np
 
         from modeling_handunet.crops import Crop, normalize_crops
+        from modeling_handunet.hands import found_hands
 
         pixels = np.asarray(Crop.of_image(*photo.size, self.size).cut(photo))[None]  # (1, size, size, 3)
         inputs = {"pixel_values": normalize_crops(pixels, *self.normalization)}
@@ -176,19 +177,6 @@ class OnnxDetector:
         corners = Crop.of_image(*photo.size, 1).back(boxes.astype(np.float64).reshape(-1, 2, 2))
         corners = np.clip(corners, 0, photo.size).reshape(-1, 4)
         return found_hands(scores.tolist(), labels.tolist(), corners.tolist(), directions.tolist())
-
-
-def found_hands(scores, labels, boxes, directions) -> list:
-    """[`FoundHand`]s of lists of each hand's score, label, corners and direction; not those of no score or no size."""
-    from modeling_handunet.hands import FoundHand
-
-    sides = ("right", "left")
-    found = zip(scores, labels, boxes, directions)
-    return [
-        FoundHand(tuple(box), sides[label], score, tuple(direction))
-        for score, label, box, direction in found
-        if score > 0 and box[0] < box[2] and box[1] < box[3]
-    ]
 
 
 def normalization_of(settings: dict) -> tuple:

@@ -8,7 +8,7 @@ them.  Sides are "right" and "left".
 """
 
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Protocol
@@ -51,6 +51,16 @@ class FoundHand:
     side: str
     score: float
     direction: tuple[float, float]
+
+
+def found_hands(scores: Iterable, labels: Iterable, boxes: Iterable, directions: Iterable) -> list[FoundHand]:
+    """What a detector says, from lists of each hand's score, label (0 right, 1 left), corners and direction; not those of no
+    score or no size."""
+    return [
+        FoundHand(tuple(box), HANDEDNESS[label], score, tuple(direction))
+        for score, label, box, direction in zip(scores, labels, boxes, directions)
+        if score > 0 and box[0] < box[2] and box[1] < box[3]
+    ]
 
 
 class HandModels(Protocol):
@@ -123,13 +133,26 @@ def find_hands(
         photo.size, models.image_size, models.box_fill, models.keypoint_names, boxes, handedness,
         detection_threshold=detection_threshold, max_hands=max_hands, look_again=look_again,
     )  # fmt: skip
-    answer = None
+    return answered(asking, lambda crops: models.detect(photo) if crops is None else models.read(photo, crops))
+
+
+def answered(asking: Generator, answer: Callable):
+    """What a generator of steps returns, if all that it asks for is answered by `answer`."""
+    told = None
     while True:
         try:
-            crops = asking.send(answer)
+            wanted = asking.send(told)
         except StopIteration as end:
             return end.value
-        answer = models.detect(photo) if crops is None else models.read(photo, crops)
+        told = answer(wanted)
+
+
+def check_limits(detection_threshold: float, max_hands: int | None) -> None:
+    """Raise `ValueError` unless the threshold is from 0 to 1, and the number of hands is whole and above 0, or None."""
+    if not 0 <= detection_threshold <= 1:
+        raise ValueError(f"detection_threshold={detection_threshold!r}: give a number from 0 to 1.")
+    if max_hands is not None and (max_hands != int(max_hands) or max_hands < 1):
+        raise ValueError(f"max_hands={max_hands!r}: give a whole number from 1 on, or None for all.")
 
 
 def steps(
@@ -150,10 +173,7 @@ def steps(
     It yields None to ask for `HandModels.detect` of the photograph, or crops to ask for `HandModels.read` of them, wants
     the answer sent, and returns the hands.
     """
-    if not 0 <= detection_threshold <= 1:
-        raise ValueError(f"detection_threshold={detection_threshold!r}: give a number from 0 to 1.")
-    if max_hands is not None and (max_hands != int(max_hands) or max_hands < 1):
-        raise ValueError(f"max_hands={max_hands!r}: give a whole number from 1 on, or None for all.")
+    check_limits(detection_threshold, max_hands)
     (boxes,) = boxes_by_image(boxes, 1)
     (handedness,) = handedness_by_image(handedness, [count_hands(boxes)])
     if boxes is None:
@@ -279,25 +299,34 @@ def overlap(one, other) -> float:
     return both / max(areas - both, 1e-9)
 
 
-def is_same_hand(one: Reading, other: Reading) -> bool:
-    """Whether two readings are of one hand: their keypoints coincide or, if they were read as two sides, their boxes."""
-    distance = float(np.hypot(*(one.keypoints - other.keypoints).T).mean())
-    if distance <= SAME_HAND * max(hand_size(one.keypoints), hand_size(other.keypoints)):
+def keypoint_distance(one: np.ndarray, other: np.ndarray) -> float:
+    """Mean distance of two hands' keypoints (21, 2) in pixels."""
+    return float(np.hypot(*(one - other).T).mean())
+
+
+def is_same_hand(one, other, same_hand: float = SAME_HAND, same_box: float = SAME_BOX) -> bool:
+    """Whether two readings, which have `keypoints` and `side`, are of one hand: their keypoints coincide or, if they were
+    read as two sides, their boxes."""
+    largest = max(hand_size(one.keypoints), hand_size(other.keypoints))
+    if keypoint_distance(one.keypoints, other.keypoints) <= same_hand * largest:
         return True
-    return one.side != other.side and overlap(keypoints_box(one.keypoints), keypoints_box(other.keypoints)) >= SAME_BOX
+    return one.side != other.side and overlap(keypoints_box(one.keypoints), keypoints_box(other.keypoints)) >= same_box
 
 
 __all__ = [
     "HAND_THRESHOLD",
     "FoundHand",
     "HandModels",
+    "answered",
     "box_crop",
+    "check_limits",
     "choose_hands",
     "find_hands",
+    "found_hands",
     "hand_score",
     "hand_size",
     "is_same_hand",
+    "keypoint_distance",
     "keypoints_box",
-    "overlap",
     "steps",
 ]

@@ -10,10 +10,9 @@ from transformers import PreTrainedModel
 
 from .configuration_handunet_detector import HandUNetDetectorConfig
 from .crops import Crop
-from .hands import FoundHand
+from .hands import FoundHand, found_hands
 from .image_processing_handunet_detector import HandUNetDetectorImageProcessor
 from .modeling_handunet_detector import HandUNetForObjectDetection
-from .nesting import HANDEDNESS
 
 BATCH_SIZE = 16  # photographs or crops that go through a network together, so that memory stays flat
 
@@ -64,7 +63,8 @@ class TorchHands:
             pixel_values = processor(list(batch)).pixel_values.to(model.device, model.dtype)
             sizes = [photo.size[::-1] for photo in batch]
             found += processor.post_process_object_detection(model(pixel_values), 0.0, sizes)
-        return [_found_hands(hands) for hands in found]
+        names = ("scores", "labels", "boxes", "directions")
+        return [found_hands(*(hands[name].tolist() for name in names)) for hands in found]
 
     def read(self, photo: Image.Image, crops: Sequence[Crop]) -> tuple[np.ndarray, np.ndarray]:
         """Keypoints (N, 21, 2) in pixels of the photograph and scores (N, 21), of N crops of it."""
@@ -83,13 +83,6 @@ class TorchHands:
             keypoints.append(np.stack([crop.back(own) for (_, crop), own in zip(batch, points.double().numpy())]))
             scores.append(confidences.numpy())
         return np.concatenate(keypoints), np.concatenate(scores)
-
-
-def _found_hands(hands: dict[str, torch.Tensor]) -> list[FoundHand]:
-    columns = (hands[name].tolist() for name in ("boxes", "labels", "scores", "directions"))
-    return [
-        FoundHand(tuple(box), HANDEDNESS[label], score, tuple(direction)) for box, label, score, direction in zip(*columns)
-    ]
 
 
 def load_detector(

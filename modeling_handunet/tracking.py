@@ -15,7 +15,16 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
-from .hands import FoundHand, HandModels, box_crop, hand_size, keypoints_box, overlap
+from .hands import (
+    FoundHand,
+    HandModels,
+    answered,
+    box_crop,
+    check_limits,
+    hand_size,
+    is_same_hand,
+    keypoint_distance,
+)
 from .images import load_image
 from .keypoints import describe_hand
 from .nesting import HANDEDNESS
@@ -163,10 +172,7 @@ class HandTracks:
     ):
         if handedness not in (None, *HANDEDNESS):
             raise ValueError(f"handedness={handedness!r}: give 'right' or 'left' for all hands, or nothing.")
-        if max_hands is not None and (max_hands != int(max_hands) or max_hands < 1):
-            raise ValueError(f"max_hands={max_hands!r}: give a whole number from 1 on, or None for all.")
-        if not 0 <= detection_threshold <= 1:
-            raise ValueError(f"detection_threshold={detection_threshold!r}: give a number from 0 to 1.")
+        check_limits(detection_threshold, max_hands)
         self.models, self.smooth, self.max_hands, self.handedness = models, smooth, max_hands, handedness
         self.detection_threshold, self.rules = detection_threshold, rules
         self._next_id = 1
@@ -186,18 +192,14 @@ class HandTracks:
         detector would give round them, its `hand_score` the detector's last.  A frame of another size is scaled, if its shape
         is the same, and otherwise starts anew.  Raises `ValueError` for a time that is not after the last frame's.
         """
-        asking = self.steps(photo.size, time)
-        answer = None
-        while True:
-            try:
-                looks = asking.send(answer)
-            except StopIteration as end:
-                return [self._describe(track) for track in end.value]
+
+        def answer(looks: list[Look] | None):
             if looks is None:
-                answer = self.models.detect(photo)
-            else:
-                crops = [box_crop(look.box, look.side, self.models.image_size, self.models.box_fill) for look in looks]
-                answer = self.models.read(photo, crops)
+                return self.models.detect(photo)
+            crops = [box_crop(look.box, look.side, self.models.image_size, self.models.box_fill) for look in looks]
+            return self.models.read(photo, crops)
+
+        return [self._describe(track) for track in answered(self.steps(photo.size, time), answer)]
 
     def steps(self, size: tuple[int, int], time: float) -> Generator[list[Look] | None, object, list[Track]]:
         """One frame of `size` (width, height) as a generator that asks for what the networks say.
@@ -363,20 +365,6 @@ def closest_pairs(pairs: list[tuple[float, int, int]]) -> list[tuple[int, int]]:
     return chosen
 
 
-def keypoint_distance(one: np.ndarray, other: np.ndarray) -> float:
-    """Mean distance of two hands' keypoints (21, 2) in pixels."""
-    return float(np.hypot(*(one - other).T).mean())
-
-
-def is_one_hand(one: Sight, other: Sight, rules: TrackingRules = RULES) -> bool:
-    """Whether two readings are of one hand."""
-    largest = max(hand_size(one.keypoints), hand_size(other.keypoints))
-    if keypoint_distance(one.keypoints, other.keypoints) <= rules.same_hand * largest:
-        return True
-    boxes = keypoints_box(one.keypoints), keypoints_box(other.keypoints)
-    return one.side != other.side and overlap(*boxes) >= rules.same_box
-
-
 def usable_sights(looks: list[Look], keypoints, scores, size: tuple[int, int], rules: TrackingRules = RULES) -> list[Sight]:
     """The readings that are of a hand in the frame; of two that are one hand, the surer one."""
     sights: list[Sight] = []
@@ -385,7 +373,7 @@ def usable_sights(looks: list[Look], keypoints, scores, size: tuple[int, int], r
         if sight.score < rules.lost_score or hand_size(points) < 1 or not is_inside(middle(points), size):
             continue
         for index, other in enumerate(sights):
-            if is_one_hand(sight, other, rules):
+            if is_same_hand(sight, other, rules.same_hand, rules.same_box):
                 surer = sight if sight.score > other.score else other
                 surer.detection = other.detection or sight.detection
                 sights[index] = surer
