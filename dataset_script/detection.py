@@ -25,7 +25,6 @@ from dataset_script.squares import Squares
 from dataset_script.synthetic.compositing import soften
 from modeling_handunet.detection_losses import empty_labels
 
-KINDS = ("people", "scene", "background", "tiles")
 GREY = (0.299, 0.587, 0.114)
 # A hand smaller than this share of the picture's side is ignored: nobody marked all of them.
 LEAST_HAND = 0.028
@@ -191,8 +190,8 @@ class Looks:
 
 @dataclass(frozen=True)
 class DetectionSamples:
-    """Pictures of people, scenes of drawn and cut-out hands, backgrounds, and tiles of close photographs, by `shares` in the
-    order of `KINDS`; a kind without its source has none."""
+    """Pictures of people, scenes of drawn and cut-out hands, backgrounds, and tiles of close photographs, by `shares` in this
+    order; a kind without its source has none."""
 
     size: int
     people: PeopleViews | None
@@ -205,25 +204,18 @@ class DetectionSamples:
     @torch.no_grad()
     def __call__(self, keys: Tensor) -> dict[str, Tensor]:
         """The samples of `keys` (B, 2): `image` (B, 3, size, size) uint8, padded labels with room for `max_hands`, and
-        `kind` (B,), the index in `KINDS`."""
-        shares = torch.tensor(self.shares, device=keys.device)
-        for number, source in ((0, self.people), (3, self.tiles)):
-            if source is None:
-                shares[number] = 0
+        `kind` (B,), the index in `shares`."""
+        makers = (self.people, lambda keys, _: self.scenes(keys), lambda keys, _: self.scenes(keys, hands=False), self.tiles)
+        shares = torch.tensor([share if maker else 0.0 for share, maker in zip(self.shares, makers)], device=keys.device)
         kind = torch.bucketize(counter_rng.uniform(keys, "kind"), shares.cumsum(0)[:-1] / shares.sum(), right=True)
         images = torch.empty(len(keys), 3, self.size, self.size, device=keys.device)
         labels = empty_labels(len(keys), self.max_hands, keys.device)
-        for number, name in enumerate(KINDS):
+        for number, make in enumerate(makers):
             chosen = (kind == number).nonzero(as_tuple=True)[0]
             if not len(chosen):
                 continue
-            mine = keys[chosen]
-            if name in ("people", "tiles"):
-                made = getattr(self, name)(mine, self.size)
-            else:
-                made = self.scenes(mine, hands=name == "scene")
-            images[chosen] = made[0]
-            for field_name, values in made[1].items():
+            images[chosen], made = make(keys[chosen], self.size)
+            for field_name, values in made.items():
                 count = min(values.shape[1], self.max_hands)
                 labels[field_name][chosen, :count] = values[:, :count].to(labels[field_name].dtype)
         images = self.looks(images, keys)

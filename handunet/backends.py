@@ -179,6 +179,11 @@ class OnnxDetector:
         return found_hands(scores.tolist(), labels.tolist(), corners.tolist(), directions.tolist())
 
 
+def kind_of(settings: dict) -> str:
+    """ "pose" or "detector"; files of older exports do not say."""
+    return settings.get("kind", "pose")
+
+
 def normalization_of(settings: dict) -> tuple:
     """What `normalize_crops` is given after the pixels."""
     return settings["rescale_factor"], settings["image_mean"], settings["image_std"]
@@ -226,9 +231,9 @@ def open_onnx(model: str, kind: str | None = None, options=None):
 
 def check_settings(settings, session) -> str:
     """The kind of an exported file; `ValueError` unless its settings and its graph are what that kind has."""
-    if not isinstance(settings, dict) or settings.get("kind", "pose") not in OUTPUTS:
+    if not isinstance(settings, dict) or kind_of(settings) not in OUTPUTS:
         raise ValueError("its metadata do not say what it is")
-    kind = settings.get("kind", "pose")
+    kind = kind_of(settings)
     numbers = [settings.get("rescale_factor"), *(settings.get("box_fill", 0) for _ in range(kind == "pose"))]
     triples = [settings.get("image_mean"), settings.get("image_std")]
     for triple in triples:

@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from handunet.backends import kind_of, leave_out_torch, normalization_of
 from handunet.files import written_whole
 
 LEAST_LOGIT = -6.0  # a heatmap's value of 0.0025
@@ -61,8 +62,6 @@ def quantize(source: Path, output: Path, folder: Path) -> None:
 def calibration_inputs(folder: Path, settings: dict) -> list[np.ndarray]:
     """Batches of the network's input from a folder with COCO `annotations.json` and `images/`: of a detector whole
     photographs, of a pose model crops round the hands' boxes.  Where photographs have a `split`, those for training."""
-    from handunet.backends import leave_out_torch
-
     leave_out_torch()
     from modeling_handunet.crops import Crop, normalize_crops
 
@@ -85,13 +84,8 @@ def calibration_inputs(folder: Path, settings: dict) -> list[np.ndarray]:
             mirrored = hand.get("handedness") == "left"
             crop = Crop.around_box(hand["bbox"], size, settings["box_fill"], mirrored=mirrored)
         pixels.append(np.asarray(crop.cut(photo)))
-    normal = normalize_crops(np.stack(pixels), settings["rescale_factor"], settings["image_mean"], settings["image_std"])
+    normal = normalize_crops(np.stack(pixels), *normalization_of(settings))
     return [normal[first : first + BATCH] for first in range(0, len(normal), BATCH)]
-
-
-def kind_of(settings: dict) -> str:
-    """ "pose" or "detector"; files of older exports do not say."""
-    return settings.get("kind", "pose")
 
 
 def session(model, names=()):

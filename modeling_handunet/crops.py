@@ -50,6 +50,19 @@ class Crop:
         side = max(width, height)
         return cls(((width - side) / 2, (height - side) / 2, float(side)), size, mirrored)
 
+    @classmethod
+    def around_hand(
+        cls, box, image_size: tuple[int, int] | None, size: int, box_fill: float, *, mirrored: bool = False
+    ) -> tuple["Crop", tuple[float, float, float, float]]:
+        """The crop by which the hand in `box` (x, y, width, height) is read, and its corners (x_min, y_min, x_max, y_max).
+
+        With None for the box, the whole image, whose (width, height) is then needed, is the crop of one hand.
+        """
+        if box is None:
+            return cls.of_image(*image_size, size, mirrored=mirrored), (0.0, 0.0, *map(float, image_size))
+        x, y, width, height = parse_box(box)
+        return cls.around_box(box, size, box_fill, mirrored=mirrored), (x, y, x + width, y + height)
+
     def cut(self, image: Image.Image) -> Image.Image:
         """The crop of an RGB image, `size` x `size`, resized with PIL's bilinear filter."""
         crop = self._cut_turned(image) if self.angle else self._cut_upright(image)

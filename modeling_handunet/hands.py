@@ -248,16 +248,13 @@ def given_places(photo_size: tuple[int, int], boxes, handedness, image_size: int
     """Where the hands are that the caller gave by boxes (x, y, width, height) or by "image", with each one's handedness."""
     places = []
     for box, hand in zip([None] if boxes == WHOLE_IMAGE else boxes, handedness, strict=True):
-        possible = HANDEDNESS if hand is None else (hand,)
-        if box is None:
-            corners = (0.0, 0.0, *map(float, photo_size))
-            crops = [Crop.of_image(*photo_size, image_size, mirrored=side == "left") for side in possible]
-        else:
+        if box is not None:
             check_box(box, *photo_size)
-            x, y, width, height = map(float, box)
-            corners = (x, y, x + width, y + height)
-            crops = [box_crop(corners, side, image_size, box_fill) for side in possible]
-        places.append(Place(corners, crops))
+        looks = [
+            Crop.around_hand(box, photo_size, image_size, box_fill, mirrored=side == "left")
+            for side in (HANDEDNESS if hand is None else (hand,))
+        ]
+        places.append(Place(looks[0][1], [crop for crop, _ in looks]))
     return places
 
 

@@ -11,7 +11,7 @@ from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import PILImageResampling
 
-from .crops import Crop, check_box, normalize_crops, parse_box
+from .crops import Crop, check_box, normalize_crops
 from .heatmaps import calibrate_scores, decode_heatmaps
 from .images import load_image
 from .nesting import WHOLE_IMAGE, boxes_by_image, count_hands, handedness_by_image
@@ -189,12 +189,7 @@ class HandUNetImageProcessor(PilBackend):
             placed = []
             for box, hand_handedness in zip([None] if image_boxes == WHOLE_IMAGE else image_boxes, image_handedness):
                 mirrored = hand_handedness == "left"
-                if box is None:
-                    placed.append((Crop.of_image(*image_size, size, mirrored=mirrored), (0.0, 0.0, *image_size)))
-                else:
-                    x, y, width, height = parse_box(box)
-                    crop = Crop.around_box(box, size, self.box_fill, mirrored=mirrored)
-                    placed.append((crop, (x, y, x + width, y + height)))
+                placed.append(Crop.around_hand(box, image_size, size, self.box_fill, mirrored=mirrored))
             hands.append(placed)
         return hands
 

@@ -13,7 +13,7 @@ import httpx2
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, RepoCard
 from huggingface_hub.utils import validate_repo_id
 
-from handunet.export import export
+from handunet.export import export, load
 from release.card import PICTURES, fill_block, fill_pictures, is_private, name_repository
 from release.files import ROOT, SERVING, SPACE
 from release.saving import (
@@ -23,7 +23,6 @@ from release.saving import (
     add_companions,
     add_detector,
     is_detector,
-    load_saved,
     named_detector,
 )
 from release.terms import RESEARCH_ONLY
@@ -142,9 +141,9 @@ def add_onnx(folder: Path) -> str | None:
     """Add the ONNX file to a saved folder, and a pose model's detector beside it; returns why not, if packages are missing."""
     detector = folder / "detector"
     try:
-        export(*load_saved(folder), folder / ONNX_FILE)
+        export(*load(folder), folder / ONNX_FILE)
         if detector.is_dir():
-            export(*load_saved(detector), (folder / ONNX_FILE).with_name("detector.onnx"))
+            export(*load(detector), (folder / ONNX_FILE).with_name("detector.onnx"))
     except ImportError as error:
         return str(error)
     return None

@@ -28,14 +28,8 @@ from pathlib import Path
 from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
-from modeling_handunet import (
-    HandUNetConfig,
-    HandUNetDetectorConfig,
-    HandUNetDetectorImageProcessor,
-    HandUNetForObjectDetection,
-    HandUNetForPoseEstimation,
-    HandUNetImageProcessor,
-)
+from handunet.export import load
+from modeling_handunet import HandUNetConfig, HandUNetDetectorConfig
 from modeling_handunet.torch_hands import is_on_hub
 from release.card import make_card
 from release.files import DETECTOR, ENDPOINT, EXAMPLES, SERVING, written_whole
@@ -83,7 +77,7 @@ def save_weights(folder: Path, model: PreTrainedModel, processor: BaseImageProce
 
 def add_code(folder: Path) -> None:
     """Add the code of model, processor and pipeline to a folder that was stored without it."""
-    save_weights(folder, *load_saved(folder))
+    save_weights(folder, *load(folder))
 
 
 def add_detector(folder: Path, detector: Path) -> bool:
@@ -94,7 +88,7 @@ def add_detector(folder: Path, detector: Path) -> bool:
     if not (detector / "config.json").is_file():
         return False
     own = folder / "detector"
-    save_weights(own, *load_saved(detector))
+    save_weights(own, *load(detector))
     if (detector / "README.md").is_file():  # states its terms
         shutil.copy(detector / "README.md", own)
     settings = json.loads((folder / "config.json").read_text())
@@ -111,15 +105,6 @@ def named_detector(folder: Path) -> Path | None:
 def is_detector(folder: Path) -> bool:
     """Whether a saved folder holds a hand detector."""
     return json.loads((folder / "config.json").read_text()).get("model_type") == HandUNetDetectorConfig.model_type
-
-
-def load_saved(folder: Path) -> tuple[PreTrainedModel, BaseImageProcessor]:
-    """Model and processor of a saved folder."""
-    classes = HandUNetForPoseEstimation, HandUNetImageProcessor
-    if is_detector(folder):
-        classes = HandUNetForObjectDetection, HandUNetDetectorImageProcessor
-    model, processor = (one.from_pretrained(folder) for one in classes)
-    return model, processor
 
 
 def add_companions(folder: Path) -> None:
