@@ -20,13 +20,11 @@ from torch.utils.data import Dataset
 from dataset_script.files import MAX_JSON_BYTES, FileTree, parse_json
 from dataset_script.squares import Squares
 from modeling_handunet.crops import Crop
+from modeling_handunet.hands import BOX_MARGIN
 
 PARTS = ("train", "validation", "test")
 SIDES = {"right": 0, "left": 1}
 WRIST, MIDDLE_KNUCKLE = 0, 9
-# A box round keypoints lies within the hand.  This much of its longer side, added at each edge, makes it the box that people
-# draw: the median over the hands that have both.
-MARGIN = 0.07
 # A source counts as often as this many pictures at most, since frames of one source are alike.
 SOURCE_PICTURES = 400
 BY_EYE = 0.5  # share of the draws that are pictures marked by eye; of 0.65, the network learnt them by heart
@@ -35,7 +33,7 @@ BY_EYE = 0.5  # share of the draws that are pictures marked by eye; of 0.65, the
 def box_of_keypoints(keypoints: Tensor) -> Tensor:
     """Boxes (..., 4), (x_min, y_min, x_max, y_max), of the hands with `keypoints` (..., 21, 2)."""
     low, high = keypoints.amin(-2), keypoints.amax(-2)
-    margin = MARGIN * (high - low).amax(-1, keepdim=True)
+    margin = BOX_MARGIN * (high - low).amax(-1, keepdim=True)
     return torch.cat([low - margin, high + margin], -1)
 
 

@@ -20,6 +20,9 @@ from .crops import Crop, check_box
 from .keypoints import describe_hand
 from .nesting import HANDEDNESS, WHOLE_IMAGE, boxes_by_image, count_hands, handedness_by_image
 
+# A box round keypoints lies within the hand.  This share of its longer side, added at each edge, makes it the box that people
+# draw and the detector gives: the median over the hands that have both.
+BOX_MARGIN = 0.07
 # Detections of a lower score are not worth a look.
 DETECTION_THRESHOLD = 0.2
 # Found hands of which both networks together are less sure are none.
@@ -311,6 +314,7 @@ def is_same_hand(one, other, same_hand: float = SAME_HAND, same_box: float = SAM
 
 
 __all__ = [
+    "BOX_MARGIN",
     "HAND_THRESHOLD",
     "FoundHand",
     "HandModels",

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from .hands import (
+    BOX_MARGIN,
     FoundHand,
     HandModels,
     answered,
@@ -74,7 +75,7 @@ class TrackingRules:
     # Two hands whose middles are this near each other are near.
     near: float = 1.2
     # A box round keypoints becomes one as the detector gives it by this margin at each edge.
-    margin: float = 0.07
+    margin: float = BOX_MARGIN
     # Speeds are averaged over about this time.  They carry a hand on for the second one at most, and not further than this.
     speed_time: float = 0.05
     carry_on: float = 0.2

@@ -10,6 +10,7 @@ columns; cells of other columns and rows stay.  What else the README counts is i
 """
 
 import argparse
+import functools
 import importlib.util
 import json
 import re
@@ -22,7 +23,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
-import modeling_handunet
+from handunet import export
 from modeling_handunet import HandUNetForPoseEstimation, HandUNetImageProcessor
 from modeling_handunet.keypoints import NO_CLEAR_HAND
 from release.files import ROOT
@@ -31,10 +32,10 @@ from release.saving import is_detector
 WEIGHTS = ROOT / "weights"
 
 
+@functools.cache
 def load(folder: Path) -> PreTrainedModel:
     """The model in a folder of weights."""
-    name = json.loads((folder / "config.json").read_text())["architectures"][0]
-    return getattr(modeling_handunet, name).from_pretrained(folder).eval()
+    return export.load(folder)[0].eval()
 
 
 def read_metrics(folder: Path) -> dict:
