@@ -249,7 +249,8 @@ class Run:
             raise ValueError(f"--output {self.output} is a file: name a folder")
         is_gone_on = args.format in SHARED_FORMATS and (self.output / SETTINGS).exists()
         if args.format == "parquet" or args.share.count > 1 or is_gone_on:
-            made_with = {name: getattr(args, name) for name in ("model", "detector", "boxes", "side", "every", "max_hands")}
+            names = ("model", "detector", "boxes", "side", "every", "max_hands", "detection_threshold")
+            made_with = {name: getattr(args, name) for name in names}
             self.answers = Shards(self.output, args.format, args.share, made_with)
         else:
             self.answers = open_answers(self.output, args.format)

@@ -340,3 +340,12 @@ def test_without_docstrings_the_programs_run(tmp_path, photo):
     for command in (["predict.py", "--help"], own, ["-m", "handunet", "export", "--help"], ["train.py", "--help"]):
         result = subprocess.run([sys.executable, "-OO", *command], cwd=ROOT, capture_output=True, text=True, timeout=400)
         assert result.returncode == 0, result.stderr
+
+
+def test_shards_of_another_threshold_are_refused(tmp_path, photo):
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed: pip install -e '.[data]'")
+    words = [str(photo), "--backend", "onnx", "--boxes", "10,10,50,50", "--format", "parquet", "--no_drawings"]
+    words += ["--output", str(tmp_path / "out")]
+    handunet.predict.main(words)
+    with pytest.raises(SystemExit, match="was begun with detection_threshold None, not 0.5"):
+        handunet.predict.main([*words, "--detection_threshold", "0.5"])
