@@ -228,6 +228,4 @@ def test_the_command_is_stated_without_the_folders_of_this_machine(tmp_path):
     assert again.optimisation.learning_rate == 1e-3 and again.data.dataset == ["coco"]
     assert parse_arguments([]).command() == "accelerate launch train.py"
     scenes = ["--cutouts", "/far/away/hands", "--negatives", "0.2", "--streaming"]
-    assert parse_arguments(scenes).command() == (
-        "accelerate launch train.py --streaming --cutouts hands --negatives 0.2"
-    )
+    assert parse_arguments(scenes).command() == "accelerate launch train.py --negatives 0.2 --streaming --cutouts hands"

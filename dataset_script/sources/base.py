@@ -49,6 +49,16 @@ class FileOptions(SourceOptions):
 
 
 @dataclass(frozen=True)
+class NegativeOptions(SourceOptions):
+    """What a source that can make pictures without a right hand may be told."""
+
+    negatives: float | None = option(
+        None, "scenes, photographs: share with no hand, a left hand or a hand far off centre (default: 0.1 with --init, else "
+        "0: a training from random weights learns nothing with them)"
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
 class Terms:
     """Under which terms weights may be used that were trained on a source."""
 
@@ -241,6 +251,11 @@ class Source:
     def cache(self) -> Path:
         """The folder of prepared images."""
         return Path(self.options.cache_dir or Path(datasets.config.HF_DATASETS_CACHE) / "handunet")
+
+
+def negatives_by_default(init: str | None) -> dict[str, float]:
+    """The default of `--negatives`, which depends on the weights that a training starts from."""
+    return {"negatives": 0.1 if init else 0.0}
 
 
 def first_rows(rows: datasets.Dataset, count: int | None) -> datasets.Dataset:

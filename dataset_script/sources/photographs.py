@@ -7,42 +7,84 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dataset_script import counter_rng
 from dataset_script.augmentation import augmentation_keys
+from dataset_script.false_hands import FalseHands, false_hand_credits
 from dataset_script.hand_crops import HandCrops
 from dataset_script.photo_augmentation import PhotoAugmentation
-from dataset_script.photographs import MAX_DISAGREEMENT, Photographs, read_terms
+from dataset_script.photographs import MAX_DISAGREEMENT, SIDE, Photographs, read_terms
 from dataset_script.scenes import load_photos
-from dataset_script.sources.base import Description, Items, Source, SourceOptions, Splits, Stream, Terms, option
+from dataset_script.sources.base import (
+    Description,
+    Items,
+    NegativeOptions,
+    Rule,
+    Source,
+    Splits,
+    Stream,
+    Terms,
+    negatives_by_default,
+    option,
+)
 from dataset_script.sources.synthetic import draws_on
 
 
 @dataclass(frozen=True)
-class PhotographsOptions(SourceOptions):
+class PhotographsOptions(NegativeOptions):
     """Where the photographs are, and which are used."""
 
     photographs: str | None = option(None, "photographs: a folder of labelled squares, as `dataset_script.photographs` says")
     photographs_share: float | None = option(None, "photographs: mix them with scenes; the share of the samples they get")
     max_disagreement: float = option(MAX_DISAGREEMENT, "photographs: leave out hands if the teacher's looks differ more")
     most_per_source: int = option(400, "photographs: a source counts at most as much as this many pictures")
+    false_hands: str | None = option(
+        None, "photographs: a folder of what a detector took for hands, as `dataset_script.false_hands` makes it; they are two "
+        "thirds of the negatives, left hands the others"
+    )  # fmt: skip
+
+
+FALSE_SHARE = 2 / 3  # of the negatives, where there are false hands
 
 
 class PhotographStream(Stream):
     """`count` photographs an epoch, drawn so that a large source does not outweigh the small ones.
 
-    Its `__getitems__` gives a batch: `image` (B, 3, 224, 224) uint8, `keypoints` (B, 21, 2) px of it, `visibility` and
-    `index`, on the device of the photographs.
+    The share `negatives` of them are left hands or, with `false_hands`, two of three something else than a hand.
+
+    Its `__getitems__` gives a batch: `image` (B, 3, 224, 224) uint8, `keypoints` (B, 21, 2) px of it, `visibility`,
+    `is_negative` (B,) and `index`, on the device of the photographs.
     """
 
-    def __init__(self, photographs: Photographs, count: int, seed: int):
+    def __init__(
+        self, photographs: Photographs, count: int, seed: int, negatives: float = 0.0, false_hands: FalseHands | None = None
+    ):
         super().__init__(count)
-        self.photographs, self.seed = photographs, seed
+        self.photographs, self.seed, self.negatives, self.false_hands = photographs, seed, negatives, false_hands
 
     def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
         """The batch of these items."""
         device = self.photographs.keypoints.device
         numbers = torch.tensor(indices, device=device)
         keys = augmentation_keys(self.seed, self.epoch, numbers)
-        return {**self.photographs.rows(self.photographs.sample(keys)), "index": numbers}
+        rows = self.photographs.rows(self.photographs.sample(keys))
+        draw = counter_rng.uniform(keys, "negative", (3,))
+        is_negative = draw[:, 0] < self.negatives
+        is_false = is_negative & (draw[:, 1] < FALSE_SHARE) & (self.false_hands is not None)
+        left = is_negative & ~is_false
+        rows["image"] = torch.where(left[:, None, None, None], rows["image"].flip(-1), rows["image"])
+        rows["keypoints"] = torch.where(left[:, None, None], mirrored(rows["keypoints"]), rows["keypoints"])
+        chosen = is_false.nonzero(as_tuple=True)[0]
+        if len(chosen):
+            which = (draw[chosen, 2] * len(self.false_hands)).long()
+            rows["image"][chosen] = self.false_hands.images(which).to(device)
+            rows["keypoints"][chosen] = self.false_hands.keypoints.to(device)
+        rows["visibility"] = rows["visibility"] | is_negative[:, None]
+        return {**rows, "is_negative": is_negative, "index": numbers}
+
+
+def mirrored(keypoints: Tensor) -> Tensor:
+    """Keypoints (..., 2) of a square that is mirrored."""
+    return torch.stack([SIDE - keypoints[..., 0], keypoints[..., 1]], -1)
 
 
 class PhotographsSource(Source):
@@ -51,7 +93,7 @@ class PhotographsSource(Source):
     name = "photographs"
     Options = PhotographsOptions
     defaults = {"train_samples": 10_000, "epochs": 30, "batch_size": 32, "augmentation": 1.0}
-    places = ("cache_dir", "photographs")
+    places = ("cache_dir", "photographs", "false_hands")
 
     @classmethod
     def is_named_by(cls, options) -> bool:
@@ -61,6 +103,14 @@ class PhotographsSource(Source):
     def check(cls, options) -> None:
         if not options.photographs:
             raise ValueError("--dataset photographs has no --photographs: name the folder of the labelled photographs.")
+
+    @classmethod
+    def defaults_for(cls, options, init) -> dict:
+        return {**cls.defaults, **negatives_by_default(init)}
+
+    @classmethod
+    def rules(cls, args) -> list[Rule]:
+        return [(("false_hands",), args.negatives != 0, "--negatives says how many")]
 
     def load(self) -> Splits:
         options = self.options
@@ -83,17 +133,31 @@ class PhotographsSource(Source):
         if self.eval_only:
             return splits
         splits.validation = Items(crops[row] for row in spread(chosen["validation"], options.validation_samples))
+        splits.test_negatives = self._test_negatives(crops, test)
         photographs = read("train")
         photographs = photographs.to(device) if device.type != "cpu" else photographs
         photos = getattr(options, "photos", None)  # of scenes, where both are mixed
         self.augment = PhotoAugmentation(
             self.image_size, self.box_fill, others=photographs, photos=load_photos(photos).to(device) if photos else None
         )
-        splits.train = PhotographStream(photographs, options.train_samples, self.seed)
+        false_hands = FalseHands(options.false_hands, "train", self.cache) if options.false_hands else None
+        splits.train = PhotographStream(photographs, options.train_samples, self.seed, options.negatives, false_hands)
         return splits
 
+    def _test_negatives(self, crops: HandCrops, test: list[int]) -> dict[str, Items]:
+        """The test hands as left ones, and false hands of pictures that are not trained on."""
+        absent = {"keypoints": torch.full((21, 2), torch.nan), "visibility": torch.zeros(21, dtype=torch.bool)}
+        kinds = {"left hand": Items({**crops[row], "image": crops[row]["image"].flip(-1), **absent} for row in test)}
+        if self.options.false_hands:
+            others = FalseHands(self.options.false_hands, "validation", self.cache)
+            kinds["false hand"] = Items(
+                {**others.crop(row, self.image_size, self.box_fill), **absent} for row in range(len(others))
+            )
+        return kinds
+
     def make_pictures(self, batch: dict, keys: Tensor) -> tuple[Tensor, Tensor]:
-        return self.augment(batch["image"], batch["keypoints"], keys)
+        images, keypoints = self.augment(batch["image"], batch["keypoints"], keys)
+        return images, torch.where(batch["is_negative"][:, None, None], torch.nan, keypoints)
 
     def describe(self) -> Description:
         rows = read_terms(self.options.photographs, self.options.max_disagreement)
@@ -110,7 +174,8 @@ class PhotographsSource(Source):
             credits=tuple(
                 (row.source, row.license or "not stated", f"{row.train} hands for training, {row.validation} held out")
                 for row in rows
-            ),
+            )
+            + (false_hand_credits(self.options.false_hands) if self.options.false_hands else ()),
         )
 
     def terms(self) -> Terms:

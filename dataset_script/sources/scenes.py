@@ -18,7 +18,7 @@ from dataset_script.cutouts import Cutouts
 from dataset_script.layers import HandLayers, layer_rows, layers_on_device
 from dataset_script.photographs import read_licenses
 from dataset_script.scenes import NEGATIVES, Scenes, load_photos
-from dataset_script.sources.base import Description, Items, Rule, Splits, Stream, option
+from dataset_script.sources.base import Description, Items, NegativeOptions, Rule, Splits, Stream, negatives_by_default, option
 from dataset_script.sources.synthetic import TEST_SEED, VALIDATION_SEED, DrawnOptions, DrawnSource, draws_on
 from dataset_script.synthetic import SyntheticHands
 
@@ -28,7 +28,7 @@ SECOND_BODY = 0.6  # layers of a second body for each one of the first
 
 
 @dataclass(frozen=True)
-class ScenesOptions(DrawnOptions):
+class ScenesOptions(DrawnOptions, NegativeOptions):
     """What the scenes are made of."""
 
     layers: int | None = option(
@@ -38,10 +38,6 @@ class ScenesOptions(DrawnOptions):
     cutouts: str | None = option(None, "scenes: a folder of cut-out photographs of hands with keypoints")
     cutouts_share: float = option(0.35, "scenes: share of the samples that are cut-outs")
     photos: str | None = option(None, "scenes: a folder of photographs without hands, as backgrounds")
-    negatives: float | None = option(
-        None, "scenes: share with no hand, a left hand or a hand far off centre (default: 0.1 with --init; else 0, because a "
-        "training from random weights learns nothing with them)"
-    )  # fmt: skip
 
 
 def hands_for_scenes(options, size: int, seed: int, cache: Path, device: torch.device, **more) -> tuple[list, list[float]]:
@@ -165,7 +161,7 @@ class ScenesSource(DrawnSource):
 
     @classmethod
     def defaults_for(cls, options, init) -> dict:
-        return {**cls.defaults, "negatives": 0.1 if init else 0.0}
+        return {**cls.defaults, **negatives_by_default(init)}
 
     @classmethod
     def rules(cls, args) -> list[Rule]:

@@ -1,0 +1,176 @@
+"""What a hand detector takes for hands and is none: elbows, faces, lettering.  As negatives, they teach the network that reads
+keypoints to doubt them.
+
+    python -m dataset_script.false_hands --people people --photos backgrounds --detector weights/handunet-detector \\
+        --output false_hands
+
+The folder --output gets `images/`, squares of 224 px of which what was found fills 0.3, as `dataset_script/photographs.py` has
+hands; and `index.json`, a list of their `file_name`, `source`, `license`, `split` ("train" or "validation") and the detector's
+`score`.
+People are photographs as `dataset_script/people.py` describes; their part "test" is not read.
+"""
+
+import argparse
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from dataset_script.files import MAX_JSON_BYTES, FileTree, parse_json
+from dataset_script.photographs import FILL, PARTS, SIDE, read_licenses
+from dataset_script.squares import Squares
+from modeling_handunet.crops import Crop
+from modeling_handunet.images import load_image
+
+MOST = 8  # of one photograph, the surest ones
+LEAST_SCORE = 0.1
+LEAST_SIZE = 0.03  # of the photograph's longer side: people did not mark smaller hands
+# What was found is no hand if it overlaps none by more than this share of its own area.
+MOST_OVERLAP = 0.1
+
+
+def read_index(folder: str | os.PathLike) -> list[dict]:
+    """The entries of `index.json`, checked."""
+    tree = FileTree(Path(folder))
+    where = tree.where("index.json")
+    entries = parse_json(tree.read("index.json", MAX_JSON_BYTES), where)
+    try:
+        for entry in entries:
+            if entry["split"] not in PARTS or not all(
+                isinstance(entry[name], str) for name in ("file_name", "source", "license")
+            ):
+                raise ValueError(entry)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{where} is not an index of false hands ({error!r})") from error
+    return entries
+
+
+class FalseHands:
+    """The squares of one part, kept in `cache_dir`; 150 kB each.
+
+    `keypoints` (21, 2), in pixels of a square, lie on a circle that touches what was found: they stand for the place where a
+    hand would be, for the augmentation.
+
+    Raises `FileNotFoundError` for missing files and `ValueError` for an index that is not as described above, naming them.
+    """
+
+    def __init__(self, folder: str | os.PathLike, part: str, cache_dir: str | os.PathLike):
+        paths = [(Path(folder) / "images" / entry["file_name"], None) for entry in read_index(folder) if entry["split"] == part]
+        if not paths:
+            raise ValueError(f"{folder} has no false hand of the split {part!r}")
+        self.squares = Squares(paths, SIDE, cache_dir)
+        turn = torch.arange(21) * (2 * torch.pi / 21)
+        self.keypoints = SIDE / 2 * (1 + FILL * torch.stack([turn.cos(), turn.sin()], 1))
+
+    def __len__(self) -> int:
+        return len(self.squares)
+
+    def images(self, numbers: Tensor | list[int]) -> Tensor:
+        """The squares `numbers` (B,), as (B, 3, 224, 224) uint8."""
+        return self.squares.rows([int(number) for number in numbers])["image"]
+
+    def crop(self, number: int, size: int, box_fill: float) -> dict:
+        """One of them as [`HandCrops`] gives hands: `image` (3, size, size) uint8 and `box_size` in its pixels."""
+        pixels = self.images([number])[0].permute(1, 2, 0).numpy()
+        whole = (SIDE * (1 - FILL) / 2, SIDE * (1 - FILL) / 2, SIDE * FILL, SIDE * FILL)
+        crop = Crop.around_box(whole, size, box_fill).cut(Image.fromarray(pixels))
+        return {"image": torch.from_numpy(np.asarray(crop).transpose(2, 0, 1).copy()), "box_size": box_fill * size}
+
+
+def false_hand_credits(folder: str | os.PathLike) -> tuple[tuple[str, str, str], ...]:
+    """The sources of the training squares of a folder, with their licences and numbers."""
+    entries = read_index(folder)
+    counts = Counter((entry["source"], entry["license"]) for entry in entries if entry["split"] == "train")
+    return tuple(
+        (source.replace("+", "/"), terms, f"{count} squares without a hand")
+        for (source, terms), count in sorted(counts.items())
+    )
+
+
+def overlap_of_own(box, others: np.ndarray) -> float:
+    """The largest share of the area of `box` (4,), as corners, that one of `others` (N, 4) covers."""
+    size = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
+    return float((size.clip(min=0).prod(1) / np.prod(np.subtract(box[2:], box[:2]))).max(initial=0))
+
+
+def photographs(people: str | None, photos: str | None) -> Iterator[tuple[Path, np.ndarray, str, str]]:
+    """Paths, boxes (N, 4) of all hands as corners, sources and splits."""
+    if people:
+        tree = FileTree(Path(people))
+        coco = parse_json(tree.read("annotations.json", MAX_JSON_BYTES), tree.where("annotations.json"))
+        boxes: dict[int, list] = {}
+        for hand in coco["annotations"]:
+            x, y, width, height = hand["bbox"]
+            boxes.setdefault(hand["image_id"], []).append((x, y, x + width, y + height))
+        for row in coco["images"]:
+            if row["split"] in PARTS:
+                found = np.array(boxes.get(row["id"], []), float).reshape(-1, 4)
+                yield Path(people) / "images" / row["file_name"], found, row["source"], row["split"]
+    if photos:
+        tree = FileTree(Path(photos))
+        for row in parse_json(tree.read("index.json", MAX_JSON_BYTES), tree.where("index.json")):
+            yield Path(photos) / row["file_name"], np.zeros((0, 4)), row["source"], "train"
+
+
+def find_false_hands(detect, photo, boxes: np.ndarray) -> list:
+    """The surest of what `detect` finds in an RGB photograph and lies on none of its hands, `boxes` (N, 4) as corners."""
+    least = LEAST_SIZE * max(photo.size)
+    return [
+        hand
+        for hand in detect(photo)
+        if hand.score >= LEAST_SCORE
+        and max(np.subtract(hand.box[2:], hand.box[:2])) >= least
+        and overlap_of_own(hand.box, boxes) <= MOST_OVERLAP
+    ][:MOST]
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--people", help="a folder of photographs with boxes round hands")
+    parser.add_argument("--photos", help="a folder of photographs without people, with an index.json")
+    parser.add_argument("--detector", required=True, help="a folder or Hub id of a hand detector")
+    parser.add_argument("--output", required=True)
+    args = parser.parse_args(argv)
+    if not args.people and not args.photos:
+        parser.error("name --people, --photos or both")
+    from modeling_handunet import HandUNetDetectorImageProcessor, HandUNetForObjectDetection
+    from modeling_handunet.hands import found_hands
+
+    model = HandUNetForObjectDetection.from_pretrained(args.detector).eval()
+    processor = HandUNetDetectorImageProcessor.from_pretrained(args.detector)
+
+    @torch.inference_mode()
+    def detect(photo):
+        (found,) = processor.post_process_object_detection(
+            model(processor(photo).pixel_values), LEAST_SCORE, [photo.size[::-1]]
+        )
+        return found_hands(*(found[name].tolist() for name in ("scores", "labels", "boxes", "directions")))
+
+    images = Path(args.output, "images")
+    images.mkdir(parents=True, exist_ok=True)
+    index = []
+    licenses = {name: terms for folder in (args.people, args.photos) if folder for name, terms in read_licenses(folder).items()}
+    for path, boxes, source, split in tqdm(list(photographs(args.people, args.photos)), unit="photograph"):
+        photo = load_image(path)
+        for hand in find_false_hands(detect, photo, boxes):
+            left, top, right, bottom = hand.box
+            square = Crop.around_box((left, top, right - left, bottom - top), SIDE, FILL).cut(photo)
+            name = f"{len(index):05}.webp"
+            square.save(images / name, quality=85)
+            terms = {"source": source, "license": licenses.get(source, "not stated")}
+            index.append({"file_name": name, **terms, "split": split, "score": round(hand.score, 3)})
+    Path(args.output, "index.json").write_text(json.dumps(index))
+    counts = {part: sum(entry["split"] == part for entry in index) for part in PARTS}
+    print(f"{args.output}: {counts['train']} for training, {counts['validation']} for validation")
+
+
+if __name__ == "__main__":
+    main()
