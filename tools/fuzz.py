@@ -65,7 +65,7 @@ def kinds() -> dict[str, Kind]:
         "requests": Kind(
             of(servers.make_request), servers.use_request, (RequestError,), prepare=servers.endpoint, may_start=True
         ),
-        "urls": Kind(servers.make_url, servers.use_url),
+        "urls": Kind(of(servers.make_url), servers.use_url),
     }
     real = {path.name: path.read_bytes() for path in sorted(PHOTOGRAPHS.glob("[cf]*/**/*.jpg"))}
     if real:

@@ -10,6 +10,7 @@ import json
 import random
 import socket
 import sys
+import threading
 import time
 import urllib.request
 from pathlib import Path
@@ -149,8 +150,34 @@ HOSTS = (
 SCHEMES = ("http://", "http://", "https://", "HTTP://", "ftp://", "file://", "gopher://", "http:/", "data:", "data:image/png,")
 
 
-def make_url(draw: random.Random, _) -> tuple[str, bool]:
-    """An address, and whether web addresses are allowed at all."""
+OUTSIDE = ("example.com", "ex\u00e4mple.de", "EXAMPLE.com.", "203.0.113.9", "127.0.0.1@example.com")
+
+
+def make_url(corpus: dict[str, bytes], draw: random.Random, _) -> tuple[str, bool, list[bytes]]:
+    """An address, whether web addresses are allowed at all, and what the servers answer, one after another."""
+    picture = corpus[draw.choice(("JPEG plain", "PNG RGB", "WEBP lossy", "AVIF"))]
+    if draw.random() < 0.1:
+        return _data_url(draw, picture), draw.random() < 0.7, []
+    if draw.random() < 0.4:  # one that leads somewhere
+        path = draw.choice(("/my hand.jpg", "/\u00e4.png?a=b c", "/a%20b.png#top"))
+        url = "http://" + draw.choice(OUTSIDE) + draw.choice(("", ":80", ":8080")) + path
+    else:
+        url = _odd_url(draw)
+    answers = []
+    if draw.random() < 0.3:
+        status = draw.choice((b"301 Moved", b"302 Found", b"303 See Other", b"307 Temporary", b"308 Permanent", b"300 Choices"))
+        target = draw.choice((f"http://{draw.choice(OUTSIDE)}/hand.png", _odd_url(draw), "/hand.png", "//127.0.0.1/hand.png"))
+        location = target.encode("utf-8", "surrogatepass").replace(b"\r", b"")[:70_000]  # a pair holds about 200 KB
+        answers.append(b"HTTP/1.1 " + status + b"\r\nLocation: " + location + b"\r\n\r\n")
+    length = draw.choice((b"", b"Content-Length: %d\r\n" % len(picture)))
+    answers.append(b"HTTP/1.1 200 OK\r\n" + length + b"\r\n" + picture)
+    if draw.random() < 0.2:
+        broken = b"SSH-2.0-nothing\r\n", b"", b"HTTP/1.1 404 Not Found\r\n\r\n", mutate_bytes(draw, answers[-1], answers[0])
+        answers[-1] = draw.choice(broken)
+    return url, draw.random() < 0.7, answers
+
+
+def _odd_url(draw: random.Random) -> str:
     port = draw.choice(("", ":80", ":0", ":65536", ":port", ":-1", ":", ":99999999999999999999"))
     path = draw.choice(("", "/my hand.jpg", "/\u00e4.jpg", "/..", "?a=b#c", "/%00", "/" + "x" * 5000, "\r\nHost: a", "/\ud800"))
     url = draw.choice(SCHEMES) + draw.choice(HOSTS) + port + path
@@ -160,13 +187,37 @@ def make_url(draw: random.Random, _) -> tuple[str, bool]:
         url = str(hostile_value(draw))
     if not url.startswith(("http", "data:")):  # a string without a known scheme is a path
         url = draw.choice(("http://", "https://")) + url
-    return url, draw.random() < 0.7
+    return url
 
 
-def use_url(made: tuple[str, bool], _) -> None:
-    """An error in a short sentence.  No connection goes to this machine itself, or anywhere where that is not allowed."""
-    url, allowed = made
-    reached = []
+def _data_url(draw: random.Random, picture: bytes) -> str:
+    head = draw.choice(("data:image/png;base64,", "data:;base64,", "data:image/png;a=b;base64,", "data:image/png,"))
+    payload = base64.encodebytes(picture) if draw.random() < 0.3 else base64.b64encode(picture)
+    return head + (mutate_bytes(draw, payload) if draw.random() < 0.5 else payload).decode("latin-1")
+
+
+class Connection(socket.socket):
+    """One end of a pair, in which an answer lies already.  It stands for a connection by TCP."""
+
+    def __init__(self, answer: bytes):
+        ours, self.other = socket.socketpair()
+        super().__init__(ours.family, ours.type, fileno=ours.detach())
+        self.other.sendall(answer)
+        self.other.shutdown(socket.SHUT_WR)
+
+    def setsockopt(self, *_):
+        """Nothing: a pair has no options of TCP."""
+
+    def close(self):
+        super().close()
+        self.other.close()
+
+
+def use_url(made: tuple[str, bool, list[bytes]], _) -> None:
+    """An image, or an error in a short sentence.  No connection goes to this machine itself, or anywhere where that is not
+    allowed, whatever a server answers."""
+    url, allowed, answers = made
+    wrong = []
 
     def resolve(host, port, *_, **__):
         with contextlib.suppress(OSError, UnicodeError):
@@ -179,12 +230,15 @@ def use_url(made: tuple[str, bool], _) -> None:
             ip = ipaddress.ip_address(entry[4][0].partition("%")[0])
             ip = getattr(ip, "ipv4_mapped", None) or ip
             if not allowed or ip.is_loopback or ip.is_unspecified or ip.is_link_local:
-                reached.append(str(ip))
-        raise OSError("there is no network here")
+                wrong.append(f"it leads to {ip}")
+        if not answers:
+            raise OSError("nobody answers")
+        return Connection(answers.pop(0))
 
     real = socket.getaddrinfo
     with mock.patch.object(socket, "getaddrinfo", resolve), mock.patch.object(socket, "create_connection", connect), \
-            mock.patch.object(urllib.request, "getproxies", dict):  # fmt: skip
+            mock.patch.object(urllib.request, "getproxies", dict), \
+            mock.patch.object(threading, "excepthook", lambda died: wrong.append(repr(died.exc_value))):  # fmt: skip
         try:
             image = load_image(url, allow_urls=allowed)
         except (ValueError, OSError) as error:
@@ -192,8 +246,7 @@ def use_url(made: tuple[str, bool], _) -> None:
                 raise Failure(f"the message has {len(str(error))} characters: {str(error)[:300]}") from error
             raise
         finally:
-            if reached:
-                raise Failure(f"{url[:200]!r} leads to {reached}")
+            if wrong:
+                raise Failure(f"{url[:200]!r}: {wrong}")
     if not isinstance(image, Image.Image):
         raise Failure(f"{type(image)}")
-
