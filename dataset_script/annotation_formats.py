@@ -5,12 +5,13 @@ which become hands here: those of one group, of one rectangle, or all of the pho
 (v = 0). What stands in them is checked later, with everything else.
 """
 
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from dataset_script.files import MAX_JSON_BYTES, FileTree, parse_json
-from dataset_script.hand_words import hand_in, read_keypoint_names, split_words
+from dataset_script.hand_words import hand_in, read_keypoint_names, split_words, stated_hands
 from modeling_handunet.keypoints import NUM_KEYPOINTS
 
 ROBOFLOW_FILE = "_annotations.coco.json"
@@ -133,9 +134,19 @@ def _is_labelme(value: object) -> bool:
 
 def _labelme_images(pages: list[tuple[str, dict]]) -> list[dict]:
     return [
-        {"id": name, "file_name": page["imagePath"], "width": page.get("imageWidth"), "height": page.get("imageHeight")}
+        {
+            **{"id": name, "file_name": page["imagePath"], "width": page.get("imageWidth"), "height": page.get("imageHeight")},
+            "handedness": _flagged_hand(page.get("flags")),
+        }
         for name, page in pages
     ]
+
+
+def _flagged_hand(flags: object) -> str | None:
+    """The hand that the flags of a whole photograph name; None if they name none or both, as for two hands."""
+    flags = flags.items() if isinstance(flags, dict) else ()
+    hands = {hand for _, hand in stated_hands({name: flag for name, flag in flags if type(flag) is bool and hand_in(name)})}
+    return hands.pop() if len(hands) == 1 else None
 
 
 def _labelme_hands(name: str, page: dict) -> list[Draft]:
@@ -145,7 +156,7 @@ def _labelme_hands(name: str, page: dict) -> list[Draft]:
         if not (isinstance(points, list) and all(map(_is_pair, points)) and isinstance(shape.get("label"), str)):
             continue
         group = shape.get("group_id")
-        key = group if isinstance(group, (int, str)) else None
+        key = group if isinstance(group, (int, float, str)) else None  # 1.0 is 1
         draft = groups.setdefault(key, Draft(name if key is None else f"{name} group {key}", name))
         draft.attributes |= shape["flags"] if isinstance(shape.get("flags"), dict) else {}
         if shape.get("shape_type") == "point" and len(points) == 1:
@@ -208,7 +219,7 @@ def _task_hands(name: str, regions: list[dict]) -> list[Draft]:
             continue
         sides = (region["original_width"] / 100, region["original_height"] / 100)
         if (label := _label_of(value, "rectanglelabels")) and all(type(number) in (int, float) for number in numbers):
-            box = [number * sides[axis % 2] for axis, number in enumerate(numbers)]
+            box = _upright([number * sides[axis % 2] for axis, number in enumerate(numbers)], value.get("rotation"))
             boxes[str(region.get("id"))] = Draft(f"{name} box {len(boxes) + 1}", name, box=box, category=label)
         elif label := _label_of(value, "keypointlabels"):
             points.append((region.get("parentID"), (label, numbers[0] * sides[0], numbers[1] * sides[1])))
@@ -223,6 +234,16 @@ def _task_hands(name: str, regions: list[dict]) -> list[Draft]:
         around = [draft for draft in boxes.values() if _is_inside(point, draft.box)]
         (boxes.get(str(parent)) or (around[0] if len(around) == 1 else loose)).points.append(point)
     return [*boxes.values(), *([loose] if loose.points else [])]
+
+
+def _upright(box: list[float], degrees: object) -> list[float]:
+    """The upright box round one that is turned clockwise round its upper left corner."""
+    if type(degrees) not in (int, float) or not degrees:
+        return box
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    xs = [x * cos - y * sin for x in (0, box[2]) for y in (0, box[3])]
+    ys = [x * sin + y * cos for x in (0, box[2]) for y in (0, box[3])]
+    return [box[0] + min(xs), box[1] + min(ys), max(xs) - min(xs), max(ys) - min(ys)]
 
 
 def _label_of(value: dict, kind: str) -> str | None:

@@ -37,6 +37,10 @@ MAX_RELATIVE = 2.0
 MIN_INSIDE, MIN_INSIDE_OR_ELSE = 0.5, 0.75
 BOX_MARGIN = 0.1  # of the box's sides; a box may be drawn tightly
 CORNERS_ARE_SMALLER = 2.0  # a box is taken for corners if it is so many times longer than the one they span
+# In a whole file, less is enough to tell: at least so many boxes, of which all would be corners and are so many times longer.
+MIN_CORNER_BOXES, ALL_CORNERS_ARE_SMALLER = 3, 1.25
+# Coordinates are taken for percent if those of so many photographs are all at most 100, and the photographs far larger.
+MIN_PERCENT_PHOTOGRAPHS, MIN_SIDE_OF_PERCENT = 5, 400
 
 
 @dataclass
@@ -255,6 +259,11 @@ def _hand(entry: dict, photographs: Mapping[str, dict], categories: _Categories,
         placed[order] = keypoints
         keypoints = placed
     visibility = keypoints[:, 2] > 0
+    depths = [value for value in keypoints[:, 2] if math.isfinite(value) and value % 1 and not 0 < value < 1]
+    if depths:
+        raise ValueError(
+            f"has {depths[0]:g} in the place of v, which is 0, 1, 2 or a confidence from 0 to 1: is it a depth? Write x, y, v"
+        )
     if not visibility.any():
         return report.leave_out("without a visible keypoint (v > 0)", key)
     if not np.isfinite(keypoints[visibility]).all():
@@ -350,7 +359,7 @@ def fit_to_photographs(path: Path, hands: list[dict], sizes: Mapping[str, tuple[
 
     `sizes` are the photographs' (width, height). Raises ValueError naming all hands that contradict their photograph.
     """
-    problems, fitted, scaled, boxes = [], [], 0, 0
+    problems, fitted, scaled, boxes, as_corners = [], [], 0, 0, []
     for hand in hands:
         size = sizes[hand["image"]]
         try:
@@ -364,7 +373,7 @@ def fit_to_photographs(path: Path, hands: list[dict], sizes: Mapping[str, tuple[
                     continue
             check_box(hand["box"], *size)
             if box_is_given:
-                _check_box_holds(hand, size)
+                as_corners.append(_check_box_holds(hand, size))
         except ValueError as error:
             problems.append(f"annotation {hand['annotation_id']}, {hand['image']}: {error}")
             continue
@@ -372,6 +381,16 @@ def fit_to_photographs(path: Path, hands: list[dict], sizes: Mapping[str, tuple[
         fitted.append(hand)
     if problems:
         raise ValueError(f"{path}: {_listed(problems)}")
+    if len(as_corners) >= MIN_CORNER_BOXES and min(as_corners) > ALL_CORNERS_ARE_SMALLER:
+        raise ValueError(
+            f"{path}: all of its {len(as_corners)} boxes would hold their keypoints more tightly if they were two corners: "
+            "expected x, y, width, height; correct bbox"
+        )
+    if _seem_percent(fitted, sizes):
+        raise ValueError(
+            f"{path}: all keypoints lie within 100 px of the upper left corners of their photographs: they seem to be percent, "
+            "expected pixels"
+        )
     if not fitted:
         raise ValueError(f"{path} has no hand that can be used. Left out: {report.what_is_left_out()}")
     hand_counts = Counter(hand["handedness"] for hand in fitted)
@@ -401,6 +420,14 @@ def _scale(hand: dict, size: tuple[int, int]) -> bool:
     return bool(small_points or small_box)
 
 
+def _seem_percent(hands: list[dict], sizes: Mapping[str, tuple[int, int]]) -> bool:
+    """Whether the keypoints seem to be in percent of the photographs' sides."""
+    photographs = {hand["image"] for hand in hands}
+    if len(photographs) < MIN_PERCENT_PHOTOGRAPHS or min(min(sizes[name]) for name in photographs) < MIN_SIDE_OF_PERCENT:
+        return False
+    return all((hand["uv"][hand["visibility"]] <= 100).all() for hand in hands)
+
+
 def _check_place(hand: dict, size: tuple[int, int]) -> None:
     """Raise ValueError if the photograph's size or the keypoints' places are not those of this photograph."""
     stated = hand["size"]
@@ -414,6 +441,9 @@ def _check_place(hand: dict, size: tuple[int, int]) -> None:
     outside = ~((hand["uv"] >= -margin) & (hand["uv"] <= np.array(size) + margin)).all(1)  # (21,), also NaN
     if (outside & hand["visibility"]).any():
         raise ValueError(f"keypoints lie far outside the photograph of {size[0]} x {size[1]} pixels")
+    visible = hand["uv"][hand["visibility"]]
+    if not ((visible >= 0) & (visible <= size)).all(1).any():
+        raise ValueError(f"all visible keypoints lie outside the photograph of {size[0]} x {size[1]} pixels")
     hand["uv"] = np.where(outside[:, None], 0.0, hand["uv"])  # of keypoints that are not labelled
 
 
@@ -423,8 +453,11 @@ def _share_inside(points: np.ndarray, box: np.ndarray) -> float:
     return float(((points >= box[:2] - margin) & (points <= box[:2] + box[2:] + margin)).all(1).mean())
 
 
-def _check_box_holds(hand: dict, size: tuple[int, int]) -> None:
-    """Raise ValueError if the box does not hold the hand's own visible keypoints, or seems to be written in another way."""
+def _check_box_holds(hand: dict, size: tuple[int, int]) -> float:
+    """Raise ValueError if the box does not hold the hand's own visible keypoints, or seems to be written in another way.
+
+    Returns how many times the box is longer than the one that it would be as two corners; 0 if that would not hold them.
+    """
     visible, box = hand["uv"][hand["visibility"]], hand["box"]
     share = _share_inside(visible, box)
     first, second = box[:2], box[2:]
@@ -443,8 +476,10 @@ def _check_box_holds(hand: dict, size: tuple[int, int]) -> None:
         )
     corners = readings["two corners"]
     leaves = (first + second > np.array(size) * (1 + BOX_MARGIN)).any()
-    if leaves and "two corners" in fitting and max(second) > CORNERS_ARE_SMALLER * max(corners[2:]):
+    times = max(second) / max(corners[2:]) if "two corners" in fitting else 0.0
+    if leaves and times > CORNERS_ARE_SMALLER:
         raise ValueError(f"its box {_shown(box)} seems to be two corners: expected x, y, width, height; correct bbox")
+    return times
 
 
 def _shown(box: np.ndarray) -> str:

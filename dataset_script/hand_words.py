@@ -20,7 +20,7 @@ BOTH_HANDS = {"both", "interacting", "two"}
 # A field tells of the hand if all words of its name are among these.
 FIELD_WORDS = {
     "hand", "hands", "handedness", "side", "which", "type", "laterality", "chirality", "label", "name", "class", "category",
-    "left", "right", "or", "is", "the", "of",
+    "left", "right", "or", "is", "the", "of", "tag", "tags", "text", "handness",
 }  # fmt: skip
 # What is no hand, if another category of the same file is one.
 OTHER_THINGS = {"face", "person", "body", "foot", "feet", "head", "animal", "dog", "cat", "eye", "mouth", "pose"}
@@ -30,14 +30,18 @@ FINGER_WORDS = {
     **{"fore": "index", "forefinger": "index", "pointer": "index", "mid": "middle"},
     **{"pinky": "little", "pinkie": "little", "small": "little"},
 }
-# In the order along the finger. A thumb has CMC, MCP, IP and tip, the others MCP, PIP, DIP and tip.
+# In the order along the finger. A thumb has CMC, MCP, IP and tip, the others MCP, PIP, DIP and tip. Other words of a finger, as
+# metacarpal, proximal, intermediate and distal, name bones or part of a longer chain, and mean other places in each skeleton.
 JOINT_PLACES = {
     **{"cmc": 0, "tmc": 0, "metacarpal": 0, "base": 0, "mcp": 1, "proximal": 1, "knuckle": 1},
     **{"pip": 2, "intermediate": 2, "ip": 2.5, "dip": 3, "distal": 3, "tip": 4, "end": 4},
 }
 TIP = 4
 WRIST_WORDS = {"wrist", "root", "carpus"}
-EMPTY_WORDS = {"hand", "finger", "fingers", "landmark", "keypoint", "keypoints", "kp", "kpt", "joint", "point", "node", "id"}
+EMPTY_WORDS = {
+    "hand", "finger", "fingers", "landmark", "keypoint", "keypoints", "kp", "kpt", "joint", "point", "pt", "node", "id",
+    "new",  # Roboflow calls points without a name "new-point-0"
+}  # fmt: skip
 
 COMPOUND = re.compile(
     r"(left|right|hand|thumb|index|fore|middle|ring|little|pinky|pinkie)"
@@ -60,6 +64,8 @@ def split_words(text: str) -> list[str]:
 def hand_in(text: object) -> str | None:
     """ "left" or "right" if the words of a name say one of them."""
     words = set(split_words(text)) if isinstance(text, str) else set()
+    if "not" in words:
+        return None
     if words - LEFT_WORDS - RIGHT_WORDS - HAND_WORDS:  # a single letter among other words may mean anything
         words -= {"l", "r"}
     left, right = words & LEFT_WORDS, words & RIGHT_WORDS
@@ -214,6 +220,8 @@ def _order_of_all(places: list[tuple[str, float | str]]) -> list[int] | None:
         if ordered is None:
             return None
         index |= {(finger, joint): 1 + 4 * number + place for place, joint in enumerate(ordered)}
+        if finger != "thumb" and any(isinstance(ordered[at], str) and JOINT_PLACES[ordered[at]] < at + 1 for at in (1, 2)):
+            return None  # for example metacarpal, MCP, PIP and tip
     return [index[place] for place in places]
 
 
@@ -221,7 +229,7 @@ def _along_the_finger(joints: list[float | str]) -> list[float | str] | None:
     """The four joints of a finger from its base to its tip; None if numbers and words do not go together."""
     numbers = sorted(joint for joint in joints if isinstance(joint, int))
     words = sorted((joint for joint in joints if isinstance(joint, str)), key=JOINT_PLACES.get)
-    if len({JOINT_PLACES[word] for word in words}) < len(words):
+    if len({JOINT_PLACES[word] for word in words}) < len(words) or (words and JOINT_PLACES[words[-1]] != TIP):
         return None
     if numbers and (numbers[-1] - numbers[0] != len(numbers) - 1 or [JOINT_PLACES[word] for word in words] not in ([], [TIP])):
         return None
@@ -231,8 +239,8 @@ def _along_the_finger(joints: list[float | str]) -> list[float | str] | None:
 def _order_of_some(places: list[tuple[str, float | str]]) -> list[int] | None:
     """The keypoints of fewer (part, joint): all of them in one known set of names."""
     found = [index for index in map(_as_index, KNOWN_SETS) if all(place in index for place in places)]
-    if len(found) > 1 and places and places[0][0] == "number":
-        return None  # numbers from 1 to 20 may be counted from 0 or from 1
+    if any(isinstance(place[1], int) and len({index[place] for index in found}) > 1 for place in places):
+        return None  # numbers from 1 to 20, or 1 to 3 along a finger, may be counted from 0 or from 1
     return [found[0][place] for place in places] if found else None
 
 

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from dataset_script import CocoHands, HandCrops
+from dataset_script.annotation_formats import _upright
 from dataset_script.hand_annotations import fit_to_photographs, read_hands
 from dataset_script.hand_words import hand_in, is_other_thing, read_keypoint_names, stated_hands
 from dataset_script.photograph_folder import PhotographFolder, default_folder
@@ -52,7 +53,8 @@ def fitted(path, images):
         *((text, "left") for text in ("left_hand", "Left", "LEFT HAND", "leftHand", "hand-left", "lefthand")),
         *((text, "left") for text in ("hand_l", "L", "左手")),
         *((text, "right") for text in ("right_hand", "Right", "hand.R", "rh", "Right hand (open)")),
-        *((text, None) for text in ("hand", "right_or_left", "bright", "copyright", "l shoulder", "person", "", None, 3)),
+        *((text, None) for text in ("hand", "right_or_left", "not left", "bright", "copyright", "l shoulder", "person")),
+        *((text, None) for text in ("", None, 3)),
     ],
 )
 def test_a_name_says_left_or_right_in_these_ways(text, hand):
@@ -72,6 +74,8 @@ def test_a_name_says_left_or_right_in_these_ways(text, hand):
         ({"attributes": {"left_hand": False}}, "right"),
         ({"attributes": [{"name": "handedness", "value": "left"}]}, "left"),
         ({"metadata": {"handedness": "left"}}, "left"),  # COCO-Annotator
+        ({"extra": {"tags": ["Left hand"]}}, "left"),  # Roboflow
+        ({"is_right": 0.0}, "left"),  # of MANO's tables
         ({"handedness": "unknown"}, "unknown"),
         ({"handedness": None}, None),
         ({"handedness": float("nan")}, None),  # pandas's null
@@ -146,7 +150,10 @@ AS_TEXT = [0, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 1, 19, 20, 2, 3, 4, 5, 6, 7
         (["RightHand", *(f"RightHand{name.title()}" for name in by_finger(1, 2, 3, 4))], OURS),
         ([str(number) for number in range(21)], OURS),
         (sorted(f"kp_{number}" for number in range(1, 22)), AS_TEXT),
+        ([f"new-point-{number}" for number in range(21)], OURS),  # Roboflow's, which nobody named
+        ([f"LHand{number}" for number in range(21)], OURS),  # OpenPose
         (["thumb_tip", "WRIST", "index mcp"], [4, 0, 5]),  # not all of them are set
+        (["index_3", "index_tip", "thumb_1"], [7, 8, 1]),
     ],
 )
 def test_keypoint_names_are_read_as_the_projects(names, order):
@@ -172,12 +179,32 @@ def test_keypoints_are_put_in_order_by_their_names_and_told_of(tmp_path):
         ([*MEDIAPIPE[:20], "WRIST"], "two of the keypoint names mean the same keypoint"),
         (["left_wrist", *(f"right {name}" for name in MEDIAPIPE[1:])], "those of a left and of a right hand"),
         ([*MEDIAPIPE[:20], "thumb_dip"], "do not name 21 keypoints"),
+        # Bones, and the joints of longer chains: four a finger, which are not MCP, PIP, DIP and tip.
+        (["wrist", *by_finger("_metacarpal", "_proximal", "_intermediate", "_distal")], "do not name 21 keypoints"),
+        (["wrist", *by_finger("_metacarpal", "_proximal", "_intermediate", "_tip")], "do not name 21 keypoints"),
+        (["wrist", *by_finger("_cmc", "_mcp", "_pip", "_dip")], "do not name 21 keypoints"),
     ],
 )
 def test_keypoint_names_that_say_something_else_are_refused(tmp_path, names, message):
     categories = [{"id": 1, "name": "hand", "keypoints": names}]
     with pytest.raises(ValueError, match=f"hands.json: annotation 1 .*{message}"):
         read(tmp_path, {"keypoints": keypoints(), "category_id": 1}, categories=categories)
+
+
+def test_numbers_that_may_be_counted_from_0_or_from_1_are_refused():
+    for names in (by_finger(1, 2, 3), [f"kp {number}" for number in range(1, 10)]):
+        with pytest.raises(ValueError, match="do not name 21 keypoints"):
+            read_keypoint_names(names)
+    assert read_keypoint_names(by_finger(1, 2, 4))[0][:3] == [1, 2, 4]
+
+
+def test_a_depth_in_the_place_of_the_visibility_is_refused(tmp_path):
+    """MediaPipe's landmarks are x, y, z: a negative z would be a keypoint that is not labelled."""
+    points = [[0.3 + 0.01 * joint, 0.4, -0.02 * joint] for joint in range(21)]
+    with pytest.raises(ValueError, match="annotation 1 has -0.02 in the place of v, which is 0, 1, 2 or a confidence"):
+        read(tmp_path, {"keypoints": points})
+    points = [[40 + joint, 30 + joint, visibility] for joint, visibility in zip(range(21), [float("nan"), -1, 0.7] * 7)]
+    assert read(tmp_path, {"keypoints": points})[0][0]["visibility"].tolist() == [False, False, True] * 7
 
 
 def test_an_annotation_without_a_category_is_read_by_the_only_one_that_names_21_keypoints(tmp_path):
@@ -223,6 +250,35 @@ def test_a_box_that_does_not_hold_its_keypoints_is_refused(tmp_path, box, messag
     else:
         with pytest.raises(ValueError, match=f"annotation 1, .*a.png: .*{message}"):
             read(tmp_path, entry)
+
+
+def test_boxes_that_are_all_two_corners_are_refused_also_if_each_alone_might_be_a_loose_one(tmp_path):
+    entries = [{"keypoints": keypoints(40 + x, 30), "bbox": [40 + x, 30, 80 + x, 70]} for x in (0, 4, 10)]
+    assert len(read(tmp_path, *entries[:2])[0]) == 2
+    with pytest.raises(ValueError, match="hands.json: all of its 3 boxes would hold their keypoints more tightly if they were"):
+        read(tmp_path, *entries)
+    assert len(read(tmp_path, *entries, {"keypoints": keypoints(), "bbox": [36, 26, 48, 48]})[0]) == 4
+
+
+def test_a_hand_beside_its_photograph_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="annotation 1, .*: all visible keypoints lie outside the photograph of 200 x 150"):
+        read(tmp_path, {"keypoints": keypoints(220, 100)})  # of 0 to 1000, for example
+
+
+@pytest.mark.parametrize(("count", "size", "refused"), [(5, (640, 480), True), (4, (640, 480), False), (5, (200, 150), False)])
+def test_coordinates_in_percent_of_large_photographs_are_refused(tmp_path, count, size, refused):
+    for number in range(count):
+        Image.new("RGB", size).save(tmp_path / f"{number}.png")
+    images = [{"id": number, "file_name": f"{number}.png"} for number in range(count)]
+    entries = [{"id": number, "image_id": number, "keypoints": keypoints(10 + 9 * number)} for number in range(count)]
+    (tmp_path / "hands.json").write_text(json.dumps({"images": images, "annotations": entries}))
+    hands, report = read_hands(tmp_path / "hands.json", tmp_path)
+    sizes = {hand["image"]: size for hand in hands}
+    if not refused:
+        assert len(fit_to_photographs(tmp_path / "hands.json", hands, sizes, report)) == count
+        return
+    with pytest.raises(ValueError, match="hands.json: all keypoints lie within 100 px .* they seem to be percent"):
+        fit_to_photographs(tmp_path / "hands.json", hands, sizes, report)
 
 
 @pytest.mark.parametrize("place", [(-999.0, 5), (float("nan"), 5), (None, None), ("", ""), (1e300, 0)])
@@ -359,10 +415,10 @@ def test_without_a_folder_the_tools_own_layouts_are_read(tmp_path):
 # Other files than COCO's
 
 
-def labelme(folder, shapes: list[dict], name: str = "a"):
+def labelme(folder, shapes: list[dict], name: str = "a", **flags):
     folder.mkdir(exist_ok=True)
     Image.new("RGB", SIZE).save(folder / f"{name}.png")
-    page = {"version": "5.5.0", "flags": {}, "shapes": shapes, "imagePath": f"..\\photos\\{name}.png", "imageData": None}
+    page = {"version": "5.5.0", "flags": flags, "shapes": shapes, "imagePath": f"..\\photos\\{name}.png", "imageData": None}
     (folder / f"{name}.json").write_text(json.dumps(page | {"imageWidth": SIZE[0], "imageHeight": SIZE[1]}))
 
 
@@ -392,6 +448,22 @@ def test_labelmes_points_that_name_the_hand_need_no_group(tmp_path):
     labelme(tmp_path / "l", [*labelme_points(None, left), *labelme_points(None, right, 60)])
     hands, _ = fitted(tmp_path / "l" / "a.json", tmp_path / "l")
     assert [(hand["handedness"], hand["uv"][0].tolist()) for hand in hands] == [("left", [40, 30]), ("right", [60, 30])]
+
+
+@pytest.mark.parametrize(
+    ("flags", "hand"),
+    [
+        ({"left": True, "right": False}, "left"),
+        ({"Left hand": True, "blurred": True}, "left"),
+        ({"left": True, "right": True}, None),
+    ],
+)
+def test_labelmes_flag_of_a_photograph_says_which_hand(tmp_path, flags, hand):
+    labelme(tmp_path / "l", labelme_points(1.0), **flags)
+    (found,), report = fitted(tmp_path / "l", tmp_path / "l")
+    assert found["handedness"] == (hand or "right") and report.taken_as_right == (hand is None)
+    labelme(tmp_path / "l", labelme_points(1, [f"right_{name}" for name in MEDIAPIPE]), **flags)
+    assert fitted(tmp_path / "l", tmp_path / "l")[0][0]["handedness"] == "right"  # what a hand says itself counts
 
 
 def region(kind: str, label: str, number: int, **value) -> dict:
@@ -427,6 +499,12 @@ def test_label_studios_percent_are_pixels_and_rectangles_hold_hands(tmp_path):
         "no annotation that was submitted": ["task 8"],
         "photographs that were turned in Label Studio": ["task 9"],
     }
+
+
+def test_label_studios_turned_rectangle_is_the_upright_box_round_it():
+    for degrees, box in ((0, (36, 27, 50, 45)), (90, (-9, 27, 45, 50)), (180, (-14, -18, 50, 45)), (None, (36, 27, 50, 45))):
+        np.testing.assert_allclose(_upright([36, 27, 50, 45], degrees), box, atol=1e-9)
+    np.testing.assert_allclose(_upright([100, 0, 10, 10], 45), (100 - 50**0.5, 0, 200**0.5, 200**0.5))
 
 
 @pytest.mark.parametrize(
