@@ -91,7 +91,7 @@ def read_hands(path: Path, folder: Path) -> tuple[list[dict], Report]:
     categories = _Categories(coco.get("categories"))
     photographs = _photographs(coco["images"], PhotographFolder(folder), problems)
     _check_ids("annotation", coco["annotations"], problems)
-    hands, reordered = [], 0
+    hands, reordered, nowhere = [], 0, 0
     for entry in coco["annotations"] if not problems else []:
         try:
             hand = _hand(entry, photographs, categories, report)
@@ -100,6 +100,7 @@ def read_hands(path: Path, folder: Path) -> tuple[list[dict], Report]:
             continue
         if hand is not None:
             reordered += hand.pop("reordered")
+            nowhere += hand.pop("nowhere")
             hands.append(hand)
     if problems:
         raise ValueError(f"{path}: {_listed(problems)}")
@@ -117,6 +118,8 @@ def read_hands(path: Path, folder: Path) -> tuple[list[dict], Report]:
         )
     if reordered:
         report.notes.append(f"the keypoints of {reordered} were put into this project's order by their names")
+    if nowhere:
+        report.notes.append(f"{nowhere} keypoints at (0, 0) or (-1, -1) are taken as not labelled, whatever their v is")
     return hands, report
 
 
@@ -258,7 +261,8 @@ def _hand(entry: dict, photographs: Mapping[str, dict], categories: _Categories,
         placed = np.empty_like(keypoints)
         placed[order] = keypoints
         keypoints = placed
-    visibility = keypoints[:, 2] > 0
+    nowhere = (keypoints[:, 2] > 0) & ((keypoints[:, :2] == 0).all(1) | (keypoints[:, :2] == -1).all(1))
+    visibility = (keypoints[:, 2] > 0) & ~nowhere
     depths = [value for value in keypoints[:, 2] if math.isfinite(value) and value % 1 and not 0 < value < 1]
     if depths:
         raise ValueError(
@@ -280,6 +284,7 @@ def _hand(entry: dict, photographs: Mapping[str, dict], categories: _Categories,
         "handedness_is_stated": handedness is not None,
         "annotation_id": key,
         "reordered": order is not None,
+        "nowhere": int(nowhere.sum()),
     }
 
 
@@ -288,8 +293,7 @@ def _handedness(entry: dict, photograph: dict, own: dict | None, category: dict 
     try:
         said = stated_hands(entry)
         if not said:  # a file may say it once for a photograph
-            of_photograph = {name: value for name, value in photograph["stated"].items() if "hand" in name.lower()}
-            said = [(f"its photograph's {name}", hand) for name, hand in stated_hands(of_photograph)]
+            said = [(f"its photograph's {name}", hand) for name, hand in stated_hands(photograph["stated"], of_photograph=True)]
     except ValueError as error:
         raise ValueError(f"has {error}") from None
     for name in (own.get("name"), own.get("supercategory")) if own is not None else ():
@@ -306,7 +310,8 @@ def _handedness(entry: dict, photograph: dict, own: dict | None, category: dict 
 
 
 def _read_keypoints(values: object) -> np.ndarray:
-    """Keypoints as flat numbers; also nested ones, (x, y, v) or (x, y). Coordinates where v is 0 may be anything.
+    """Keypoints as flat numbers; also nested ones, (x, y, v) or (x, y), and 42 numbers x, y, ... if they are no 14 times
+    x, y, v. Coordinates where v is 0 may be anything.
 
     Raises ValueError for what is no list of numbers.
     """
@@ -315,6 +320,8 @@ def _read_keypoints(values: object) -> np.ndarray:
     wrong = ValueError(f"has no list of numbers as keypoints, expected {3 * NUM_KEYPOINTS}: x, y, v of each")
     if not isinstance(values, list):
         raise wrong
+    if len(values) == 2 * NUM_KEYPOINTS and all(map(_is_number, values)) and not set(values[2::3]) <= {0, 1, 2}:
+        values = [list(point) for point in zip(values[::2], values[1::2])]
     if values and all(isinstance(point, list) and len(point) in (2, 3) for point in values):
         values = [value for point in values for value in (*point, 2)[:3]]
     values = list(values)

@@ -12,15 +12,17 @@ from modeling_handunet.keypoints import FINGER_NAMES, NUM_KEYPOINTS
 
 UNKNOWN = "unknown"  # the file says that it does not know which hand it is
 
-LEFT_WORDS, RIGHT_WORDS = {"left", "l", "lh", "左", "左手"}, {"right", "r", "rh", "右", "右手"}
+LEFT_WORDS, RIGHT_WORDS = {"left", "l", "lh", "lhand", "左", "左手"}, {"right", "r", "rh", "rhand", "右", "右手"}
 HAND_WORDS = {"hand", "hands", "handed", "the", "human", "side", "is", "a"}
+HAND_TAG_WORDS = LEFT_WORDS | RIGHT_WORDS | HAND_WORDS
+HELD = ("categoryName", "category_name", "displayName", "label", "name", "classification")  # where an object holds a name
 NOT_STATED = {"", "none", "null", "nan", "undefined", "unspecified", "n a", "na"}
 NOT_KNOWN = {"unknown", "unclear", "ambiguous", "uncertain", "unsure", "not sure", "not visible"}
 BOTH_HANDS = {"both", "interacting", "two"}
 # A field tells of the hand if all words of its name are among these.
 FIELD_WORDS = {
     "hand", "hands", "handedness", "side", "which", "type", "laterality", "chirality", "label", "name", "class", "category",
-    "left", "right", "or", "is", "the", "of", "tag", "tags", "text", "handness",
+    "left", "right", "or", "is", "the", "of", "tag", "tags", "text", "handness", "subcategory", "lr",
 }  # fmt: skip
 # What is no hand, if another category of the same file is one.
 OTHER_THINGS = {"face", "person", "body", "foot", "feet", "head", "animal", "dog", "cat", "eye", "mouth", "pose"}
@@ -66,7 +68,7 @@ def hand_in(text: object) -> str | None:
     words = set(split_words(text)) if isinstance(text, str) else set()
     if "not" in words:
         return None
-    if words - LEFT_WORDS - RIGHT_WORDS - HAND_WORDS:  # a single letter among other words may mean anything
+    if words - HAND_TAG_WORDS:  # a single letter among other words may mean anything
         words -= {"l", "r"}
     left, right = words & LEFT_WORDS, words & RIGHT_WORDS
     return None if bool(left) == bool(right) else "left" if left else "right"
@@ -82,16 +84,17 @@ def is_other_thing(text: object) -> bool:
     return isinstance(text, str) and not is_hand(text) and bool(OTHER_THINGS & set(split_words(text)))
 
 
-def stated_hands(entry: Mapping) -> list[tuple[str, str]]:
+def stated_hands(entry: Mapping, of_photograph: bool = False) -> list[tuple[str, str]]:
     """(field, "left", "right" or `UNKNOWN`) of all fields of an annotation that say which hand it is.
 
-    It looks at the entry itself and at its `attributes` (CVAT), `metadata` (COCO-Annotator) and `extra` (Roboflow). Raises
-    `ValueError` for a field that must say left or right, and says something else.
+    It looks at the entry itself and at its `attributes` (CVAT), `metadata` (COCO-Annotator), `extra` (Roboflow) and
+    `properties`. Of a photograph's entry only fields count that have "hand" in their name. Raises `ValueError` for a field
+    that must say left or right, and says something else.
     """
     found, ticks = [], {}
     for name, value in _fields(entry):
         words = split_words(name)
-        if not words or not set(words) <= FIELD_WORDS:
+        if not words or not set(words) <= FIELD_WORDS or (of_photograph and "hand" not in name.lower()):
             continue
         if hand := hand_in(name):
             if (ticked := _is_ticked(value)) is not None:
@@ -108,12 +111,15 @@ def stated_hands(entry: Mapping) -> list[tuple[str, str]]:
 
 def _fields(entry: Mapping) -> list[tuple[str, object]]:
     fields = [(key, value) for key, value in entry.items() if isinstance(key, str)]
-    for place in ("attributes", "metadata", "extra"):
+    for place in ("attributes", "metadata", "extra", "properties"):
         more = entry.get(place)
-        if isinstance(more, list):  # [{"name": "side", "value": "left"}]
-            more = {item["name"]: item.get("value") for item in more if isinstance(item, dict) and is_name(item.get("name"))}
         if isinstance(more, dict):
             fields += [(key, value) for key, value in more.items() if isinstance(key, str)]
+        elif isinstance(more, list) and any(isinstance(item, dict) for item in more):  # [{"name": "side", "value": "left"}]
+            items = [(item.get("name", item.get("key")), item) for item in more if isinstance(item, dict)]
+            fields += [(name, item.get("value", item.get("values"))) for name, item in items if is_name(name)]
+        elif isinstance(more, (list, str)):
+            fields.append(("tags", more))
     return fields
 
 
@@ -133,10 +139,14 @@ def _read_field(name: str, words: list[str], value: object) -> str | None:
     """What a field says of the hand; None if it says nothing."""
     must_tell = bool({"handedness", "laterality", "chirality"} & set(words)) or {"hand", "side"} <= set(words)
     about_hands = must_tell or bool({"hand", "hands", "side"} & set(words))
-    if isinstance(value, list) and len(value) == 1:  # MediaPipe's results have a list for each hand
-        value = value[0]
-    if isinstance(value, dict):
-        value = next((value[key] for key in ("categoryName", "category_name", "displayName", "label") if key in value), value)
+    for _ in range(3):  # MediaPipe's results have a list for each hand, and objects in it
+        if isinstance(value, list) and len(value) == 1:
+            value = value[0]
+        if isinstance(value, dict):
+            value = next((value[key] for key in HELD if key in value), value)
+    if isinstance(value, list) and not must_tell:  # tags, of which some name the hand
+        told = {hand_in(tag) for tag in value if isinstance(tag, str) and not set(split_words(tag)) - HAND_TAG_WORDS} - {None}
+        value = told.pop() if len(told) == 1 else value
     if value is None or value != value:  # NaN is pandas's null
         return None
     if isinstance(value, str):
@@ -147,7 +157,7 @@ def _read_field(name: str, words: list[str], value: object) -> str | None:
         if text in NOT_KNOWN:
             return UNKNOWN if about_hands else None
         hand = hand_in(value)
-        if hand and (must_tell or not set(said) - LEFT_WORDS - RIGHT_WORDS - HAND_WORDS):
+        if hand and (must_tell or not set(said) - HAND_TAG_WORDS):
             return hand
         understood = not must_tell and not (about_hands and BOTH_HANDS & set(said))
     else:

@@ -51,7 +51,7 @@ def fitted(path, images):
     ("text", "hand"),
     [
         *((text, "left") for text in ("left_hand", "Left", "LEFT HAND", "leftHand", "hand-left", "lefthand")),
-        *((text, "left") for text in ("hand_l", "L", "左手")),
+        *((text, "left") for text in ("hand_l", "L", "左手", "lhand")),
         *((text, "right") for text in ("right_hand", "Right", "hand.R", "rh", "Right hand (open)")),
         *((text, None) for text in ("hand", "right_or_left", "not left", "bright", "copyright", "l shoulder", "person")),
         *((text, None) for text in ("", None, 3)),
@@ -75,6 +75,15 @@ def test_a_name_says_left_or_right_in_these_ways(text, hand):
         ({"attributes": [{"name": "handedness", "value": "left"}]}, "left"),
         ({"metadata": {"handedness": "left"}}, "left"),  # COCO-Annotator
         ({"extra": {"tags": ["Left hand"]}}, "left"),  # Roboflow
+        ({"handedness": [[{"categoryName": "Left"}]]}, "left"),
+        ({"handedness": {"classification": [{"index": 0, "label": "Left"}]}}, "left"),  # MediaPipe's older results
+        ({"category": {"id": 1, "name": "left_hand"}}, "left"),
+        ({"properties": {"handedness": "left"}}, "left"),
+        ({"attributes": [{"key": "side", "values": ["left"]}]}, "left"),
+        ({"attributes": ["blurred", "left"]}, "left"),
+        ({"attributes": "left"}, "left"),
+        ({"tags": ["right hand", "glove"]}, "right"),
+        ({"tags": ["left", "right"]}, None),
         ({"is_right": 0.0}, "left"),  # of MANO's tables
         ({"handedness": "unknown"}, "unknown"),
         ({"handedness": None}, None),
@@ -96,6 +105,16 @@ def test_a_field_that_must_say_which_hand_and_says_something_else_is_refused(ent
     (name,) = entry
     with pytest.raises(ValueError, match=f"hands.json: annotation 2 has {name} '{entry[name]}', expected 'right' or 'left'"):
         read(tmp_path, {"keypoints": keypoints()}, {"keypoints": keypoints(), **entry})
+
+
+def test_a_photograph_says_it_for_its_hands_which_say_nothing(tmp_path):
+    for number, place in enumerate(({"hand": "left"}, {"attributes": {"handedness": "left"}})):
+        images = [{"id": 1, "file_name": "a.png", **place}]
+        entries = {"keypoints": keypoints()}, {"keypoints": keypoints(), "side": "R"}
+        hands, _ = read(tmp_path / str(number), *entries, images=images)
+        assert [hand["handedness"] for hand in hands] == ["left", "right"]
+    hands, report = read(tmp_path, {"keypoints": keypoints()}, images=[{"id": 1, "file_name": "a.png", "side": "left"}])
+    assert hands[0]["handedness"] == "right" and report.taken_as_right == 1  # a side of the room
 
 
 def test_the_report_says_how_many_hands_are_left_right_or_not_stated(tmp_path):
@@ -258,6 +277,21 @@ def test_boxes_that_are_all_two_corners_are_refused_also_if_each_alone_might_be_
     with pytest.raises(ValueError, match="hands.json: all of its 3 boxes would hold their keypoints more tightly if they were"):
         read(tmp_path, *entries)
     assert len(read(tmp_path, *entries, {"keypoints": keypoints(), "bbox": [36, 26, 48, 48]})[0]) == 4
+
+
+@pytest.mark.parametrize("place", [(0, 0), (-1, -1.0)])
+def test_a_keypoint_that_a_tool_put_nowhere_is_not_labelled(tmp_path, place):
+    (hand,), report = read(tmp_path, {"keypoints": [*place, 2, *place, 1, *keypoints()[6:]]})
+    assert hand["visibility"].tolist() == [False] * 2 + [True] * 19
+    np.testing.assert_allclose(hand["box"], (44, 34, 36, 36))
+    assert "2 keypoints at (0, 0) or (-1, -1) are taken as not labelled" in report.sentence()
+
+
+def test_21_pairs_without_visibility_are_read_and_14_keypoints_left_out(tmp_path):
+    pairs = [value for joint in range(21) for value in (40 + 2 * joint, 30 + 2 * joint)]
+    hands, report = read(tmp_path, {"keypoints": pairs}, {"keypoints": keypoints()[:42]})
+    assert len(hands) == 1 and hands[0]["visibility"].all() and hands[0]["uv"][20].tolist() == [80, 70]
+    assert report.left_out == {"with 14 keypoints, not 21": ["2"]}
 
 
 def test_a_hand_beside_its_photograph_is_refused(tmp_path):
