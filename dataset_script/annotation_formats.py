@@ -198,7 +198,12 @@ def _label_studio(path: Path, tasks: list[dict]) -> tuple[dict, dict[str, list[s
 
 
 def _has_size(region: dict) -> bool:
-    return all(type(region.get(name)) in (int, float) and region[name] > 0 for name in ("original_width", "original_height"))
+    return all(_is_coordinate(region.get(name)) and region[name] > 0 for name in ("original_width", "original_height"))
+
+
+def _is_coordinate(value: object) -> bool:
+    """Whether a value is a number that can be multiplied: not one of 400 digits, not NaN."""
+    return type(value) in (int, float) and abs(value) < 1e9
 
 
 def _task_file(task: dict) -> str | None:
@@ -215,10 +220,10 @@ def _task_hands(name: str, regions: list[dict]) -> list[Draft]:
     for region in regions:
         value = region.get("value") if isinstance(region.get("value"), dict) else {}
         numbers = [value.get(key) for key in ("x", "y", "width", "height")]
-        if not _has_size(region) or any(type(number) not in (int, float) for number in numbers[:2]):
+        if not _has_size(region) or not all(map(_is_coordinate, numbers[:2])):
             continue
         sides = (region["original_width"] / 100, region["original_height"] / 100)
-        if (label := _label_of(value, "rectanglelabels")) and all(type(number) in (int, float) for number in numbers):
+        if (label := _label_of(value, "rectanglelabels")) and all(map(_is_coordinate, numbers)):
             box = _upright([number * sides[axis % 2] for axis, number in enumerate(numbers)], value.get("rotation"))
             boxes[str(region.get("id"))] = Draft(f"{name} box {len(boxes) + 1}", name, box=box, category=label)
         elif label := _label_of(value, "keypointlabels"):
@@ -238,7 +243,7 @@ def _task_hands(name: str, regions: list[dict]) -> list[Draft]:
 
 def _upright(box: list[float], degrees: object) -> list[float]:
     """The upright box round one that is turned clockwise round its upper left corner."""
-    if type(degrees) not in (int, float) or not degrees:
+    if not _is_coordinate(degrees) or not degrees:
         return box
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     xs = [x * cos - y * sin for x in (0, box[2]) for y in (0, box[3])]

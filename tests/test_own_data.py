@@ -541,6 +541,17 @@ def test_label_studios_turned_rectangle_is_the_upright_box_round_it():
     np.testing.assert_allclose(_upright([100, 0, 10, 10], 45), (100 - 50**0.5, 0, 200**0.5, 200**0.5))
 
 
+def test_label_studios_endless_numbers_are_no_places(tmp_path):
+    box = region("rectanglelabels", "Left hand", 1, x=18, y=18, width=25, height=30, rotation=10**400)
+    points = [region("keypointlabels", name, 10 + j, x=20 + j, y=20 + j) for j, name in enumerate(MEDIAPIPE)]
+    points[3]["value"]["x"], points[4]["original_width"] = 10**400, 10**400
+    tasks = [{"data": {"image": "a.png"}, "annotations": [{"result": [box, *points]}]}]
+    (tmp_path / "export.json").write_text(json.dumps(tasks))
+    Image.new("RGB", SIZE).save(tmp_path / "a.png")
+    (hand,), _ = fitted(tmp_path / "export.json", tmp_path)
+    assert hand["visibility"].sum() == 19 and hand["handedness"] == "left"
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
