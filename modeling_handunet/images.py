@@ -94,16 +94,17 @@ def load_image(image, *, allow_urls: bool = True, allow_loopback: bool = False) 
     if not isinstance(image, (str, os.PathLike, bytes)):
         return to_rgb(image)
     name = f"{len(image)} bytes" if isinstance(image, bytes) else os.fspath(image)
+    start = name[:8].lower()
     if isinstance(image, bytes):
         source = io.BytesIO(image)
-    elif name.startswith(("http://", "https://")):
+    elif start.startswith(("http://", "https://")):
         if not allow_urls:
             raise ValueError(f"The image {_short(name)} is a web address, which is not read here: give the image's bytes.")
         source = io.BytesIO(_download(name, allow_loopback))
-    elif name.startswith("data:"):
+    elif start.startswith("data:"):
         head, comma, payload = name.partition(",")
         name = _short(head)
-        if not comma or not head.endswith(";base64"):
+        if not comma or not head.lower().endswith(";base64"):
             raise ValueError(f"The image in the URL {name!r} is not base64: expected data:image/...;base64,...")
         try:
             source = io.BytesIO(decode_base64(payload))

@@ -363,6 +363,10 @@ def test_web_addresses_can_be_switched_off_and_this_machine_itself_is_asked_only
         load_image("https://example.org/hand.jpg", allow_urls=False)
     inline = f"data:image/png;base64,{base64.b64encode(data).decode()}"
     assert pixel(load_image(inline, allow_urls=False)) == (9, 8, 7)
+    shouted = inline.replace("data:image/png;base64", "DATA:image/png;BASE64")
+    assert pixel(load_image(shouted, allow_urls=False)) == (9, 8, 7)
+    with pytest.raises(ValueError, match="is a web address, which is not read here"):
+        load_image("HTTPS://example.org/hand.jpg", allow_urls=False)
     with answering(b"HTTP/1.0 200 OK\r\n\r\n" + data) as (port, asked):
         hosts = "127.0.0.1", "localhost", "127.1", "0.0.0.0", "2130706433", "[::1]", "[::ffff:127.0.0.1]", "169.254.169.254"
         hosts += ("%31%32%37.0.0.1", "local%68ost")  # as urllib reads them
