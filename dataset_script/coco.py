@@ -69,7 +69,7 @@ class CocoHands(HandRowsBuilder):
     contradict themselves, or do not fit their photograph. The errors name the file and all such annotations.
     """
 
-    VERSION = datasets.Version("1.2.0")  # 1.2.0: other tools' exports; the keypoints' names give their order
+    VERSION = datasets.Version("1.3.0")  # 1.3.0: other tools' exports; the keypoints' names give their order
     BUILDER_CONFIG_CLASS = CocoHandsConfig
     BUILDER_CONFIGS: ClassVar = [CocoHandsConfig(name="default", version=VERSION)]
 
