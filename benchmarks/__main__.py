@@ -5,10 +5,14 @@
     python -m benchmarks --list
     python -m benchmarks --gpu                               # the rows of one GPU
     python -m benchmarks --curves batch processes dataset    # scaling curves, with plots beside --output
+    python -m benchmarks --tracking FILE                     # take the row on films from what benchmarks.tracking wrote
     python -m benchmarks --print                             # the table in --output; nothing is measured
 
-Needs `pip install -e '.[benchmarks]'`.  Ratios are of one run on one machine.  On a machine that has other work, use
-`--clock processor`: it compares seconds of processor time.
+Needs `pip install -e '.[benchmarks]'`, and MediaPipe in an environment of its own, which is made if it is missing.  The
+networks are those of `weights/handunet` and `weights/handunet-detector`.
+
+Ratios are of one run on one machine.  On a machine that has other work, use `--clock processor`: it compares seconds of
+processor time.
 """
 
 import argparse
@@ -41,7 +45,7 @@ def curve(name: str, measure, folder: Path, threads: int) -> dict[str, list]:
         figures = [(size, measure([way.format(size=size)])[way.format(size=size)]) for size in sizes]
         points = {"seconds": [[size, figure["times"][1] * size] for size, figure in figures]}
         return {**points, "mb": [[size, figure["own_mb"]] for size, figure in figures]}
-    points = {how: [] for how in ("reference", "float32", "onnxruntime", "bf16")}
+    points = {how: [] for how in ("reference", "float32", "onnx", "int8", "bf16")}
     for size in sizes:
         figures = measure([way.format(how=how, size=size) for how in points])
         for how, values in points.items():
@@ -99,18 +103,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", nargs="*", help="only these (see --list); none: no row")
     parser.add_argument("--curves", nargs="*", default=[], choices=CURVES)
+    parser.add_argument("--photographs", type=Path, help="calibrate 8 bits on these: annotations.json (COCO) and images/")
+    parser.add_argument("--tracking", type=Path, help="JSON that `python -m benchmarks.tracking` wrote")
+    parser.add_argument("--environment", type=Path, default=Path("outputs/mediapipe"), help="MediaPipe's")
     parser.add_argument("--gpu", action="store_true", help="only the rows of the GPU")
     parser.add_argument("--list", action="store_true", help="name the rows and end")
     parser.add_argument("--print", action="store_true", help="print what is in --output and end")
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "benchmarks.json")
-    parser.add_argument("--folder", type=Path, help="keeps photographs, model and environments (default: temporary)")
+    parser.add_argument("--folder", type=Path, help="keeps photographs and exported models (default: temporary)")
     parser.add_argument("--threads", type=int, help="of every way (default: the cores that may be used)")
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("--seconds", type=float, default=2.0, help="of each turn, at least")
     parser.add_argument("--turns", type=int, default=3, help="of each way")
     args = parser.parse_args()
     results = json.loads(args.output.read_text()) if args.output.exists() else {"rows": {}, "curves": {}, "gpu": {}}
-    if args.print:
+    if args.tracking:
+        films = json.loads(args.tracking.read_text())["films"]
+        results["tracking"] = {name: films[name]["crossing"]["frames_per_core_s"] for name in ("ours", "MediaPipe")}
+        args.output.write_text(one_item_a_line(results))
+    if args.print or args.tracking:
         print(table(results))
         return
 
@@ -147,8 +158,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = (args.folder or Path(temporary)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
-        ways.prepare(folder)
-        measure = partial(take_turns, folder=folder, threads=threads, seconds=args.seconds, turns=args.turns)
+        ways.prepare(folder, args.photographs)
+        settings = {"folder": folder, "environment": args.environment, "threads": threads}
+        measure = partial(take_turns, **settings, seconds=args.seconds, turns=args.turns)
         for group in dict.fromkeys(named[name].group for name in chosen):
             print(f"{group} ...", file=sys.stderr, flush=True)
             measured = [row for row in named.values() if row.group == group]

@@ -8,8 +8,6 @@ What only some ways need is imported in them, so that a prediction's memory is i
 
 import io
 import json
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -21,19 +19,30 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 
+from benchmarks.measure import EXAMPLE, ROOT
+from handunet.backends import OWN_DETECTOR, OWN_MODEL, load_onnx
+from handunet.quantization import quantize
 from modeling_handunet import HandUNetConfig, HandUNetForPoseEstimation, HandUNetImageProcessor, IoULoss
 from modeling_handunet.heatmaps import decode_heatmaps, render_heatmaps
 from modeling_handunet.images import load_image
 from training.memory import keep_freed_memory
 
-ROOT = Path(__file__).resolve().parents[1]
 SIZE, KEYPOINTS, SIGMA, PHOTOGRAPHS, PHOTOGRAPH_SIZE = 128, 21, 3.0, 96, 224
 DTYPES = {"bf16": torch.bfloat16, "float32": torch.float32}
+MODEL = ROOT / "weights" / "handunet"
+# By how onnxruntime runs them, in float32 or in 8 bits: the exported files, or their names in the folder of `prepare`.
+FILES = {
+    "onnx": {"pose": OWN_MODEL, "detector": OWN_DETECTOR},
+    "int8": {"pose": "pose.onnx", "detector": "detector.onnx"},
+}
 Way = tuple[Callable[[], object], int]
 
 
-def prepare(folder: Path) -> None:
-    """Make drawn photographs in FreiHAND's layout, a model and its ONNX export, if they are missing in `folder`."""
+def prepare(folder: Path, calibration: Path | None = None) -> None:
+    """Make drawn photographs in FreiHAND's layout, and the models' files in 8 bits, if they are missing in `folder`.
+
+    The files are calibrated on the photographs in `calibration`; by default on the drawn ones, which makes their answers worse.
+    """
     if not (folder / "freihand" / "training_K.json").exists():
         from dataset_script import SyntheticHands
 
@@ -45,12 +54,15 @@ def prepare(folder: Path) -> None:
         for name in ("xyz", "K"):
             values = [np.asarray(row[name], np.float64).tolist() for row in rows]
             (folder / "freihand" / f"training_{name}.json").write_text(json.dumps(values))
-    if not (folder / "model.onnx").exists():
-        torch.manual_seed(0)
-        HandUNetForPoseEstimation(HandUNetConfig()).save_pretrained(folder / "model")
-        HandUNetImageProcessor().save_pretrained(folder / "model")
-        command = [sys.executable, "-m", "scripts.export_onnx", folder / "model", folder / "model.onnx"]
-        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        (folder / "images").symlink_to("freihand/training/rgb")
+        images = [{"id": index, "file_name": f"{index:08d}.jpg"} for index in range(PHOTOGRAPHS)]
+        side = HandUNetImageProcessor.box_fill * PHOTOGRAPH_SIZE
+        box = [(PHOTOGRAPH_SIZE - side) / 2] * 2 + [side] * 2  # whose crop is the photograph
+        boxes = [{"image_id": index, "bbox": box} for index in range(PHOTOGRAPHS)]
+        (folder / "annotations.json").write_text(json.dumps({"images": images, "annotations": boxes}))
+    for name, source in FILES["onnx"].items():
+        if not (folder / FILES["int8"][name]).exists():
+            quantize(source, folder / FILES["int8"][name], calibration or folder)
 
 
 def jpgs(folder: Path, count: int) -> list[Path]:
@@ -107,9 +119,11 @@ def samples(folder: Path, how: str, count: int = 1920) -> Way:
 def trainer(how: str, whole: bool = False) -> Callable[[Tensor, Tensor], float]:
     """A step on images and targets: ours in `bf16` or `float32`, the `reference`'s, or a `bare` loop that has no loss.
 
-    A `whole` step also clips the gradient and averages the weights, as train.py does.
+    `bf16_compiled` and `float32_compiled` are ours by `torch.compile`.  A `whole` step also clips the gradient and averages the
+    weights, as train.py does.
     """
     torch.manual_seed(0)
+    how, _, compiled = how.partition("_")
     if how in DTYPES:
         keep_freed_memory()
         network = HandUNetForPoseEstimation(HandUNetConfig()).to(memory_format=torch.channels_last).train()
@@ -117,6 +131,8 @@ def trainer(how: str, whole: bool = False) -> Callable[[Tensor, Tensor], float]:
     else:
         network = PlainUNet().train()
         optimizer = torch.optim.SGD(network.parameters(), 0.1)
+    if compiled:
+        network.compile()
     average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(0.998), use_buffers=True) if whole else None
 
     def train(images: Tensor, targets: Tensor) -> float:
@@ -139,7 +155,7 @@ def trainer(how: str, whole: bool = False) -> Callable[[Tensor, Tensor], float]:
 
 def step(folder: Path, how: str, batch_size: int = 48) -> Way:
     """One step on a batch that is ready; `how` as for [`trainer`]."""
-    layout = torch.channels_last if how in DTYPES else torch.contiguous_format
+    layout = torch.contiguous_format if how in ("reference", "bare") else torch.channels_last
     images = torch.randn(batch_size, 3, SIZE, SIZE).contiguous(memory_format=layout)
     train, targets = trainer(how), render_heatmaps(torch.rand(batch_size, KEYPOINTS, 2) * SIZE, SIZE, SIGMA)
     return lambda: train(images, targets), batch_size
@@ -156,31 +172,32 @@ def epoch(folder: Path, how: str, batch_size: int = 48) -> Way:
     return lambda: [train(*prepared(batch)) for batch in loader], len(loader) * batch_size
 
 
-def onnx_session(folder: Path):
+def onnx_session(folder: Path, how: str):
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    return onnxruntime.InferenceSession(folder / "model.onnx", options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(folder / FILES[how]["pose"], options, providers=["CPUExecutionProvider"])
 
 
 def predict(folder: Path, how: str, count: int = 1) -> Way:
-    """From jpg bytes to keypoints: our pipeline in `bf16` or `float32`, `onnxruntime`, or the `reference`'s."""
+    """From jpg bytes to keypoints: our pipeline in `bf16` or `float32`, onnxruntime with the file as exported (`onnx`) or in
+    8 bits (`int8`), or the `reference`'s."""
     files = [path.read_bytes() for path in jpgs(folder, count)]
     if how in DTYPES:
         from transformers import pipeline
 
-        pipe = pipeline("keypoint-detection", model=str(folder / "model"), dtype=DTYPES[how])
+        pipe = pipeline("keypoint-detection", model=str(MODEL), dtype=DTYPES[how])
         return lambda: pipe(files, boxes="image", batch_size=count), count
-    if how == "onnxruntime":
-        session, processor = onnx_session(folder), HandUNetImageProcessor()
+    if how in FILES:
+        session, processor = onnx_session(folder, how), HandUNetImageProcessor()
 
         def act():
             pixel_values = processor([load_image(file) for file in files], return_tensors="np")["pixel_values"]
             keypoints, scores = session.run(["keypoints", "scores"], {"pixel_values": pixel_values})
             return keypoints * PHOTOGRAPH_SIZE / SIZE, scores
     else:
-        plain = plain_network(folder)
+        plain = plain_network()
 
         @torch.no_grad()
         def act():
@@ -190,14 +207,24 @@ def predict(folder: Path, how: str, count: int = 1) -> Way:
     return act, count
 
 
+def photo(folder: Path, how: str) -> Way:
+    """A whole decoded photograph to its hands, as `handunet --backend onnx` finds them; `how` is `onnx` or `int8`."""
+    from modeling_handunet.hands import find_hands
+
+    hands = load_onnx(*(str(folder / FILES[how][name]) for name in ("pose", "detector")), finds=True)
+    image = Image.open(EXAMPLE).convert("RGB")
+    if len(find_hands(hands, image)) != 1:
+        raise SystemExit("not one hand was found")
+    return lambda: find_hands(hands, image), 1
+
+
 def network(folder: Path, how: str, batch_size: int = 1) -> Way:
     """The network alone, on inputs that are ready; `how` as for [`predict`]."""
     images = torch.randn(batch_size, 3, SIZE, SIZE, dtype=DTYPES.get(how))
-    if how == "onnxruntime":
-        session, pixel_values = onnx_session(folder), images.numpy()
+    if how in FILES:
+        session, pixel_values = onnx_session(folder, how), images.numpy()
         return lambda: session.run(["heatmaps"], {"pixel_values": pixel_values}), batch_size
-    load = HandUNetForPoseEstimation.from_pretrained
-    model = plain_network(folder) if how == "reference" else load(folder / "model", dtype=DTYPES[how])
+    model = plain_network() if how == "reference" else HandUNetForPoseEstimation.from_pretrained(MODEL, dtype=DTYPES[how])
     return torch.inference_mode()(lambda: model(images)), batch_size
 
 
@@ -206,13 +233,6 @@ def decoding(folder: Path, how: str, count: int = 32) -> Way:
     maps = render_heatmaps(torch.rand(count, KEYPOINTS, 2) * SIZE, SIZE, SIGMA)
     maps = maps.contiguous(memory_format=torch.channels_last) if how == "channels_last" else maps
     return lambda: decode_heatmaps(maps), count
-
-
-def start(folder: Path, how: str) -> Way:
-    """A fresh `predict.py --backend HOW`, from its start to its first answer."""
-    command = [sys.executable, "-W", "ignore", ROOT / "predict.py", *jpgs(folder, 1), "--output", folder / "drawn"]
-    command += ["--backend", how, "--model", folder / ("model.onnx" if how == "onnx" else "model")]
-    return lambda: subprocess.run(command, check=True, capture_output=True), 1
 
 
 class PlainUNet(nn.Module):
@@ -241,12 +261,12 @@ class PlainUNet(nn.Module):
         return torch.sigmoid(self.head(x))
 
 
-def plain_network(folder: Path) -> PlainUNet:
-    """The network with the weights of the model in `folder`."""
+def plain_network(folder: Path = MODEL) -> PlainUNet:
+    """The network with the weights in `folder`."""
     from safetensors.torch import load_file
 
     network = PlainUNet()
-    network.load_state_dict(load_file(folder / "model" / "model.safetensors"))
+    network.load_state_dict(load_file(folder / "model.safetensors"))
     return network.eval()
 
 
