@@ -33,8 +33,9 @@ BATCH = 4
 # few highest values.  A convolution's result is kept down to minus the second one: so much the border's map can lift it.
 HIGHEST = 0.9
 LOWEST = 0.5
-# A channel that is hardly ever active is taken for one with this share of the highest channel's range.
-LEAST_SHARE = 0.05
+# A channel that is hardly ever active is taken for one with this share of the highest channel's range.  Batch normalisation
+# gives such channels the largest weights, and a larger share would let them set the steps of all weights.
+LEAST_SHARE = 0.002
 # Of keypoints that are clear (this score) in both files: their mean distance, in pixels of the input, is at most this.
 CLEAR, KEYPOINT_TOLERANCE = 0.5, 1.5
 # Mean difference of the scores of the surest hand.
@@ -62,30 +63,46 @@ def quantize(source: Path, output: Path, folder: Path) -> None:
 def calibration_inputs(folder: Path, settings: dict) -> list[np.ndarray]:
     """Batches of the network's input from a folder with COCO `annotations.json` and `images/`: of a detector whole
     photographs, of a pose model crops round the hands' boxes.  Where photographs have a `split`, those for training."""
-    leave_out_torch()
-    from modeling_handunet.crops import Crop, normalize_crops
-
-    coco = json.loads((folder / "annotations.json").read_text())
-    images = {image["id"]: image for image in coco["images"] if image.get("split", "train") == "train"}
-    if kind_of(settings) == "detector":
-        chosen = [(image, None) for image in images.values()]
-    else:
-        chosen = [(images[hand["image_id"]], hand) for hand in coco["annotations"] if hand["image_id"] in images]
+    chosen = photographs(folder, settings, "train")
     if not chosen:
         raise ValueError(f"{folder} has no photographs for training: give a folder with annotations.json and images.")
-    size, pixels = settings["image_size"], []
+    pixels = []
     for index in np.random.default_rng(0).permutation(len(chosen))[:CALIBRATION_IMAGES]:
         image, hand = chosen[index]
-        with Image.open(folder / "images" / image["file_name"]) as file:
-            photo = file.convert("RGB")
-        if hand is None:
-            crop = Crop.of_image(*photo.size, size)
-        else:
-            mirrored = hand.get("handedness") == "left"
-            crop = Crop.around_box(hand["bbox"], size, settings["box_fill"], mirrored=mirrored)
-        pixels.append(np.asarray(crop.cut(photo)))
-    normal = normalize_crops(np.stack(pixels), *normalization_of(settings))
-    return [normal[first : first + BATCH] for first in range(0, len(normal), BATCH)]
+        pixels.append(cut(folder, image, hand, settings)[1])
+    return [normalized(pixels[first : first + BATCH], settings) for first in range(0, len(pixels), BATCH)]
+
+
+def photographs(folder: Path, settings: dict, split: str) -> list[tuple[dict, dict | None]]:
+    """What a model reads of a folder with COCO `annotations.json`: of a detector each photograph and None, of a pose model
+    each hand with its photograph.  A photograph without a `split` belongs to "train"."""
+    coco = json.loads((folder / "annotations.json").read_text())
+    images = {image["id"]: image for image in coco["images"] if image.get("split", "train") == split}
+    if kind_of(settings) == "detector":
+        return [(image, None) for image in images.values()]
+    return [(images[hand["image_id"]], hand) for hand in coco["annotations"] if hand["image_id"] in images]
+
+
+def cut(folder: Path, image: dict, hand: dict | None, settings: dict):
+    """The [`Crop`] that a model reads of a photograph in `folder`, and its pixels (size, size, 3)."""
+    leave_out_torch()
+    from modeling_handunet.crops import Crop
+
+    size = settings["image_size"]
+    with Image.open(folder / "images" / image["file_name"]) as file:
+        photo = file.convert("RGB")
+    if hand is None:
+        crop = Crop.of_image(*photo.size, size)
+    else:
+        crop = Crop.around_box(hand["bbox"], size, settings["box_fill"], mirrored=hand.get("handedness") == "left")
+    return crop, np.asarray(crop.cut(photo))
+
+
+def normalized(pixels: list[np.ndarray], settings: dict) -> np.ndarray:
+    """Pixels (B, size, size, 3) as the network's input."""
+    from modeling_handunet.crops import normalize_crops
+
+    return normalize_crops(np.stack(pixels), *normalization_of(settings))
 
 
 def session(model, names=()):
@@ -176,7 +193,7 @@ class Graph:
         for batch in inputs:
             for name, value in zip(activations, run.run(list(activations), {"pixel_values": batch})):
                 highest[name] = np.maximum(highest[name], value.max((0, 2, 3)))
-        factors = {name: 1 / np.maximum(value, max(LEAST_SHARE * value.max(), 1e-6)) for name, value in highest.items()}
+        factors = {name: channel_factors(value) for name, value in highest.items()}
         for node in self.model.graph.node:
             if node.op_type != "Conv":
                 continue
@@ -301,6 +318,11 @@ class Graph:
                 nodes.append(helper.make_node("Gather", [source, f"unpack_{size}"], [target], axis=axis))
                 source = target
         self._set_nodes(nodes + list(self.model.graph.node))
+
+
+def channel_factors(highest: np.ndarray) -> np.ndarray:
+    """What takes each channel's highest value (C,) to 1; less for a channel that is hardly ever active."""
+    return 1 / np.maximum(highest, max(LEAST_SHARE * highest.max(), 1e-6))
 
 
 def scale_and_shift(parts: list[np.ndarray], normalization) -> tuple[np.ndarray, np.ndarray]:

@@ -11,7 +11,16 @@ from PIL import Image
 pytest.importorskip("onnx", reason="onnx is not installed: pip install -e '.[onnx]'")
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install -e '.[onnx]'")
 
-from handunet.quantization import Graph, border_map, calibration_inputs, eight_bits, quantize, session
+from handunet.quantization import (
+    LEAST_SHARE,
+    Graph,
+    border_map,
+    calibration_inputs,
+    channel_factors,
+    eight_bits,
+    quantize,
+    session,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / "handunet" / "model.onnx"
@@ -54,6 +63,11 @@ def test_eight_bits_hold_their_range_and_zero_exactly():
     values = eight_bits(-1.0, 4.0)
     assert values["zero_point"] == 51 and values["scale"] == pytest.approx(5 / 255)
     assert eight_bits(0.0, 1.0)["zero_point"] == 0
+
+
+def test_channels_are_scaled_to_one_and_those_that_are_never_active_not_without_end():
+    assert channel_factors(np.array([0.5, 2.0, 0.0])).tolist() == [2.0, 0.5, 0.5 / LEAST_SHARE]
+    assert np.isfinite(channel_factors(np.zeros(3))).all()
 
 
 def test_photographs_for_training_are_taken_and_others_left(photographs, tmp_path):
