@@ -8,8 +8,8 @@ them.  Sides are "right" and "left".
 """
 
 import math
-from collections.abc import Callable, Generator, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Generator, Iterable, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Protocol
 
@@ -82,11 +82,15 @@ class HandModels(Protocol):
 
 @dataclass(frozen=True)
 class Reading:
-    """What the network reads in one crop: keypoints (21, 2) in pixels of the photograph, and scores (21,)."""
+    """What the network reads in one crop: keypoints (21, 2) in pixels of the photograph, and scores (21,).
+
+    rival: the mean score of the same place read as the other side, if it was.
+    """
 
     crop: Crop
     keypoints: np.ndarray
     scores: np.ndarray
+    rival: float | None = None
 
     @property
     def side(self) -> str:
@@ -187,7 +191,8 @@ def steps(
         places = given_places(photo_size, boxes, handedness, image_size, box_fill)
     if not places:
         return []
-    readings = yield from _read_places(places, box_fill, look_again and boxes != WHOLE_IMAGE)
+    again = range(len(places)) if look_again and boxes != WHOLE_IMAGE else ()
+    readings = yield from read_places(places, box_fill, again)
     hands = list(zip(places, readings))
     if boxes is None:
         hands = choose_hands(hands, detection_threshold)[:max_hands]
@@ -205,26 +210,39 @@ def choose_hands(found: list[tuple[Place, Reading]], threshold: float) -> list[t
 
 
 def hand_score(place: Place, reading: Reading) -> float | None:
-    """How sure both networks are that there is a hand, in [0, 1]: a weighted geometric mean; None for given boxes.
+    """How sure both networks are that there is a hand, see [`sureness`]; None for given boxes."""
+    return None if place.detection_score is None else sureness(place.detection_score, reading.score)
+
+
+def sureness(detection_score: float, reading_score: float) -> float:
+    """How sure both networks are that there is a hand, in [0, 1]: a weighted geometric mean of what each says.
 
     A detector takes faces and elbows for hands, in which the other network sees no keypoints.  On 170 photographs of people
     marked by eye, with handunet-base, the average precision is 0.27 by the detector's score alone, and 0.51 by this one.
     """
-    if place.detection_score is None:
-        return None
-    return place.detection_score**DETECTION_WEIGHT * reading.score ** (1 - DETECTION_WEIGHT)
+    return detection_score**DETECTION_WEIGHT * reading_score ** (1 - DETECTION_WEIGHT)
 
 
-def _read_places(places: list[Place], box_fill: float, look_again: bool):
-    """The reading of each place, the surest of all looks at it."""
+def read_places(places: list[Place], box_fill: float, again: Container[int]):
+    """The reading of each place, the surest of all looks at it; those of the numbers `again` may get a second look.
+
+    A generator that asks for readings as [`steps`].
+    """
     looks = yield from _read([place.crops for place in places])
-    best = [max(own, key=lambda reading: reading.score) for own in looks]
-    again = {index: crop for index, reading in enumerate(best) if (crop := second_crop(reading, box_fill))}
-    if again and look_again:
-        second = yield from _read([[crop] for crop in again.values()])
-        for index, (reading,) in zip(again, second):
-            best[index] = max(best[index], reading, key=lambda one: one.score)
+    best = [_surest(own) for own in looks]
+    crops = {index: crop for index, reading in enumerate(best) if index in again and (crop := second_crop(reading, box_fill))}
+    if crops:
+        second = yield from _read([[crop] for crop in crops.values()])
+        for index, (reading,) in zip(crops, second):
+            if reading.score > best[index].score:
+                best[index] = replace(reading, rival=best[index].rival)
     return best
+
+
+def _surest(readings: list[Reading]) -> Reading:
+    """The surest reading of a place that was read as one side or as both; of equal ones the first."""
+    best = max(readings, key=lambda reading: reading.score)
+    return replace(best, rival=max((other.score for other in readings if other is not best), default=None))
 
 
 def _read(crops: list[list[Crop]]):
@@ -318,6 +336,8 @@ __all__ = [
     "HAND_THRESHOLD",
     "FoundHand",
     "HandModels",
+    "Place",
+    "Reading",
     "answered",
     "box_crop",
     "check_limits",
@@ -329,5 +349,7 @@ __all__ = [
     "is_same_hand",
     "keypoint_distance",
     "keypoints_box",
+    "read_places",
     "steps",
+    "sureness",
 ]

@@ -1,7 +1,7 @@
 """Hands in a film: which hand is which from frame to frame, where to look for it next, and steady keypoints.
 
 A hand that was read in one frame is looked for in the next one round its last keypoints, moved on by its speed.  The detector
-runs only when a hand may be missing, and every so often.  All rules are on plain numbers and in time, not in frames; their
+runs only when a hand may be missing, and every so often.  Hands are taken up by the rule of hands.py.  All rules are on plain numbers and in time, not in frames; their
 constants are in [`TrackingRules`].  The browser page follows the same rules, and both are tested on the recorded cases of
 `tests/data/tracking_cases.json`.
 
@@ -15,23 +15,28 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
+from .crops import Crop
 from .hands import (
     BOX_MARGIN,
+    DETECTION_THRESHOLD,
+    HAND_THRESHOLD,
     FoundHand,
     HandModels,
+    Place,
+    Reading,
     answered,
     box_crop,
     check_limits,
+    found_place,
     hand_size,
     is_same_hand,
     keypoint_distance,
+    read_places,
+    sureness,
 )
 from .images import load_image
 from .keypoints import describe_hand
 from .nesting import HANDEDNESS
-
-# Detections of a lower score do not begin a hand.
-DETECTION_THRESHOLD = 0.3
 
 
 @dataclass(frozen=True)
@@ -42,11 +47,9 @@ class TrackingRules:
     search_every: float = 0.09
     # and otherwise.
     look_every: float = 0.3
-    # A hand begins with a detection of the caller's threshold and a reading of this mean score.  A reading of a lower score
-    # than the second one is none.
-    found_score: float = 0.3
+    # A reading of a lower mean score is none.
     lost_score: float = 0.2
-    # Detections from this score on confirm a hand that is followed, and find again one that was lost.
+    # Detections from this score on confirm a hand that is followed.
     confirm_score: float = 0.15
     # A new hand is dropped if the detector does not see it again when it runs next; an older one after this time.
     drop_after: float = 2.0
@@ -60,8 +63,7 @@ class TrackingRules:
     reach_speed: float = 6.0
     max_reach: float = 2.0
     max_growth: float = 1.8
-    # A reading of the other side is so much further away, and one that the detector, when it runs, does not confirm as a hand
-    # of this side.
+    # A reading of the other side is so much further away, and one that the detector, when it runs, does not confirm.
     other_side: float = 0.25
     unconfirmed: float = 0.5
     # Two readings are one hand if their keypoints are this near each other on average, or, if they are of two sides, if
@@ -82,7 +84,7 @@ class TrackingRules:
     carry_most: float = 0.6
     # The size of the next crop is averaged over about this time: keypoints that fly off must not make it grow at once.
     size_time: float = 0.4
-    # A vote for the hand's side loses its weight by a factor of e in this time.
+    # A reading's vote for the hand's side loses its weight by a factor of e in this time.
     votes_time: float = 2.0
     # The One Euro filter: cut-off in Hz of a hand at rest, what each size per second adds to it, cut-off of the speed.
     # After a gap of this time it starts anew.
@@ -101,7 +103,8 @@ class Track:
 
     keypoints (21, 2) and scores (21,) are as read last, at the time `seen`; `steady` (21, 2) are filtered, and `slope`
     (21, 2) is their speed in pixels per second.  `speed` (2,) is the middle's, and `extent` the hand's size averaged over
-    time.  `votes` is above 0 for a right hand.  `sightings` counts the detector's, the last at the time `confirmed`.
+    time.  `votes` is above 0 for a right hand, and was last counted at the time `voted`.  `sightings` counts the detector's,
+    the last at the time `confirmed`.
     """
 
     id: int
@@ -112,6 +115,7 @@ class Track:
     votes: float
     hand_score: float
     confirmed: float
+    voted: float
     speed: np.ndarray = field(default_factory=lambda: np.zeros(2))
     sightings: int = 1
     steady: np.ndarray | None = None
@@ -124,25 +128,37 @@ class Track:
 
 @dataclass
 class Look:
-    """A place to read: a box as the detector gives it, the side, and the detection that is there."""
+    """A place to read: a box as the detector gives it, the hand's side if it is known, and the detection that is there."""
 
     box: tuple[float, float, float, float]
-    side: str
+    side: str | None = None
     detection: FoundHand | None = None
 
 
 @dataclass
 class Sight:
-    """What was read at a place."""
+    """What was read at a place.  `is_new`: no hand was expected there.  `hand_score` says how sure both networks are that
+    there is a hand, 0 without a detection."""
 
-    keypoints: np.ndarray
-    scores: np.ndarray
-    side: str
+    reading: Reading
     detection: FoundHand | None
+    is_new: bool
+    keypoints: np.ndarray = field(init=False)
+    side: str = field(init=False)
+    score: float = field(init=False)
+
+    def __post_init__(self):
+        self.keypoints, self.side, self.score = self.reading.keypoints, self.reading.side, self.reading.score
 
     @property
-    def score(self) -> float:
-        return float(self.scores.mean())
+    def hand_score(self) -> float:
+        return 0.0 if self.detection is None else sureness(self.detection.score, self.score)
+
+    @property
+    def vote(self) -> float:
+        """Above 0 for a right hand: by how much the reading is surer than the one as the other side."""
+        margin = self.score - (self.reading.rival or 0.0)
+        return margin if self.side == "right" else -margin
 
 
 class HandTracks:
@@ -156,8 +172,9 @@ class HandTracks:
         models: the two networks.
         smooth: steady the keypoints by the One Euro filter.
         max_hands: follow at most so many hands; all by default.
-        handedness: "right" or "left" if all hands are known to be; by default the detector's word, voted over time.
-        detection_threshold: a hand begins with a detection of at least this score.
+        handedness: "right" or "left" if all hands are known to be; by default each is read both ways when the detector runs,
+            and the readings vote over time.
+        detection_threshold: a hand begins with at least this `hand_score`, as in `find_hands`.
         rules: other constants than [`RULES`].
     """
 
@@ -168,7 +185,7 @@ class HandTracks:
         smooth: bool = True,
         max_hands: int | None = None,
         handedness: str | None = None,
-        detection_threshold: float = DETECTION_THRESHOLD,
+        detection_threshold: float = HAND_THRESHOLD,
         rules: TrackingRules = RULES,
     ):
         if handedness not in (None, *HANDEDNESS):
@@ -190,23 +207,18 @@ class HandTracks:
         """The hands of the frame `photo` (RGB), taken at `time` (seconds), by id.
 
         A hand is answered in the frames in which it is read.  Its keypoints are steadied, its `box` is the one that the
-        detector would give round them, its `hand_score` the detector's last.  A frame of another size is scaled, if its shape
+        detector would give round them, its `hand_score` from when the detector saw it last.  A frame of another size is scaled, if its shape
         is the same, and otherwise starts anew.  Raises `ValueError` for a time that is not after the last frame's.
         """
 
-        def answer(looks: list[Look] | None):
-            if looks is None:
-                return self.models.detect(photo)
-            crops = [box_crop(look.box, look.side, self.models.image_size, self.models.box_fill) for look in looks]
-            return self.models.read(photo, crops)
+        asking = self.steps(photo.size, time)
+        tracks = answered(asking, lambda crops: self.models.detect(photo) if crops is None else self.models.read(photo, crops))
+        return [self._describe(track) for track in tracks]
 
-        return [self._describe(track) for track in answered(self.steps(photo.size, time), answer)]
+    def steps(self, size: tuple[int, int], time: float) -> Generator[list[Crop] | None, object, list[Track]]:
+        """One frame of `size` (width, height) as a generator that asks for what the networks say, as `steps` of hands.py.
 
-    def steps(self, size: tuple[int, int], time: float) -> Generator[list[Look] | None, object, list[Track]]:
-        """One frame of `size` (width, height) as a generator that asks for what the networks say.
-
-        It yields None to ask for the detections, and a list of places to ask for their keypoints (N, 21, 2) in pixels and
-        scores (N, 21).  It returns the hands that are in the frame.
+        It returns the hands that are in the frame.
         """
         last_time = self.time
         self._start_frame(size, time)
@@ -214,21 +226,35 @@ class HandTracks:
         if self._detector_is_due(last_time):
             found = self._usable((yield None))
             self._detected = time
-        looks = places_to_read(self.tracks, found or [], time, size, self.rules)
+        looks = self._worth_reading(places_to_read(self.tracks, found or [], time, size, self.rules))
         sights = []
         if looks:
-            keypoints, scores = yield looks
-            sights = usable_sights(looks, keypoints, scores, size, self.rules)
+            sights = usable_sights((yield from self._read(looks, found is not None)), size, self.rules)
         seen = set()
-        for track, sight in assign(self.tracks, sights, time, found is not None, self.rules):
+        for track, sight in assign(self.tracks, sights, time, found is not None, self.detection_threshold, self.rules):
             update(track, sight, time, self.smooth, self.rules)
             seen.add(id(sight))
         if found is not None:
             self.tracks = [track for track in self.tracks if is_confirmed(track, time, self.rules)]
-        for sight in sights:
+        for sight in sorted(sights, key=lambda sight: -sight.hand_score):
             if id(sight) not in seen:
                 self._begin(sight)
         return sorted((track for track in self.tracks if track.seen == time), key=lambda track: track.id)
+
+    def _read(self, looks: list[Look], detected: bool):
+        """The sight at each place.  What may be a new hand is read as `find_hands` reads it; a hand that is followed is read
+        once, and both ways in frames in which the detector runs."""
+        size, fill = self.models.image_size, self.models.box_fill
+        places, new = [], set()
+        for index, look in enumerate(looks):
+            if look.side is None:
+                places.append(found_place(look.detection, size, fill, self.handedness))
+                new.add(index)
+            else:
+                sides = HANDEDNESS if detected and self.handedness is None else (look.side,)
+                places.append(Place(look.box, [box_crop(look.box, side, size, fill) for side in sides]))
+        readings = yield from read_places(places, fill, new)
+        return [Sight(reading, look.detection, look.side is None) for reading, look in zip(readings, looks)]
 
     def _start_frame(self, size: tuple[int, int], time: float) -> None:
         if not isinstance(time, (int, float, np.number)) or not math.isfinite(time):
@@ -258,25 +284,31 @@ class HandTracks:
         return waited >= rules.look_every or (waited >= rules.search_every and must_search(self.tracks, last_time, rules))
 
     def _usable(self, found: list[FoundHand]) -> list[FoundHand]:
-        found = [hand for hand in found if hand.score >= min(self.rules.confirm_score, self.detection_threshold)]
-        if self.handedness is not None:
-            found = [FoundHand(hand.box, self.handedness, hand.score, hand.direction) for hand in found]
-        return found
+        return [hand for hand in found if hand.score >= min(self.rules.confirm_score, self.detection_threshold)]
+
+    def _worth_reading(self, looks: list[Look]) -> list[Look]:
+        """Without detections that are too weak for a new hand, and without any if there is no room for one."""
+        followed = [look for look in looks if look.side is not None]
+        if self.max_hands is not None and sum(look.detection is not None for look in followed) >= self.max_hands:
+            return followed
+        least = min(DETECTION_THRESHOLD, self.detection_threshold)
+        return followed + [look for look in looks if look.side is None and look.detection.score >= least]
 
     def _begin(self, sight: Sight) -> None:
-        """A new hand, if the detector and the reading are sure enough and there is room."""
-        found, time = sight.detection, self.time
-        if found is None or found.score < self.detection_threshold or sight.score < self.rules.found_score:
+        """A new hand, if both networks are sure enough, it is no other one, and there is room."""
+        time = self.time
+        if sight.detection is None or sight.hand_score < self.detection_threshold:
+            return
+        if any(track.seen == time and is_same_hand(sight, track) for track in self.tracks):
             return
         if self.max_hands is not None and len(self.tracks) >= self.max_hands:
             hidden = [track for track in self.tracks if track.seen < time]
             if not hidden:
                 return
             self.tracks.remove(min(hidden, key=lambda track: track.seen))
-        vote = found.score if found.side == "right" else -found.score
-        extent = hand_size(sight.keypoints)
-        track = Track(self._next_id, sight.keypoints, sight.scores, time, extent, vote, found.score, time)
-        track.steady, track.slope = sight.keypoints, np.zeros_like(sight.keypoints)
+        keypoints, extent = sight.keypoints, hand_size(sight.keypoints)
+        track = Track(self._next_id, keypoints, sight.reading.scores, time, extent, sight.vote, sight.hand_score, time, time)
+        track.steady, track.slope = keypoints, np.zeros_like(keypoints)
         self.tracks.append(track)
         self._next_id += 1
 
@@ -334,7 +366,7 @@ def places_to_read(
             half = track.extent * (0.5 + rules.margin)
             looks.append(Look((x - half, y - half, x + half, y + half), track.side))
     pairs = [
-        (distance + rules.other_side * (look.side != hand.side), first, second)
+        (distance, first, second)
         for first, look in enumerate(looks)
         for second, hand in enumerate(found)
         if (distance := box_distance(look.box, hand.box, rules)) <= rules.same_place
@@ -343,7 +375,7 @@ def places_to_read(
     for first, second in closest_pairs(pairs):
         looks[first].detection = found[second]
         free.discard(second)
-    return looks + [Look(tuple(map(float, found[index].box)), found[index].side, found[index]) for index in sorted(free)]
+    return looks + [Look(tuple(map(float, found[index].box)), detection=found[index]) for index in sorted(free)]
 
 
 def box_distance(one, other, rules: TrackingRules = RULES) -> float:
@@ -366,17 +398,16 @@ def closest_pairs(pairs: list[tuple[float, int, int]]) -> list[tuple[int, int]]:
     return chosen
 
 
-def usable_sights(looks: list[Look], keypoints, scores, size: tuple[int, int], rules: TrackingRules = RULES) -> list[Sight]:
-    """The readings that are of a hand in the frame; of two that are one hand, the surer one."""
+def usable_sights(read: list[Sight], size: tuple[int, int], rules: TrackingRules = RULES) -> list[Sight]:
+    """The sights that are of a hand in the frame; of two that are one hand, the surer one.  Of new ones, `_begin` decides."""
     sights: list[Sight] = []
-    for look, points, confidences in zip(looks, keypoints, scores):
-        sight = Sight(points, confidences, look.side, look.detection)
-        if sight.score < rules.lost_score or hand_size(points) < 1 or not is_inside(middle(points), size):
+    for sight in read:
+        if sight.score < rules.lost_score or hand_size(sight.keypoints) < 1 or not is_inside(middle(sight.keypoints), size):
             continue
         for index, other in enumerate(sights):
-            if is_same_hand(sight, other, rules.same_hand, rules.same_box):
+            if not (sight.is_new and other.is_new) and is_same_hand(sight, other, rules.same_hand, rules.same_box):
                 surer = sight if sight.score > other.score else other
-                surer.detection = other.detection or sight.detection
+                surer.detection, surer.is_new = other.detection or sight.detection, False
                 sights[index] = surer
                 break
         else:
@@ -385,11 +416,17 @@ def usable_sights(looks: list[Look], keypoints, scores, size: tuple[int, int], r
 
 
 def assign(
-    tracks: list[Track], sights: list[Sight], time: float, detected: bool, rules: TrackingRules = RULES
+    tracks: list[Track],
+    sights: list[Sight],
+    time: float,
+    detected: bool,
+    threshold: float = HAND_THRESHOLD,
+    rules: TrackingRules = RULES,
 ) -> list[tuple[Track, Sight]]:
     """Which hand is at which sight: the nearest to where its keypoints are expected, if it can have come there.
 
-    `detected` says whether the detector ran on this frame.
+    `detected` says whether the detector ran on this frame.  A hand that was lost for long needs a sight of its side, and one
+    that could begin a hand by `threshold`.
     """
     pairs = []
     for first, track in enumerate(tracks):
@@ -398,12 +435,13 @@ def assign(
         for second, sight in enumerate(sights):
             growth = hand_size(sight.keypoints) / track.extent
             distance = keypoint_distance(points, sight.keypoints) / track.extent
-            side = sight.detection.side if sight.detection else sight.side
-            if distance > reach or (side != track.side and waited > rules.look_on):
+            if distance > reach:
+                continue
+            if waited > rules.look_on and (sight.side != track.side or sight.hand_score < threshold):
                 continue
             if sight.detection is None and not 1 / rules.max_growth <= growth <= rules.max_growth:
                 continue
-            if detected and (sight.detection is None or side != track.side):
+            if detected and sight.detection is None:
                 distance += rules.unconfirmed
             if sight.side != track.side:
                 distance += rules.other_side
@@ -422,11 +460,12 @@ def update(track: Track, sight: Sight, time: float, smooth: bool = True, rules: 
         track.steady, track.slope = one_euro(sight.keypoints, track.steady, track.slope, step, size, rules)
     else:
         track.steady, track.slope = sight.keypoints, np.zeros_like(sight.keypoints)
-    track.keypoints, track.scores, track.seen = sight.keypoints, sight.scores, time
+    if sight.reading.rival is not None:
+        track.votes = track.votes * math.exp(-(time - track.voted) / rules.votes_time) + sight.vote
+        track.voted = time
+    track.keypoints, track.scores, track.seen = sight.keypoints, sight.reading.scores, time
     if sight.detection is not None:
-        vote = sight.detection.score if sight.detection.side == "right" else -sight.detection.score
-        track.votes = track.votes * math.exp(-(time - track.confirmed) / rules.votes_time) + vote
-        track.hand_score = sight.detection.score
+        track.hand_score = sight.hand_score
         track.sightings, track.confirmed = track.sightings + 1, time
 
 

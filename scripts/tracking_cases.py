@@ -30,7 +30,8 @@ TEMPLATE = [
     (0.19, -0.42), (0.25, 0.10), (0.31, -0.04), (0.35, -0.13), (0.40, -0.22),
 ]  # fmt: skip
 # How the cases play the network that reads keypoints: the hand whose middle is nearest to the place's, if it is within this
-# share of the place's longer side.  Read as the other side, it is less sure.  Where no hand is, the score is that of nothing.
+# share of the place's longer side.  Read as the other side than `side`, or than `read_side` if it has one, it is less sure.
+# Where no hand is, the score is that of nothing.
 # A hand with a `found_box` is read the less surely the worse its crop fits, and shifted by up to this share of its size.
 REACH, WRONG_SIDE, NOTHING, MISFIT = 0.6, 0.6, 0.05, 0.3
 
@@ -80,7 +81,8 @@ class PlayedHands:
         if not near:
             return keypoints_of({"x": x, "y": y, "size": extent, "side": "right"}), np.full(21, NOTHING)
         hand = self.hands[min(near)[1]]
-        keypoints, score = keypoints_of(hand), hand["read"] * (1 if hand["side"] == hand_side else WRONG_SIDE)
+        score = hand["read"] * (1 if hand.get("read_side", hand["side"]) == hand_side else WRONG_SIDE)
+        keypoints = keypoints_of(hand)
         if "found_box" in hand:  # a crop that does not fit costs certainty and truth
             fit = min(extent / hand["size"], hand["size"] / extent)
             keypoints, score = keypoints + (MISFIT * (1 - fit) * hand["size"], 0), score * fit
@@ -147,14 +149,16 @@ def cases() -> list[dict]:
         return lambda t: [hand(200 + 60 * t, 240, read=0 if first <= t < last else 0.9, found=0 if first <= t < last else 0.8)]
 
     def false_once(t):
-        return [hand(200, 240), *([hand(500, 100, read=0.4, found=0.5)] if 0.4 <= t < 0.5 else [])]
+        return [hand(200, 240), *([hand(500, 100, read=0.7, found=0.5)] if 0.4 <= t < 0.5 else [])]
 
     def false_unread(t):
         return [hand(200, 240, read=0.1, found=0.9)]
 
-    def confused(t):
-        wrong = round(t * 25) in (0, 12, 13, 24, 36)
-        return [hand(200, 240, side="left", found_side="right" if wrong else "left")]
+    def false_often(t):  # the detector takes an elbow for a hand all the time
+        return [hand(200, 240), hand(500, 100, read=0.35, found=0.6)]
+
+    def confused(t):  # in the first frames and now and then
+        return [hand(200, 240, side="left", found_side="right", **({"read_side": "right"} if t % 0.8 < 0.1 else {}))]
 
     def still(t):
         return [hand(300 + wobble[round(t * 25)][0], 240 + wobble[round(t * 25)][1], size=150)]
@@ -189,7 +193,8 @@ def cases() -> list[dict]:
         {"name": "a hand is blurred in three frames", "frames": film(1, blurred)},
         {"name": "a false detection, once", "frames": film(1.2, false_once)},
         {"name": "a detection that cannot be read", "frames": film(0.6, false_unread)},
-        {"name": "the detector takes a left hand for a right one now and then", "frames": film(2, confused)},
+        {"name": "an elbow is detected all the time", "frames": film(1.2, false_often)},
+        {"name": "a left hand is read as a right one now and then", "frames": film(2, confused)},
         {"name": "all hands are known to be right ones", "frames": film(1, confused), "options": {"handedness": "right"}},
         {"name": "a still hand", "frames": film(2, still)},
         {"name": "a still hand without the filter", "frames": film(1, still), "options": {"smooth": False}},
@@ -268,9 +273,7 @@ def shared_rules() -> dict:
     """What is written to the page's file of constants."""
     from dataclasses import asdict
 
-    from modeling_handunet.tracking import DETECTION_THRESHOLD
-
-    return {"detection_threshold": DETECTION_THRESHOLD, **asdict(RULES)}
+    return asdict(RULES)
 
 
 def shared_finding_rules() -> dict:

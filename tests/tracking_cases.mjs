@@ -7,8 +7,8 @@ import { join } from "node:path";
 import { pathToFileURL } from "node:url";
 
 const [src, casesFile] = process.argv.slice(2);
-const { HandTracks, detectorBox, keypointsBox } = await import(pathToFileURL(join(src, "tracking.js")));
-const { findHands, readHand } = await import(pathToFileURL(join(src, "find_hands.js")));
+const { HandTracks, detectorBox } = await import(pathToFileURL(join(src, "tracking.js")));
+const { findHands, keypointsBox, readHand } = await import(pathToFileURL(join(src, "find_hands.js")));
 const [rules, findingRules] = ["tracking", "finding"].map((name) => JSON.parse(readFileSync(join(src, `${name}_rules.json`))));
 const recorded = JSON.parse(readFileSync(casesFile));
 const { size, template, reach, wrong_side: wrongSide, nothing, misfit, cases, photographs } = recorded;
@@ -51,7 +51,7 @@ class PlayedHands {
     const hand = near.reduce((one, other) => (apart(other) < apart(one) ? other : one));
     const fit = hand.found_box ? Math.min(extent / hand.size, hand.size / extent) : 1;
     const shifted = { ...hand, x: hand.x + misfit * (1 - fit) * hand.size };
-    return [keypointsOf(shifted), hand.read * (hand.side === side ? 1 : wrongSide) * fit];
+    return [keypointsOf(shifted), hand.read * ((hand.read_side ?? hand.side) === side ? 1 : wrongSide) * fit];
   }
 }
 
@@ -63,7 +63,7 @@ function short({ id, side, keypoints }) {
 const films = [];
 for (const { frames, options = {} } of cases) {
   const { max_hands: maxHands, ...others } = options;
-  const tracks = new HandTracks(rules, { ...others, ...(maxHands && { maxHands }) });
+  const tracks = new HandTracks(rules, findingRules, { ...others, ...(maxHands && { maxHands }) });
   const answer = [];
   for (const frame of frames) {
     const models = new PlayedHands(frame.hands);

@@ -3,13 +3,62 @@
 // The rules of modeling_handunet/hands.py, on cases of which both are tested.  Its constants are in finding_rules.json.  Boxes
 // are [x_min, y_min, x_max, y_max] in pixels, points [x, y], sides "right" and "left".
 
-import { handSize, isOneHand, keypointsBox } from "./tracking.js";
+export const SIDES = ["right", "left"];
 
-const SIDES = ["right", "left"];
+const sum = (values) => values.reduce((total, value) => total + value, 0);
+const distance = ([x, y], [otherX, otherY]) => Math.hypot(x - otherX, y - otherY);
 
-const meanOf = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
+/** The box of keypoints. */
+export function keypointsBox(keypoints) {
+  const xs = keypoints.map(([x]) => x);
+  const ys = keypoints.map(([, y]) => y);
+  return [Math.min(...xs), Math.min(...ys), Math.max(...xs), Math.max(...ys)];
+}
+
+/** The longer side of the box of keypoints. */
+export function handSize(keypoints) {
+  const [left, top, right, bottom] = keypointsBox(keypoints);
+  return Math.max(right - left, bottom - top);
+}
+
+/** Mean distance of two hands' keypoints. */
+export function keypointDistance(one, other) {
+  return sum(one.map((point, index) => distance(point, other[index]))) / one.length;
+}
+
+/** Intersection over union of two boxes. */
+function overlap(one, other) {
+  const [width, height] = [0, 1].map((axis) => Math.min(one[axis + 2], other[axis + 2]) - Math.max(one[axis], other[axis]));
+  const both = Math.max(width, 0) * Math.max(height, 0);
+  const areas = sum([one, other].map(([left, top, right, bottom]) => (right - left) * (bottom - top)));
+  return both / Math.max(areas - both, 1e-9);
+}
+
+/** Whether two readings are of one hand. */
+export function isOneHand(one, other, rules) {
+  const largest = Math.max(handSize(one.keypoints), handSize(other.keypoints));
+  if (keypointDistance(one.keypoints, other.keypoints) <= rules.same_hand * largest) return true;
+  return one.side !== other.side && overlap(keypointsBox(one.keypoints), keypointsBox(other.keypoints)) >= rules.same_box;
+}
+
+const meanOf = (values) => sum(values) / values.length;
 /** The surest reading; of equal ones the first. */
 const surest = (readings) => readings.reduce((one, other) => (other.score > one.score ? other : one));
+
+/**
+ * What a generator of steps returns, if the networks answer all that it asks for: null for the detections [{box, side,
+ * score}], a list of places [{box, side}] for their {keypoints, scores}.
+ *
+ * @param models `detect(picture)` and `read(picture, places)`, asynchronous, as hand_model.js has them.
+ */
+export async function answered(asking, models, picture) {
+  let answer;
+  while (true) {
+    const { value, done } = asking.next(answer);
+    if (done) return value;
+    answer = value === null ? await models.detect(picture) : await models.read(picture, value);
+  }
+}
 
 /**
  * The hands that the detector finds, falling by handScore: [{box, side, handScore, keypoints, scores, score}].
@@ -20,23 +69,25 @@ const surest = (readings) => readings.reduce((one, other) => (other.score > one.
  */
 export async function findHands(models, picture, rules, handedness = null) {
   const found = (await models.detect(picture)).filter(({ score }) => score >= rules.detection_threshold);
-  const boxes = found.map(({ box }) => box);
-  const readings = await readPlaces(models, picture, boxes, rules, handedness);
+  const places = found.map(({ box }) => ({ box, sides: possibleSides(handedness), again: true }));
+  const readings = await answered(readPlaces(places, rules), models, picture);
   const hands = readings.map((reading, index) => {
-    const handScore = handScoreOf(found[index].score, reading.score, rules);
-    return { ...reading, box: boxes[index], handScore };
+    return { ...reading, box: places[index].box, handScore: sureness(found[index].score, reading.score, rules) };
   });
   return chooseHands(hands, rules);
 }
 
 /** The hand in a box; if its side is not known, it is read both ways. */
 export async function readHand(models, picture, box, rules, handedness = null) {
-  const [reading] = await readPlaces(models, picture, [box], rules, handedness);
+  const places = [{ box, sides: possibleSides(handedness), again: true }];
+  const [reading] = await answered(readPlaces(places, rules), models, picture);
   return { ...reading, box, handScore: null };
 }
 
+export const possibleSides = (handedness) => (handedness ? [handedness] : SIDES);
+
 /** How sure both networks are that there is a hand, in [0, 1]: a weighted geometric mean. */
-function handScoreOf(detectionScore, readingScore, { detection_weight: weight }) {
+export function sureness(detectionScore, readingScore, { detection_weight: weight }) {
   return detectionScore ** weight * readingScore ** (1 - weight);
 }
 
@@ -50,19 +101,30 @@ function chooseHands(found, rules) {
   return hands;
 }
 
-/** The reading {box, side, keypoints, scores, score} of each box, the surest of all looks at it; its box is the look's. */
-async function readPlaces(models, picture, boxes, rules, handedness) {
-  const sides = handedness ? [handedness] : SIDES;
-  const looks = await read(models, picture, boxes.flatMap((box) => sides.map((side) => ({ box, side }))));
-  const best = boxes.map((_, index) => surest(looks.slice(index * sides.length, (index + 1) * sides.length)));
-  const again = best.map((reading) => secondLook(reading, rules));
-  const second = await read(models, picture, again.filter(Boolean));
-  return best.map((reading, index) => (again[index] ? surest([reading, second.shift()]) : reading));
+/**
+ * The reading {box, side, keypoints, scores, score, rival} of each place {box, sides, again}, the surest of all looks at it;
+ * its box is the look's.  `rival` is the score of the same place read as the other side, or null; with `again` the place may
+ * get a second look.  A generator for [`answered`].
+ */
+export function* readPlaces(places, rules) {
+  if (!places.length) return [];
+  const looks = yield* read(places.flatMap(({ box, sides }) => sides.map((side) => ({ box, side }))));
+  const best = places.map(({ sides }) => {
+    const own = looks.splice(0, sides.length);
+    const reading = surest(own);
+    const rivals = own.filter((other) => other !== reading).map(({ score }) => score);
+    return { ...reading, rival: rivals.length ? Math.max(...rivals) : null };
+  });
+  const again = best.map((reading, index) => (places[index].again ? secondLook(reading, rules) : null));
+  const second = yield* read(again.filter(Boolean));
+  return best.map((reading, index) => {
+    return again[index] ? surest([reading, { ...second.shift(), rival: reading.rival }]) : reading;
+  });
 }
 
-async function read(models, picture, places) {
+function* read(places) {
   if (!places.length) return [];
-  const { keypoints, scores } = await models.read(picture, places);
+  const { keypoints, scores } = yield places;
   return places.map((place, index) => {
     return { ...place, keypoints: keypoints[index], scores: scores[index], score: meanOf(scores[index]) };
   });

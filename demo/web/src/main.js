@@ -37,7 +37,7 @@ let source = null; // null, "camera" or "picture"
 let opening = null; // name of the file that is being opened
 let picture = null; // {bitmap, name, notes, box, hands}; box [x, y, width, height] that the person drew, or null
 let facing = "user";
-let tracks = new HandTracks(rules, { maxHands: FOLLOWED_HANDS });
+let tracks = new HandTracks(rules, findingRules, { maxHands: FOLLOWED_HANDS });
 let results = null;
 const speed = new Speed();
 
@@ -144,7 +144,7 @@ const liveSentence = (hands) =>
 
 /** Begin anew with the hands of a film. */
 function forgetHands() {
-  tracks = new HandTracks(rules, { maxHands: FOLLOWED_HANDS, handedness: handedness() });
+  tracks = new HandTracks(rules, findingRules, { maxHands: FOLLOWED_HANDS, handedness: handedness() });
   speed.reset();
 }
 

@@ -1,29 +1,20 @@
 // Hands in a film: which hand is which from frame to frame, where to look for it next, and steady keypoints.
 //
 // The rules of modeling_handunet/tracking.py, function by function; both are tested on the recorded cases of
-// tests/data/tracking_cases.json.  The constants are its TrackingRules, which tracking_rules.json holds with the detection
-// threshold.  Boxes are [x_min, y_min, x_max, y_max] in pixels, points [x, y], times in seconds, sides "right" and "left".
+// tests/data/tracking_cases.json.  The constants are its TrackingRules, which tracking_rules.json holds.  Boxes are [x_min, y_min, x_max, y_max] in pixels, points [x, y], times in seconds, sides "right" and "left".
 
-const sum = (values) => values.reduce((total, value) => total + value, 0);
+import {
+  answered,
+  handSize,
+  isOneHand,
+  keypointDistance,
+  keypointsBox,
+  possibleSides,
+  readPlaces,
+  sureness,
+} from "./find_hands.js";
+
 const distance = ([x, y], [otherX, otherY]) => Math.hypot(x - otherX, y - otherY);
-
-/** The box of keypoints. */
-export function keypointsBox(keypoints) {
-  const xs = keypoints.map(([x]) => x);
-  const ys = keypoints.map(([, y]) => y);
-  return [Math.min(...xs), Math.min(...ys), Math.max(...xs), Math.max(...ys)];
-}
-
-/** The longer side of the box of keypoints. */
-export function handSize(keypoints) {
-  const [left, top, right, bottom] = keypointsBox(keypoints);
-  return Math.max(right - left, bottom - top);
-}
-
-/** Mean distance of two hands' keypoints. */
-export function keypointDistance(one, other) {
-  return sum(one.map((point, index) => distance(point, other[index]))) / one.length;
-}
 
 function middle(keypoints) {
   const [left, top, right, bottom] = keypointsBox(keypoints);
@@ -49,7 +40,8 @@ function expected(track, time, rules) {
 }
 
 const sideOf = (track) => (track.votes >= 0 ? "right" : "left");
-const voteOf = ({ side, score }) => (side === "right" ? score : -score);
+/** A sight's vote for its side: by how much the reading is surer than the one as the other side. */
+const voteOf = ({ side, score, rival }) => (side === "right" ? 1 : -1) * (score - (rival ?? 0));
 
 /** Whether a hand is new, is near another one, or was missing in the last frame, so that the detector is needed soon. */
 function mustSearch(tracks, lastTime, rules) {
@@ -67,21 +59,6 @@ function boxDistance(one, other, rules) {
   if (Math.min(...sides) <= 0 || larger > rules.same_size * Math.min(...sides)) return Infinity;
   const [x, y] = [0, 1].map((axis) => (one[axis] + one[axis + 2] - other[axis] - other[axis + 2]) / 2);
   return Math.hypot(x, y) / larger;
-}
-
-/** Intersection over union of two boxes. */
-function overlap(one, other) {
-  const [width, height] = [0, 1].map((axis) => Math.min(one[axis + 2], other[axis + 2]) - Math.max(one[axis], other[axis]));
-  const both = Math.max(width, 0) * Math.max(height, 0);
-  const areas = sum([one, other].map(([left, top, right, bottom]) => (right - left) * (bottom - top)));
-  return both / Math.max(areas - both, 1e-9);
-}
-
-/** Whether two readings are of one hand. */
-export function isOneHand(one, other, rules) {
-  const largest = Math.max(handSize(one.keypoints), handSize(other.keypoints));
-  if (keypointDistance(one.keypoints, other.keypoints) <= rules.same_hand * largest) return true;
-  return one.side !== other.side && overlap(keypointsBox(one.keypoints), keypointsBox(other.keypoints)) >= rules.same_box;
 }
 
 /** Of [distance, first, second] the nearest pair, then the nearest of what is left, and so on: each one once. */
@@ -112,7 +89,7 @@ function placesToRead(tracks, found, time, size, rules) {
     found.forEach((hand, second) => {
       const apart = boxDistance(look.box, hand.box, rules);
       if (apart > rules.same_place) return;
-      pairs.push([apart + (look.side === hand.side ? 0 : rules.other_side), first, second]);
+      pairs.push([apart, first, second]);
     });
   });
   const free = new Set(found.keys());
@@ -120,49 +97,49 @@ function placesToRead(tracks, found, time, size, rules) {
     looks[first].detection = found[second];
     free.delete(second);
   }
-  return [...looks, ...[...free].map((index) => ({ ...found[index], detection: found[index] }))];
+  return [...looks, ...[...free].map((index) => ({ box: found[index].box, side: null, detection: found[index] }))];
 }
 
-/** The readings that are of a hand in the frame; of two that are one hand, the surer one. */
-function usableSights(looks, { keypoints, scores }, size, rules) {
+/** The sights that are of a hand in the frame; of two that are one hand, the surer one. Of new ones, `#begin` decides. */
+function usableSights(read, size, rules) {
   const sights = [];
-  looks.forEach(({ side, detection }, index) => {
-    const points = keypoints[index];
-    const score = sum(scores[index]) / scores[index].length;
-    const sight = { keypoints: points, scores: scores[index], score, side, detection };
-    if (score < rules.lost_score || handSize(points) < 1 || !isInside(middle(points), size)) return;
-    const same = sights.findIndex((other) => isOneHand(sight, other, rules));
+  for (const sight of read) {
+    const { keypoints, score } = sight;
+    if (score < rules.lost_score || handSize(keypoints) < 1 || !isInside(middle(keypoints), size)) continue;
+    const same = sights.findIndex((other) => !(sight.isNew && other.isNew) && isOneHand(sight, other, rules));
     if (same < 0) {
       sights.push(sight);
-      return;
+      continue;
     }
     const other = sights[same];
     const surer = score > other.score ? sight : other;
-    surer.detection = other.detection ?? detection;
+    surer.detection = other.detection ?? sight.detection;
+    surer.isNew = false;
     sights[same] = surer;
-  });
+  }
   return sights;
 }
 
 /**
  * Which hand is at which sight: the nearest to where its keypoints are expected, if it can have come there. `detected` says
- * whether the detector ran on this frame.
+ * whether the detector ran on this frame. A hand that was lost for long needs a sight of its side, and one that could begin a
+ * hand.
  */
-function assign(tracks, sights, time, detected, rules) {
+function assign(tracks, sights, time, detected, rules, scoreOf, threshold) {
   const pairs = [];
   tracks.forEach((track, first) => {
     const points = expected(track, time, rules);
     const waited = time - track.seen;
     const reach = Math.min(rules.reach + rules.reach_speed * waited, rules.max_reach);
     sights.forEach((sight, second) => {
-      const { detection } = sight;
       const growth = handSize(sight.keypoints) / track.extent;
-      const isOtherSide = (detection ?? sight).side !== sideOf(track);
+      const isOtherSide = sight.side !== sideOf(track);
       let apart = keypointDistance(points, sight.keypoints) / track.extent;
-      if (apart > reach || (isOtherSide && waited > rules.look_on)) return;
-      if (!detection && (growth < 1 / rules.max_growth || growth > rules.max_growth)) return;
-      if (detected && (!detection || isOtherSide)) apart += rules.unconfirmed;
-      if (sight.side !== sideOf(track)) apart += rules.other_side;
+      if (apart > reach) return;
+      if (waited > rules.look_on && (isOtherSide || scoreOf(sight) < threshold)) return;
+      if (!sight.detection && (growth < 1 / rules.max_growth || growth > rules.max_growth)) return;
+      if (detected && !sight.detection) apart += rules.unconfirmed;
+      if (isOtherSide) apart += rules.other_side;
       pairs.push([apart, first, second]);
     });
   });
@@ -188,7 +165,8 @@ function oneEuro(values, steady, slope, step, size, rules) {
 const noSlope = (keypoints) => keypoints.map(() => [0, 0]);
 
 /** Move a hand to where it was read at `time`, and count the detection there. */
-function update(track, { keypoints, scores, score, detection }, time, smooth, rules) {
+function update(track, sight, time, smooth, rules, scoreOf) {
+  const { keypoints, scores, score, detection } = sight;
   const step = time - track.seen;
   const [x, y] = middle(keypoints);
   const [lastX, lastY] = middle(track.keypoints);
@@ -203,9 +181,12 @@ function update(track, { keypoints, scores, score, detection }, time, smooth, ru
     [track.steady, track.slope] = [keypoints, noSlope(keypoints)];
   }
   Object.assign(track, { keypoints, scores, score, seen: time });
+  if (sight.rival !== null) {
+    track.votes = track.votes * Math.exp(-(time - track.voted) / rules.votes_time) + voteOf(sight);
+    track.voted = time;
+  }
   if (!detection) return;
-  track.votes = track.votes * Math.exp(-(time - track.confirmed) / rules.votes_time) + voteOf(detection);
-  track.handScore = detection.score;
+  track.handScore = scoreOf(sight);
   track.sightings += 1;
   track.confirmed = time;
 }
@@ -221,32 +202,21 @@ export class HandTracks {
   #detected = null;
   #size = null;
 
-  /** @param rules the contents of tracking_rules.json. */
-  constructor(rules, { smooth = true, maxHands = Infinity, handedness = null } = {}) {
-    Object.assign(this, { rules, smooth, maxHands, handedness });
+  /** @param rules the contents of tracking_rules.json; @param findingRules those of finding_rules.json. */
+  constructor(rules, findingRules, { smooth = true, maxHands = Infinity, handedness = null } = {}) {
+    Object.assign(this, { rules, findingRules, smooth, maxHands, handedness });
   }
 
-  /**
-   * The hands of a frame by id: {id, side, keypoints, scores, score, handScore, box}.
-   *
-   * @param models `detect(picture)` and `read(picture, looks)`, asynchronous, as hand_model.js has them.
-   */
+  /** The hands of a frame by id: {id, side, keypoints, scores, score, handScore, box}. */
   async follow(models, picture, size, time) {
-    const asking = this.steps(size, time);
-    let answer;
-    while (true) {
-      const { value, done } = asking.next(answer);
-      if (done) return value;
-      answer = value === null ? await models.detect(picture) : await models.read(picture, value);
-    }
+    return answered(this.steps(size, time), models, picture);
   }
 
-  /**
-   * One frame of `size` [width, height] as a generator that asks for what the networks say: null for the detections
-   * [{box, side, score}], a list of places [{box, side}] for their {keypoints, scores}.  It returns the hands.
-   */
+  /** One frame of `size` [width, height] as a generator for `answered`. It returns the hands. */
   *steps(size, time) {
-    const { rules } = this;
+    const { rules, findingRules } = this;
+    const threshold = findingRules.hand_threshold;
+    const scoreOf = ({ detection, score }) => (detection ? sureness(detection.score, score, findingRules) : 0);
     const lastTime = this.#time;
     this.#startFrame(size, time);
     let found = null;
@@ -254,21 +224,39 @@ export class HandTracks {
       found = this.#usable(yield null);
       this.#detected = time;
     }
-    const looks = placesToRead(this.#tracks, found ?? [], time, size, rules);
-    const sights = looks.length ? usableSights(looks, yield looks, size, rules) : [];
+    const looks = this.#worthReading(placesToRead(this.#tracks, found ?? [], time, size, rules));
+    const readings = yield* readPlaces(
+      looks.map((look) => this.#toPlace(look, found !== null)),
+      findingRules,
+    );
+    const read = readings.map((reading, index) => {
+      return { ...reading, detection: looks[index].detection, isNew: looks[index].side === null };
+    });
+    const sights = usableSights(read, size, rules);
     const seen = new Set();
-    for (const [track, sight] of assign(this.#tracks, sights, time, found !== null, rules)) {
-      update(track, sight, time, this.smooth, rules);
+    for (const [track, sight] of assign(this.#tracks, sights, time, found !== null, rules, scoreOf, threshold)) {
+      update(track, sight, time, this.smooth, rules, scoreOf);
       seen.add(sight);
     }
     if (found) this.#tracks = this.#tracks.filter((track) => isConfirmed(track, time, rules));
-    for (const sight of sights) if (!seen.has(sight)) this.#begin(sight, time);
+    for (const sight of sights.toSorted((one, other) => scoreOf(other) - scoreOf(one))) {
+      if (!seen.has(sight)) this.#begin(sight, scoreOf(sight), time);
+    }
     return this.#tracks
       .filter((track) => track.seen === time)
       .toSorted((one, other) => one.id - other.id)
       .map(({ id, steady, scores, score, handScore, votes }) => {
         return { id, side: sideOf({ votes }), keypoints: steady, scores, score, handScore, box: detectorBox(steady, rules) };
       });
+  }
+
+  /**
+   * How a look is read: what may be a new hand as in a picture; a hand that is followed once, and both ways in frames in
+   * which the detector runs.
+   */
+  #toPlace({ box, side }, detected) {
+    if (side === null) return { box, sides: possibleSides(this.handedness), again: true };
+    return { box, sides: detected ? possibleSides(this.handedness) : [side], again: false };
   }
 
   #startFrame(size, time) {
@@ -302,16 +290,26 @@ export class HandTracks {
   }
 
   #usable(found) {
-    const { confirm_score, detection_threshold } = this.rules;
-    return found
-      .filter(({ score }) => score >= Math.min(confirm_score, detection_threshold))
-      .map((hand) => (this.handedness ? { ...hand, side: this.handedness } : hand));
+    const least = Math.min(this.rules.confirm_score, this.findingRules.hand_threshold);
+    return found.filter(({ score }) => score >= least);
   }
 
-  /** A new hand, if the detector and the reading are sure enough and there is room. */
-  #begin({ keypoints, scores, score, detection }, time) {
-    const { rules } = this;
-    if (!detection || detection.score < rules.detection_threshold || score < rules.found_score) return;
+  /** Without detections that are too weak for a new hand, and without any if there is no room for one. */
+  #worthReading(looks) {
+    const followed = looks.filter(({ side }) => side !== null);
+    if (followed.filter(({ detection }) => detection).length >= this.maxHands) return followed;
+    const { detection_threshold: threshold, hand_threshold: handThreshold } = this.findingRules;
+    const least = Math.min(threshold, handThreshold);
+    return [...followed, ...looks.filter(({ side, detection }) => side === null && detection.score >= least)];
+  }
+
+  /** A new hand, if both networks are sure enough, it is no other one, and there is room. */
+  #begin(sight, handScore, time) {
+    const { keypoints, scores, score, detection } = sight;
+    if (!detection || handScore < this.findingRules.hand_threshold) return;
+    const isKnown = (track) =>
+      track.seen === time && isOneHand(sight, { keypoints: track.keypoints, side: sideOf(track) }, this.findingRules);
+    if (this.#tracks.some(isKnown)) return;
     if (this.#tracks.length >= this.maxHands) {
       const hidden = this.#tracks.filter((track) => track.seen < time);
       if (!hidden.length) return;
@@ -325,9 +323,10 @@ export class HandTracks {
       score,
       seen: time,
       extent: handSize(keypoints),
-      votes: voteOf(detection),
-      handScore: detection.score,
+      votes: voteOf(sight),
+      handScore,
       confirmed: time,
+      voted: time,
       speed: [0, 0],
       sightings: 1,
       steady: keypoints,
