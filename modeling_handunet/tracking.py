@@ -84,8 +84,10 @@ class TrackingRules:
     carry_most: float = 0.6
     # The size of the next crop is averaged over about this time: keypoints that fly off must not make it grow at once.
     size_time: float = 0.4
-    # A reading's vote for the hand's side loses its weight by a factor of e in this time.
+    # A reading's vote for the hand's side loses its weight by a factor of e in this time.  A hand is asked for its side again
+    # after this time, and sooner if it is new or near another one: see `must_ask`.
     votes_time: float = 2.0
+    ask_every: float = 1.0
     # The One Euro filter: cut-off in Hz of a hand at rest, what each size per second adds to it, cut-off of the speed.
     # After a gap of this time it starts anew.
     min_cutoff: float = 1.0
@@ -104,7 +106,7 @@ class Track:
     keypoints (21, 2) and scores (21,) are as read last, at the time `seen`; `steady` (21, 2) are filtered, and `slope`
     (21, 2) is their speed in pixels per second.  `speed` (2,) is the middle's, and `extent` the hand's size averaged over
     time.  `votes` is above 0 for a right hand, and was last counted at the time `voted`.  `sightings` counts the detector's,
-    the last at the time `confirmed`.
+    the first at the time `begun` and the last at `confirmed`.
     """
 
     id: int
@@ -116,6 +118,7 @@ class Track:
     hand_score: float
     confirmed: float
     voted: float
+    begun: float
     speed: np.ndarray = field(default_factory=lambda: np.zeros(2))
     sightings: int = 1
     steady: np.ndarray | None = None
@@ -128,11 +131,15 @@ class Track:
 
 @dataclass
 class Look:
-    """A place to read: a box as the detector gives it, the hand's side if it is known, and the detection that is there."""
+    """A place to read: a box as the detector gives it, the hand that is expected there, and the detection that is there."""
 
     box: tuple[float, float, float, float]
-    side: str | None = None
+    track: Track | None = None
     detection: FoundHand | None = None
+
+    @property
+    def side(self) -> str | None:
+        return None if self.track is None else self.track.side
 
 
 @dataclass
@@ -172,8 +179,8 @@ class HandTracks:
         models: the two networks.
         smooth: steady the keypoints by the One Euro filter.
         max_hands: follow at most so many hands; all by default.
-        handedness: "right" or "left" if all hands are known to be; by default each is read both ways when the detector runs,
-            and the readings vote over time.
+        handedness: "right" or "left" if all hands are known to be; by default each is read both ways now and then, and
+            the readings vote.
         detection_threshold: a hand begins with at least this `hand_score`, as in `find_hands`.
         rules: other constants than [`RULES`].
     """
@@ -243,7 +250,7 @@ class HandTracks:
 
     def _read(self, looks: list[Look], detected: bool):
         """The sight at each place.  What may be a new hand is read as `find_hands` reads it; a hand that is followed is read
-        once, and both ways in frames in which the detector runs."""
+        once, and now and then both ways in frames in which the detector runs."""
         size, fill = self.models.image_size, self.models.box_fill
         places, new = [], set()
         for index, look in enumerate(looks):
@@ -251,7 +258,8 @@ class HandTracks:
                 places.append(found_place(look.detection, size, fill, self.handedness))
                 new.add(index)
             else:
-                sides = HANDEDNESS if detected and self.handedness is None else (look.side,)
+                both = detected and self.handedness is None and must_ask(look.track, self.tracks, self.time, self.rules)
+                sides = HANDEDNESS if both else (look.side,)
                 places.append(Place(look.box, [box_crop(look.box, side, size, fill) for side in sides]))
         readings = yield from read_places(places, fill, new)
         return [Sight(reading, look.detection, look.side is None) for reading, look in zip(readings, looks)]
@@ -307,7 +315,7 @@ class HandTracks:
                 return
             self.tracks.remove(min(hidden, key=lambda track: track.seen))
         keypoints, extent = sight.keypoints, hand_size(sight.keypoints)
-        track = Track(self._next_id, keypoints, sight.reading.scores, time, extent, sight.vote, sight.hand_score, time, time)
+        track = Track(self._next_id, keypoints, sight.reading.scores, time, extent, sight.vote, sight.hand_score, *[time] * 3)
         track.steady, track.slope = keypoints, np.zeros_like(keypoints)
         self.tracks.append(track)
         self._next_id += 1
@@ -347,12 +355,25 @@ def must_search(tracks: list[Track], last_time: float, rules: TrackingRules = RU
     """Whether a hand is new, is near another one, or was missing in the last frame, so that the detector is needed soon."""
     if not tracks or any(track.sightings < 2 or track.seen < last_time for track in tracks):
         return True
-    places = [(middle(track.keypoints), track.extent) for track in tracks]
+    return any(is_near(track, tracks, rules) for track in tracks)
+
+
+def is_near(track: Track, tracks: list[Track], rules: TrackingRules = RULES) -> bool:
+    """Whether a hand is near another one."""
+    place = middle(track.keypoints)
     return any(
-        math.dist(place, other) < rules.near * max(size, other_size)
-        for index, (place, size) in enumerate(places)
-        for other, other_size in places[:index]
+        math.dist(place, middle(other.keypoints)) < rules.near * max(track.extent, other.extent)
+        for other in tracks
+        if other is not track
     )
+
+
+def must_ask(track: Track, tracks: list[Track], time: float, rules: TrackingRules = RULES) -> bool:
+    """Whether a hand is to be read both ways, so that it votes for its side: the sooner if it is new or near another one."""
+    waited = time - track.voted
+    if waited >= rules.ask_every or track.sightings < 2:
+        return True
+    return waited >= rules.look_every and (time - track.begun < rules.ask_every or is_near(track, tracks, rules))
 
 
 def places_to_read(
@@ -364,7 +385,7 @@ def places_to_read(
         x, y = middle(expected(track, time, rules)).tolist()
         if time - track.seen <= rules.look_on and is_inside((x, y), size):
             half = track.extent * (0.5 + rules.margin)
-            looks.append(Look((x - half, y - half, x + half, y + half), track.side))
+            looks.append(Look((x - half, y - half, x + half, y + half), track))
     pairs = [
         (distance, first, second)
         for first, look in enumerate(looks)

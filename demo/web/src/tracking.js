@@ -46,10 +46,21 @@ const voteOf = ({ side, score, rival }) => (side === "right" ? 1 : -1) * (score 
 /** Whether a hand is new, is near another one, or was missing in the last frame, so that the detector is needed soon. */
 function mustSearch(tracks, lastTime, rules) {
   if (!tracks.length || tracks.some((track) => track.sightings < 2 || track.seen < lastTime)) return true;
-  const places = tracks.map(({ keypoints, extent }) => [middle(keypoints), extent]);
-  return places.some(([place, size], index) =>
-    places.slice(0, index).some(([other, otherSize]) => distance(place, other) < rules.near * Math.max(size, otherSize)),
-  );
+  return tracks.some((track) => isNear(track, tracks, rules));
+}
+
+/** Whether a hand is near another one. */
+function isNear(track, tracks, rules) {
+  const place = middle(track.keypoints);
+  const isNearTo = (other) => distance(place, middle(other.keypoints)) < rules.near * Math.max(track.extent, other.extent);
+  return tracks.some((other) => other !== track && isNearTo(other));
+}
+
+/** Whether a hand is to be read both ways, so that it votes for its side: the sooner if it is new or near another one. */
+function mustAsk(track, tracks, time, rules) {
+  const waited = time - track.voted;
+  if (waited >= rules.ask_every || track.sightings < 2) return true;
+  return waited >= rules.look_every && (time - track.begun < rules.ask_every || isNear(track, tracks, rules));
 }
 
 /** Distance of the middles of two boxes over the larger one's longer side; infinite if they differ much in size. */
@@ -82,7 +93,7 @@ function placesToRead(tracks, found, time, size, rules) {
     const [x, y] = middle(expected(track, time, rules));
     if (time - track.seen > rules.look_on || !isInside([x, y], size)) continue;
     const half = track.extent * (0.5 + rules.margin);
-    looks.push({ box: [x - half, y - half, x + half, y + half], side: sideOf(track), detection: null });
+    looks.push({ box: [x - half, y - half, x + half, y + half], track, detection: null });
   }
   const pairs = [];
   looks.forEach((look, first) => {
@@ -97,7 +108,7 @@ function placesToRead(tracks, found, time, size, rules) {
     looks[first].detection = found[second];
     free.delete(second);
   }
-  return [...looks, ...[...free].map((index) => ({ box: found[index].box, side: null, detection: found[index] }))];
+  return [...looks, ...[...free].map((index) => ({ box: found[index].box, track: null, detection: found[index] }))];
 }
 
 /** The sights that are of a hand in the frame; of two that are one hand, the surer one. Of new ones, `#begin` decides. */
@@ -226,11 +237,11 @@ export class HandTracks {
     }
     const looks = this.#worthReading(placesToRead(this.#tracks, found ?? [], time, size, rules));
     const readings = yield* readPlaces(
-      looks.map((look) => this.#toPlace(look, found !== null)),
+      looks.map((look) => this.#toPlace(look, found !== null, time)),
       findingRules,
     );
     const read = readings.map((reading, index) => {
-      return { ...reading, detection: looks[index].detection, isNew: looks[index].side === null };
+      return { ...reading, detection: looks[index].detection, isNew: !looks[index].track };
     });
     const sights = usableSights(read, size, rules);
     const seen = new Set();
@@ -250,13 +261,12 @@ export class HandTracks {
       });
   }
 
-  /**
-   * How a look is read: what may be a new hand as in a picture; a hand that is followed once, and both ways in frames in
-   * which the detector runs.
-   */
-  #toPlace({ box, side }, detected) {
-    if (side === null) return { box, sides: possibleSides(this.handedness), again: true };
-    return { box, sides: detected ? possibleSides(this.handedness) : [side], again: false };
+  /** How a look is read: what may be a new hand as in a picture, a hand that is followed once, and now and then both ways. */
+  #toPlace({ box, track }, detected, time) {
+    const possible = possibleSides(this.handedness);
+    if (!track) return { box, sides: possible, again: true };
+    const both = detected && mustAsk(track, this.#tracks, time, this.rules);
+    return { box, sides: both ? possible : [sideOf(track)], again: false };
   }
 
   #startFrame(size, time) {
@@ -296,11 +306,11 @@ export class HandTracks {
 
   /** Without detections that are too weak for a new hand, and without any if there is no room for one. */
   #worthReading(looks) {
-    const followed = looks.filter(({ side }) => side !== null);
+    const followed = looks.filter(({ track }) => track);
     if (followed.filter(({ detection }) => detection).length >= this.maxHands) return followed;
     const { detection_threshold: threshold, hand_threshold: handThreshold } = this.findingRules;
     const least = Math.min(threshold, handThreshold);
-    return [...followed, ...looks.filter(({ side, detection }) => side === null && detection.score >= least)];
+    return [...followed, ...looks.filter(({ track, detection }) => !track && detection.score >= least)];
   }
 
   /** A new hand, if both networks are sure enough, it is no other one, and there is room. */
@@ -327,6 +337,7 @@ export class HandTracks {
       handScore,
       confirmed: time,
       voted: time,
+      begun: time,
       speed: [0, 0],
       sightings: 1,
       steady: keypoints,
