@@ -296,7 +296,8 @@ def second_crop(reading: Reading, box_fill: float) -> Crop | None:
     fill = size / (side * box_fill)
     if LEAST_FILL <= fill <= MOST_FILL and math.hypot(*middle) <= OFF_CENTRE * size:
         return None
-    return box_crop(box, reading.side, reading.crop.size, box_fill) if size > 0 else None
+    is_box = box[0] < box[2] and box[1] < box[3]  # keypoints may lie in a line
+    return box_crop(box, reading.side, reading.crop.size, box_fill) if is_box else None
 
 
 def keypoints_box(keypoints: np.ndarray) -> tuple[float, float, float, float]:

@@ -134,6 +134,8 @@ def test_a_reading_that_fills_its_crop_badly_is_looked_at_again():
         assert crop.square == pytest.approx((80 - 50 / 0.45, 110 - 50 / 0.45, 100 / 0.45)) and crop.mirrored
     nothing = Reading(Crop((0, 0, 100), 128), np.zeros((21, 2)), np.zeros(21))  # all keypoints in one place
     assert second_crop(nothing, 0.45) is None
+    line = Reading(Crop((0.0, 0.0, 100.0), 128), np.array([[50.0, 4.0 * index] for index in range(21)]), np.ones(21))
+    assert second_crop(line, 0.45) is None
 
 
 def test_the_surer_look_counts():

@@ -137,5 +137,6 @@ function secondLook({ box: [left, top, right, bottom], side, keypoints }, rules)
   const away = Math.hypot((newLeft + newRight - left - right) / 2, (newTop + newBottom - top - bottom) / 2);
   const fill = size / Math.max(right - left, bottom - top);
   if (rules.least_fill <= fill && fill <= rules.most_fill && away <= rules.off_centre * size) return null;
-  return size > 0 ? { box: keypointsBox(keypoints), side } : null;
+  const isBox = newLeft < newRight && newTop < newBottom; // keypoints may lie in a line
+  return isBox ? { box: keypointsBox(keypoints), side } : null;
 }
