@@ -1,23 +1,25 @@
 """What the tracking is worth: on films drawn with exact truth, and on a real sequence, beside MediaPipe's tracking.
 
-    python -m benchmarks.tracking --data ../shared/data --model weights/handunet-base --output outputs/tracking.json
-    python -m benchmarks.tracking --data ../shared/data --print outputs/tracking.json     # the table; nothing is measured
+    python -m benchmarks.tracking --data ../shared/data        # outputs/tracking.json, and the tables in docs/tracking.md
+    python -m benchmarks.tracking --print outputs/tracking.json      # the tables; nothing is measured
+    python -m benchmarks.tracking --speed_only                       # measures only the last table, and keeps the others
 
 A film is 3 s of 640x480 at 30 frames a second: cut-out hands of poses that no training saw, moved over a photograph without
 people, with noise.  MediaPipe labelled the keypoints of these cut-outs, which favours it; it gives no ids, so its left or
-right serves as one.  It runs in an environment of its own (see `dataset_script/teachers.py`), one film at a time in turn with
-ours.
+right serves as one.  It runs in an environment of its own (see `dataset_script/teachers.py`).  Each way answers in a process
+of its own; for the speeds, the ways take turns on a film of two hands.
 """
 
 import argparse
 import json
 import math
+import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +30,10 @@ NOISE = 2.5  # standard deviation of a pixel
 FOUND = 0.25  # an answer is of a hand whose keypoints it misses by no more than this share of the box, on average
 INSIDE = 15  # so many keypoints must lie in the frame for a hand to count
 EXPOSURE, PARTS = 1 / 50, 7  # of a blurred film's frame, and how many instants make it
-ROWS = ("ours", "ours, no filter", "MediaPipe")
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs" / "tracking.md"
+MEDIAPIPE = "MediaPipe"
+SPEED_FRAMES = 60
 LAGS = np.arange(-0.03, 0.12, 0.001)  # s
 
 # Of each film: the hands' sides, and each one's (x, y, size in px, degrees) at a time.
@@ -48,9 +53,15 @@ FILMS: dict[str, list[tuple[str, Motion]]] = {
     "still": [("right", lambda t: (330, 260, 140, 8))],
     "moving": [("left", lambda t: (320 + 180 * wave(0.6 * t), 250 + 60 * wave(0.9 * t), 130 + 25 * wave(t / 2), 15 * wave(t)))],
     "crossing": [("right", lambda t: (130 + 125 * t, 250, 125, -10)), ("left", lambda t: (510 - 125 * t, 265, 130, 10))],
+    "meeting": [("right", lambda t: (130 + 125 * t, 240, 125, -10)), ("right", lambda t: (510 - 125 * t, 270, 130, 10))],
     "leaving": [("right", lambda t: (out_and_back(t), 260, 130, 0))],
     "blurred": [("right", lambda t: (320 + 190 * wave(1.2 * t), 250, 130, 0))],
+    "two": [
+        ("left", lambda t: (170 + 40 * wave(0.6 * t), 240, 140, 10 * wave(t))),
+        ("right", lambda t: (470, 250 + 40 * wave(0.5 * t), 140, 0)),
+    ],
 }
+SPEED_FILM = "two"
 
 
 @dataclass(frozen=True)
@@ -127,49 +138,92 @@ def films(data: Path, count: int) -> Iterator[Film]:
             yield Film(kind, layers, np.asarray(photo, np.float32), seed=number)
 
 
-# An answer: of each frame a list of (id, keypoints (21, 2) px).  Also the seconds of processor time that all frames took,
-# which say more than the wall's on a machine with other work.
-Answers = tuple[list[list[tuple[object, np.ndarray]]], float]
+@dataclass(frozen=True)
+class Answers:
+    """What one way answers of one film.
+
+    frames: of each frame a list of (id, keypoints (21, 2) px, the same before the filter).
+    seconds, processor: of a frame, on the clock and of all cores, the first frame left out.
+    first: seconds from the start of the program to the first answer.
+    """
+
+    frames: list[list[tuple[object, np.ndarray, np.ndarray]]]
+    seconds: float
+    processor: float
+    first: float
 
 
-def follow(tracker, frames: np.ndarray, times: list[float]) -> Answers:
-    """What our tracking answers."""
+def ask(command: list[str], films: Sequence[tuple[np.ndarray, list[float]]]) -> list[Answers]:
+    """What the way that `command` starts answers of films, each given as frames (T, H, W, 3) and times, in one process."""
+    with tempfile.TemporaryDirectory() as folder:
+        job = []
+        for number, (frames, times) in enumerate(films):
+            np.save(Path(folder) / f"{number}.npy", frames)
+            job.append({"frames": f"{folder}/{number}.npy", "times": list(times)})
+        (Path(folder) / "job.json").write_text(json.dumps(job))
+        begin = time.time()
+        command = [command[0], "-W", "ignore", __file__, "--answer", f"{folder}/job.json", *command[1:]]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    answers = []
+    for answer in json.loads(done.stdout.splitlines()[-1]):
+        frames = [[(name, np.array(points), np.array(read)) for name, points, read in frame] for frame in answer["frames"]]
+        answers.append(Answers(frames, answer["seconds"], answer["processor"], answer["first"] - begin))
+    return answers
+
+
+def answer_films(job: str, model: str | None, backend: str | None, detector: str | None) -> None:
+    """Answer the films of a job, with our networks or, without a model, with MediaPipe: prints JSON."""
+    start = start_ours(model, backend, detector) if model else start_mediapipe
+    answers = []
+    for film in json.loads(Path(job).read_text()):
+        follow, frames, found, first = start(), np.load(film["frames"], mmap_mode="r"), [], None
+        for frame, t in zip(frames, film["times"]):
+            found.append(follow(np.asarray(frame), t))
+            if first is None:
+                first, clock, processor = time.time(), time.perf_counter(), time.process_time()
+        count = max(len(frames) - 1, 1)
+        seconds, processor = (time.perf_counter() - clock) / count, (time.process_time() - processor) / count
+        answers.append({"frames": found, "seconds": seconds, "processor": processor, "first": first})
+    print(json.dumps(answers))
+
+
+def start_ours(model: str, backend: str, detector: str | None) -> Callable:
+    """What begins to follow hands in a film with our networks."""
     from PIL import Image
 
-    answers, begin = [], time.process_time()
-    for frame, t in zip(frames, times):
-        hands = tracker(Image.fromarray(frame), t)
-        answers.append([(hand["id"], np.array([(point["x"], point["y"]) for point in hand["keypoints"]])) for hand in hands])
-    return answers, time.process_time() - begin
+    from handunet.backends import load
+
+    models = load(model, backend, detector)
+    from modeling_handunet.tracking import HandTracks
+
+    def start():
+        tracker = HandTracks(models)
+
+        def follow(frame, t):
+            hands = tracker(Image.fromarray(frame), t)
+            read = {track.id: track.keypoints.tolist() for track in tracker.tracks}
+            return [(hand["id"], [(point["x"], point["y"]) for point in hand["keypoints"]], read[hand["id"]]) for hand in hands]
+
+        return follow
+
+    return start
 
 
-def follow_by_mediapipe(python: str, frames: np.ndarray) -> Answers:
-    """What MediaPipe's tracking answers, in a process of its own; without the time of its start."""
-    with tempfile.NamedTemporaryFile(suffix=".npy") as file:
-        np.save(file, frames)
-        file.flush()
-        command = [python, "-W", "ignore", str(Path(__file__).resolve()), "--answer", file.name]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    answer = json.loads(done.stdout.splitlines()[-1])
-    height, width = frames.shape[1:3]
-    hands = [[(side, np.array(points) * (width, height)) for side, points in frame] for frame in answer["frames"]]
-    return hands, answer["seconds"]
-
-
-def answer_film(path: str) -> None:
-    """MediaPipe on the frames in a file, in its own environment: prints JSON."""
+def start_mediapipe() -> Callable:
+    """The same of MediaPipe, in its own environment."""
     import mediapipe
 
     hands = mediapipe.solutions.hands.Hands(model_complexity=1, max_num_hands=2)
-    frames, answers = np.load(path), []
-    hands.process(np.zeros_like(frames[0]))  # the first frame loads
-    begin = time.process_time()
-    for frame in frames:
+
+    def follow(frame, t):
         found = hands.process(frame)
+        height, width = frame.shape[:2]
         sides = [side.classification[0].label for side in found.multi_handedness or ()]
-        points = [[(point.x, point.y) for point in hand.landmark] for hand in found.multi_hand_landmarks or ()]
-        answers.append(list(zip(sides, points)))
-    print(json.dumps({"frames": answers, "seconds": time.process_time() - begin}))
+        points = [[(point.x * width, point.y * height) for point in hand.landmark] for hand in found.multi_hand_landmarks or ()]
+        return [(side, own, own) for side, own in zip(sides, points)]
+
+    return follow
 
 
 def match(truths: list[np.ndarray], hands: list[tuple[object, np.ndarray]]) -> dict[int, tuple[object, np.ndarray, float]]:
@@ -220,7 +274,7 @@ def score(film: Film, answers: list[list[tuple[object, np.ndarray]]]) -> dict:
     return figures
 
 
-def summary(scores: list[dict], seconds: float, frames: int) -> dict:
+def summary(scores: list[dict], frames: int) -> dict:
     """One row of the table."""
 
     def mean(name):
@@ -236,12 +290,12 @@ def summary(scores: list[dict], seconds: float, frames: int) -> dict:
         "error_over_box": float(np.mean(errors)) if errors else None,
         "jitter_over_box": mean("jitter"),
         "lag_ms": None if mean("lag") is None else 1000 * mean("lag"),
-        "frames_per_core_s": frames / seconds,
     }
 
 
-def read_sequence(data: Path) -> tuple[list, list[float], list[np.ndarray]]:
-    """The frames (PIL), times and keypoints of the real sequence of coco_hands; times are in the files' names, in us."""
+def read_sequence(data: Path) -> tuple[np.ndarray, list[float], list[np.ndarray]]:
+    """The frames, times and keypoints of the real sequence of coco_hands, whose square frames are scaled to the largest one.
+    Times are in the files' names, in us."""
     from PIL import Image
 
     coco = json.loads((data / "coco_hands" / "annotations.json").read_text())
@@ -249,55 +303,80 @@ def read_sequence(data: Path) -> tuple[list, list[float], list[np.ndarray]]:
     keypoints = {a["image_id"]: np.array(a["keypoints"]).reshape(21, 3)[:, :2] for a in coco["annotations"]}
     frames = [Image.open(data / "coco_hands" / "images" / image["file_name"]).convert("RGB") for image in images]
     times = [int(Path(image["file_name"]).stem.rsplit("_", 1)[1]) / 1e6 for image in images]
-    return frames, [t - times[0] for t in times], [keypoints[image["id"]] for image in images]
+    side = max(frame.width for frame in frames)
+    truths = [keypoints[image["id"]] * side / frame.width for image, frame in zip(images, frames)]
+    same = [np.asarray(frame.resize((side, side), Image.Resampling.BILINEAR)) for frame in frames]
+    return np.stack(same), [t - times[0] for t in times], truths
 
 
-def measure_sequence(follow_frame: Callable, frames, truths) -> dict:
-    """Share found, ids and mean error of one hand in all frames; `follow_frame(index)` answers."""
-    found = [match([truth], follow_frame(index)).get(0) for index, truth in enumerate(truths)]
+def score_sequence(answers: Answers, truths: list[np.ndarray], steady: bool) -> dict:
+    """Share found, ids and mean error of one hand in all frames."""
+    found = [match([truth], shown(answer, steady)).get(0) for truth, answer in zip(truths, answers.frames)]
     errors = [one[2] for one in found if one]
     ids = Counter(one[0] for one in found if one)
-    return {"found": len(errors), "of": len(frames), "ids": len(ids), "error_over_box": float(np.mean(errors or [math.nan]))}
+    return {"found": len(errors), "of": len(truths), "ids": len(ids), "error_over_box": float(np.mean(errors or [math.nan]))}
 
 
-def measure(make_tracker: Callable[[bool], object], python: str, data: Path, count: int) -> dict:
-    """All rows: {"films": {row: {kind: figures}}, "sequence": {row: figures}}."""
-    rows: dict[str, dict[str, list]] = {}
-    for film in films(data, count):
-        frames = np.stack(list(film.frames()))
-        for row in ROWS:
-            if row == "MediaPipe":
-                answers, seconds = follow_by_mediapipe(python, frames)
-            else:
-                answers, seconds = follow(make_tracker(row == "ours"), frames, film.times)
-            rows.setdefault(row, {}).setdefault(film.kind, []).append((score(film, answers), seconds, len(frames)))
-            print(row, film.kind, f"{seconds:.1f} s", file=sys.stderr, flush=True)
+def shown(answer, steady: bool) -> list[tuple[object, np.ndarray]]:
+    """A frame's ids and keypoints, after or before the filter."""
+    return [(name, points if steady else read) for name, points, read in answer]
+
+
+def measure(ways: dict[str, list[str]], data: Path, count: int) -> dict:
+    """The quality of all ways: {"films": {row: {kind: figures}}, "sequence": {row: figures}}."""
+    made = list(films(data, count))
+    asked = [(np.stack(list(film.frames())), film.times) for film in made]
+    sequence, times, truths = read_sequence(data)
+    asked.append((sequence, times))
     result = {"films": {}, "sequence": {}}
-    for row, kinds in rows.items():
-        kinds = {**kinds, "all": [each for own in kinds.values() for each in own]}
-        result["films"][row] = {
-            kind: summary([each[0] for each in own], sum(each[1] for each in own), sum(each[2] for each in own))
-            for kind, own in kinds.items()
-        }
-    frames, times, truths = read_sequence(data)
-    for smooth in (True, False):
-        tracker = make_tracker(smooth)
-        answers = [follow(tracker, [np.asarray(frame)], [t])[0][0] for frame, t in zip(frames, times)]
-        name = "ours" if smooth else "ours, no filter"
-        result["sequence"][name] = measure_sequence(lambda index, answers=answers: answers[index], frames, truths)
-    side = max(max(frame.size) for frame in frames)
-    same = np.stack([np.asarray(frame.resize((side, side))) for frame in frames])
-    answers = follow_by_mediapipe(python, same)[0]
-    scaled = [[(name, points * frame.width / side) for name, points in answer] for frame, answer in zip(frames, answers)]
-    result["sequence"]["MediaPipe"] = measure_sequence(lambda index: scaled[index], frames, truths)
+    for way, command in ways.items():
+        say(f"{way}: {len(asked)} films")
+        *answers, of_sequence = ask(command, asked)
+        for steady in (True, False):
+            if way == MEDIAPIPE and not steady:
+                continue
+            row = way if steady or way == MEDIAPIPE else f"{way}, no filter"
+            rows: dict[str, list] = {}
+            for film, answer in zip(made, answers):
+                own = score(film, [shown(frame, steady) for frame in answer.frames])
+                for kind in (film.kind, "all"):
+                    rows.setdefault(kind, []).append((own, len(film.times)))
+            result["films"][row] = {
+                kind: summary([one for one, _ in own], sum(frames for _, frames in own)) for kind, own in rows.items()
+            }
+            result["sequence"][row] = score_sequence(of_sequence, truths, steady)
     return result
+
+
+def measure_speed(ways: dict[str, list[str]], data: Path, rounds: int) -> dict:
+    """{way: {name: one value a round}} on a film of two hands, the ways taking turns."""
+    film = next(film for film in films(data, 1) if film.kind == SPEED_FILM)
+    frames = np.stack([frame for frame, _ in zip(film.frames(), range(SPEED_FRAMES))])
+    speeds: dict[str, dict[str, list]] = {way: {} for way in ways}
+    for number in range(rounds):
+        for way, command in ways.items():
+            (answers,) = ask(command, [(frames, film.times[:SPEED_FRAMES])])
+            hands = float(np.mean([len(frame) for frame in answers.frames]))
+            values = {"seconds": answers.seconds, "processor": answers.processor, "first": answers.first, "hands": hands}
+            for name, value in values.items():
+                speeds[way].setdefault(name, []).append(value)
+            say(f"round {number + 1}, {way}: {1 / answers.seconds:.1f} frames/s")
+    return speeds
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def table(result: dict) -> str:
     """The figures as Markdown."""
-    names = ("", "film", "found", "ids kept", "false / 100 frames", "error / box", "jitter / box", "lag", "frames/s a core")
-    head = "| " + " | ".join(names) + " |\n|" + "---|" * len(names)
-    lines = [head]
+    return "\n\n".join(make(result) for name, make in (("films", film_table), ("speed", speed_table)) if name in result)
+
+
+def film_table(result: dict) -> str:
+    """A line for each way and kind of film, and one for each way on the real sequence."""
+    names = ("", "film", "found", "ids kept", "false / 100 frames", "error / box", "jitter / box", "lag")
+    lines = ["| " + " | ".join(names) + " |\n|" + "---|" * len(names)]
 
     def show(value, form="{:.3f}"):
         return "" if value is None else form.format(value)
@@ -306,41 +385,69 @@ def table(result: dict) -> str:
         for kind, figures in kinds.items():
             cells = [show(figures["found"]), show(figures["same_id"]), show(figures["false_per_100_frames"], "{:.1f}")]
             cells += [show(figures["error_over_box"]), show(figures["jitter_over_box"], "{:.4f}")]
-            cells += [show(figures["lag_ms"], "{:.0f} ms"), show(figures["frames_per_core_s"], "{:.1f}")]
+            cells += [show(figures["lag_ms"], "{:.0f} ms")]
             lines.append(f"| {row} | {kind} | " + " | ".join(cells) + " |")
     for row, figures in result["sequence"].items():
-        cells = f"{figures['found']} of {figures['of']} | {figures['ids']} ids | | {figures['error_over_box']:.3f} | | | |"
+        cells = f"{figures['found']} of {figures['of']} | {figures['ids']} ids | | {figures['error_over_box']:.3f} | | |"
         lines.append(f"| {row} | real sequence | {cells}")
     return "\n".join(lines)
+
+
+def speed_table(result: dict) -> str:
+    """A line for each way: medians over the rounds, and how they compare with MediaPipe's of the same round."""
+    names = ("two hands, 640x480", "hands", "frames/s", "of MediaPipe's", "processor time a frame", "first answer")
+    lines = ["| " + " | ".join(names) + " |\n|" + "---|" * len(names)]
+    peer = result["speed"][MEDIAPIPE]
+    for way, own in result["speed"].items():
+        median = {name: float(np.median(values)) for name, values in own.items()}
+        ratio = float(np.median([other / mine for mine, other in zip(own["seconds"], peer["seconds"])]))
+        cells = f"{median['hands']:.1f} | {1 / median['seconds']:.1f} | {ratio:.2f} x | {1000 * median['processor']:.1f} ms"
+        lines.append(f"| {way} | {cells} | {median['first']:.2f} s |")
+    return "\n".join(lines)
+
+
+def write_docs(path: Path, result: dict) -> None:
+    """Put the tables between the marks of a document."""
+    from release.card import fill_block
+
+    path.write_text(fill_block(path.read_text(), "figures", table(result)))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="has cutouts, backgrounds, coco_hands")
-    parser.add_argument("--model", default="weights/handunet-base")
-    parser.add_argument("--detector", help="folder of the hand detector (default: the one that the model names)")
+    parser.add_argument("--base", default="weights/handunet-base", help="runs in torch")
+    parser.add_argument("--small", default="handunet/model.onnx", help="runs in onnxruntime")
     parser.add_argument("--environment", type=Path, default=Path("outputs/mediapipe"), help="MediaPipe's, made if missing")
     parser.add_argument("--count", type=int, default=3, help="films of each kind")
+    parser.add_argument("--rounds", type=int, default=5, help="of the speeds")
+    parser.add_argument("--speed_only", action="store_true", help="measure the speeds, and keep the other figures")
     parser.add_argument("--output", type=Path, default=Path("outputs/tracking.json"))
-    parser.add_argument("--print", type=Path, dest="shown", help="print the table of these figures")
+    parser.add_argument("--docs", type=Path, default=DOCS, help="the document that gets the tables")
+    parser.add_argument("--print", type=Path, dest="shown", help="print the tables of these figures")
     parser.add_argument("--answer", help=argparse.SUPPRESS)
+    for name in ("model", "backend", "detector"):
+        parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.answer:
-        return answer_film(args.answer)
+        return answer_films(args.answer, args.model, args.backend, args.detector)
     if args.shown:
         return print(table(json.loads(args.shown.read_text())))
     from dataset_script.teachers import mediapipe_python
-    from modeling_handunet import HandTracker, HandUNetForPoseEstimation, HandUNetImageProcessor
 
-    model = HandUNetForPoseEstimation.from_pretrained(args.model).eval()
-    processor = HandUNetImageProcessor.from_pretrained(args.model)
-
-    def make_tracker(smooth: bool) -> HandTracker:
-        return HandTracker(model, processor, args.detector, smooth=smooth)
-
-    result = measure(make_tracker, mediapipe_python(args.environment), args.data, args.count)
+    ways = {
+        "base, torch": [sys.executable, "--model", args.base, "--backend", "torch"],
+        "small, onnxruntime": [sys.executable, "--model", args.small, "--backend", "onnx"],
+        MEDIAPIPE: [mediapipe_python(args.environment)],
+    }
+    result = json.loads(args.output.read_text()) if args.speed_only and args.output.exists() else {}
+    if not args.speed_only:
+        result |= measure(ways, args.data, args.count)
+    if args.rounds:
+        result["speed"] = measure_speed(ways, args.data, args.rounds)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     args.output.write_text(json.dumps(result, indent=1) + "\n")
+    write_docs(args.docs, result)
     print(table(result))
 
 
