@@ -27,6 +27,7 @@ DEFAULT_RATE = Fraction(25)
 ENCODER = {"crf": "20", "preset": "veryfast", "bf": "0"}  # without B-frames, times begin where the film's do
 # Written in fragments of a second, and as a usual file in the end.
 CONTAINER = {"movflags": "+hybrid_fragmented+delay_moov", "frag_duration": "1000000", "flush_packets": "1"}
+TILT = 5  # degrees by which a film's turn may be off a quarter
 TURNS = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_270}
 
 
@@ -53,13 +54,15 @@ class Frame:
 class Film:
     """A film to read.  `with Film(name) as film: for frame in film.frames(): ...`
 
-    `notes` has sentences about what is odd, and `troubles` about what could not be read.  Raises `ValueError` or `OSError`
+    `notes` has sentences about what is odd, and `troubles` about what could not be read.  `pixel_shape` is width over height
+    of an upright frame's pixels, known after the first frame; None if they are squares.  Raises `ValueError` or `OSError`
     for what is no film.
     """
 
     def __init__(self, name: str):
         av = import_av()
         self.name, self.notes, self.troubles = name, [], []
+        self.pixel_shape: Fraction | None = None
         if not name.startswith(("http://", "https://")) and not Path(name).is_file():
             raise FileNotFoundError(f"There is no film {name!r}.")
         try:
@@ -68,7 +71,7 @@ class Film:
             reason = getattr(error, "strerror", None) or error
             raise OSError(f"{name} is no film that can be read: {reason}.") from None
         streams = self.container.streams
-        self.picture = next(iter(streams.video), None)
+        self.picture = streams.best("video")  # not the picture of a cover
         self.sound = next(iter(streams.audio), None)
         if self.picture is None or self.picture.codec_context is None or self.picture.codec_context.codec is None:
             has_picture = self.picture is not None or any(stream.type == "video" for stream in streams)
@@ -99,6 +102,15 @@ class Film:
         """About how many frames will come; 0 if the film does not say it."""
         return self.picture.frames or round((self.seconds or 0) * self.rate)
 
+    def _look_at_first(self, frame) -> None:
+        """Learn from the first frame how its pixels stand."""
+        turn = quarter_turn(frame.rotation)
+        if turn is None:
+            self.notes.append(f"{self.name} says that it is turned by {frame.rotation} degrees: it is taken as it stands.")
+        shape = self.picture.sample_aspect_ratio
+        if shape and shape != 1:
+            self.pixel_shape = 1 / shape if turn in (90, 270) else shape
+
     def frames(self, sound: Callable[[object], None] | None = None, *, every: float = 0.0) -> Iterator[Frame]:
         """All frames, or one in `every` seconds; `sound` gets the packets of the sound between them."""
         av = import_av()
@@ -112,6 +124,7 @@ class Film:
                 self.notes.append(f"{self.name} changes its size from {before} to {now} at frame {number}.")
             size = (frame.width, frame.height)
             if start is None:
+                self._look_at_first(frame)
                 start = pts = frame.pts or 0
             else:  # times that are missing or go back follow the last one
                 pts = frame.pts if frame.pts is not None and frame.pts > pts else pts + step
@@ -160,10 +173,16 @@ class Film:
             self.troubles.append(f"{self.name} is damaged: {damaged} of its packets could not be read.")
 
 
+def quarter_turn(degrees: float) -> int | None:
+    """The nearest quarter of a turn, 0 to 270 degrees; None if it is off by more than a little."""
+    turn = round(degrees / 90) * 90
+    return turn % 360 if abs(degrees - turn) <= TILT else None
+
+
 def upright(frame) -> Image.Image:
     """A decoded frame as an RGB image, turned as the film says."""
     image = frame.to_image()
-    turn = TURNS.get(round(frame.rotation) % 360)
+    turn = TURNS.get(quarter_turn(frame.rotation))
     return image if turn is None else image.transpose(turn)
 
 
@@ -189,6 +208,8 @@ class FilmWriter:
         self.picture = self.container.add_stream("libx264", rate=self.rate, options=ENCODER)
         self.picture.width, self.picture.height = (side + side % 2 for side in size)
         self.picture.pix_fmt = "yuv420p"
+        if self.film and self.film.pixel_shape:
+            self.picture.codec_context.sample_aspect_ratio = self.film.pixel_shape
         self.picture.codec_context.time_base = self.picture.time_base = self.time_base
         sound = self.film.sound if self.film else None
         if sound is not None and sound.codec_context.codec.canonical_name in COPIED_SOUND:

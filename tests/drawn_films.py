@@ -15,14 +15,26 @@ def picture(size=(160, 120), number: int = 0) -> Image.Image:
 
 
 def write_film(
-    path: Path, frames=20, *, size=(160, 120), rate=Fraction(15), codec="libx264", sound=None, times=None, options=None
+    path: Path,
+    frames=20,
+    *,
+    size=(160, 120),
+    rate=Fraction(15),
+    codec="libx264",
+    sound=None,
+    times=None,
+    options=None,
+    pixel_shape=None,
 ) -> Path:
-    """A film of [`picture`]s, if wanted with noise encoded by `sound`; `times` of the frames are in 1/1000 s."""
+    """A film of [`picture`]s, if wanted with noise encoded by `sound`; `times` of the frames are in 1/1000 s, and
+    `pixel_shape` is width over height."""
     import av
 
     with av.open(str(path), "w", options=options or {}) as out:
         video = out.add_stream(codec, rate=rate)
         video.width, video.height, video.pix_fmt = *size, "yuv420p"
+        if pixel_shape:
+            video.codec_context.sample_aspect_ratio = pixel_shape
         if times:
             video.codec_context.time_base = Fraction(1, 1000)
         audio = out.add_stream(sound, rate=44100, layout="mono") if sound else None

@@ -1,6 +1,8 @@
 """Films: read frame by frame, and drawn with their length, sound and frame rate."""
 
 import json
+import math
+import re
 import subprocess
 import sys
 from fractions import Fraction
@@ -81,19 +83,68 @@ def test_a_drawn_film_has_the_length_the_sound_and_the_rate_of_the_first(
     assert answers[15]["time"] == pytest.approx(15 / rate, abs=0.001) and answers[15]["hands"][0]["id"] == 1
 
 
-def test_a_film_of_a_turned_phone_is_upright(tmp_path):
-    write_film(tmp_path / "film.mp4", 3)
-    data = bytearray((tmp_path / "film.mp4").read_bytes())
+def turned(path: Path, degrees: float) -> Path:
+    """A copy of an MP4 that says that it is turned clockwise."""
+    data = bytearray(path.read_bytes())
     at = data.index(b"tkhd") + 4 + 40  # version 0: the matrix stands 40 bytes after the name
-    one = (0x10000).to_bytes(4, "big")
-    minus, zero = (0xFFFF0000).to_bytes(4, "big"), bytes(4)
-    data[at : at + 24] = zero + one + zero + minus + zero + zero  # by 90 degrees clockwise
-    (tmp_path / "turned.mp4").write_bytes(data)
+    cos, sin = (round(turn(math.radians(degrees)) * 0x10000) for turn in (math.cos, math.sin))
+    for place, value in enumerate((cos, sin, 0, -sin, cos, 0)):
+        data[at + 4 * place : at + 4 * place + 4] = (value & 0xFFFFFFFF).to_bytes(4, "big")
+    copy = path.with_name("turned.mp4")
+    copy.write_bytes(data)
+    return copy
+
+
+@pytest.mark.parametrize("degrees", [90, 88.5])
+def test_a_film_of_a_turned_phone_is_upright(tmp_path, degrees):
+    turned(write_film(tmp_path / "film.mp4", 3), degrees)
     with Film(str(tmp_path / "turned.mp4")) as film:
         image = next(film.frames()).image
     expected = picture().transpose(Image.Transpose.ROTATE_270)  # PIL turns the other way
     assert image.size == (120, 160)
     assert np.abs(np.asarray(image).astype(int) - np.asarray(expected)).mean() < 6
+
+
+def test_a_film_that_is_turned_by_an_odd_angle_is_taken_as_it_stands(capsys, answering, tmp_path):
+    path = turned(write_film(tmp_path / "film.mp4", 3), 30)
+    run(path, "--output", tmp_path / "out")
+    said = capsys.readouterr().out
+    assert (
+        re.search(r"turned.mp4 says that it is turned by -?\d+ degrees: it is taken as it stands.", said) and "3 frames" in said
+    )
+    with Film(str(tmp_path / "out/turned.mp4")) as film:
+        assert [frame.image.size for frame in film.frames()] == [(160, 120)] * 3
+
+
+@pytest.mark.parametrize("degrees, shape", [(0, Fraction(16, 15)), (90, Fraction(15, 16))])
+def test_pixels_that_are_not_square_stay_so_in_the_drawn_film(answering, tmp_path, degrees, shape):
+    path = turned(write_film(tmp_path / "film.mp4", 3, pixel_shape=Fraction(16, 15)), degrees)
+    run(path, "--output", tmp_path / "out")
+    with av.open(str(tmp_path / "out/turned.mp4")) as film:
+        assert film.streams.video[0].sample_aspect_ratio == shape
+
+
+def test_the_times_of_a_film_of_uneven_rate_are_kept(answering, tmp_path):
+    times = [0, 40, 80, 200, 240, 1000]
+    write_film(tmp_path / "film.mkv", 6, times=times, sound="aac")
+    run(tmp_path / "film.mkv", "--output", tmp_path / "out")
+    with Film(str(tmp_path / "out/film.mp4")) as film:
+        assert [round(1000 * frame.seconds) for frame in film.frames()] == times
+    assert [round(1000 * answer["time"]) for answer in json.loads((tmp_path / "out/keypoints.json").read_text())] == times
+
+
+def test_a_film_of_an_address_is_answered_and_a_missing_one_named(capsys, answering, tmp_path):
+    write_film(tmp_path / "film.mp4", 5)
+    server = [sys.executable, "-u", "-m", "http.server", "0", "--bind", "127.0.0.1", "--directory", tmp_path]
+    with subprocess.Popen(server, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        try:
+            address = re.search(r"http://[^ /]+/", process.stdout.readline())[0]
+            said = stopped(capsys, f"{address}film.mp4", f"{address}missing.mp4", "--output", tmp_path / "out")
+        finally:
+            process.terminate()
+    assert "missing.mp4 is no film that can be read" in said and "1 could not be answered" in said
+    assert len(json.loads((tmp_path / "out/keypoints.json").read_text())) == 5
+    assert list((tmp_path / "out").rglob("film.mp4"))
 
 
 def test_sides_that_are_odd_and_a_film_of_one_pixel_can_be_drawn(answering, tmp_path):
