@@ -418,6 +418,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="has cutouts, backgrounds, coco_hands")
     parser.add_argument("--base", default="weights/handunet-base", help="runs in torch")
     parser.add_argument("--small", default="handunet/model.onnx", help="runs in onnxruntime")
+    parser.add_argument("--more", nargs="*", default=[], metavar="FILE", help="more ONNX files, such as one of 8-bit weights")
     parser.add_argument("--environment", type=Path, default=Path("outputs/mediapipe"), help="MediaPipe's, made if missing")
     parser.add_argument("--count", type=int, default=3, help="films of each kind")
     parser.add_argument("--rounds", type=int, default=5, help="of the speeds")
@@ -438,6 +439,7 @@ def main() -> None:
     ways = {
         "base, torch": [sys.executable, "--model", args.base, "--backend", "torch"],
         "small, onnxruntime": [sys.executable, "--model", args.small, "--backend", "onnx"],
+        **{f"{Path(file).stem}, onnxruntime": [sys.executable, "--model", file, "--backend", "onnx"] for file in args.more},
         MEDIAPIPE: [mediapipe_python(args.environment)],
     }
     result = json.loads(args.output.read_text()) if args.speed_only and args.output.exists() else {}
