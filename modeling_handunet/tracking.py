@@ -1,9 +1,9 @@
 """Hands in a film: which hand is which from frame to frame, where to look for it next, and steady keypoints.
 
 A hand that was read in one frame is looked for in the next one round its last keypoints, moved on by its speed.  The detector
-runs only when a hand may be missing, and every so often.  Hands are taken up by the rule of hands.py.  All rules are on plain numbers and in time, not in frames; their
-constants are in [`TrackingRules`].  The browser page follows the same rules, and both are tested on the recorded cases of
-`tests/data/tracking_cases.json`.
+runs only when a hand may be missing, and every so often.  Hands are taken up by the rule of hands.py.  All rules are on plain
+numbers and in time, not in frames; their constants are in [`TrackingRules`].  The browser page follows the same rules, and both
+are tested on the recorded cases of `tests/data/tracking_cases.json`.
 
 This file needs neither torch nor transformers, except [`HandTracker`] when it is made.
 """
@@ -214,8 +214,8 @@ class HandTracks:
         """The hands of the frame `photo` (RGB), taken at `time` (seconds), by id.
 
         A hand is answered in the frames in which it is read.  Its keypoints are steadied, its `box` is the one that the
-        detector would give round them, its `hand_score` from when the detector saw it last.  A frame of another size is scaled, if its shape
-        is the same, and otherwise starts anew.  Raises `ValueError` for a time that is not after the last frame's.
+        detector would give round them, its `hand_score` from when the detector saw it last.  A frame of another size is scaled,
+        if its shape is the same, and otherwise starts anew.  Raises `ValueError` for a time that is not after the last frame's.
         """
 
         asking = self.steps(photo.size, time)
