@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -13,10 +14,12 @@ import pytest
 import torch
 from accelerate.utils import set_seed
 from PIL import Image
+from safetensors.torch import load_file
 from tqdm import tqdm
 from transformers import AutoImageProcessor, AutoModelForPoseEstimation
 
 from dataset_script import SyntheticHands
+from modeling_handunet import HandUNetConfig, HandUNetForPoseEstimation
 from tests.test_cutouts import write_cutouts
 from tests.tiny_training import (
     ROOT,
@@ -452,6 +455,23 @@ def test_training_starts_from_the_weights_that_init_names(trained, tmp_path):
     )
     for (name, mine), other in zip(first.named_parameters(), second.parameters(), strict=True):
         torch.testing.assert_close(mine, other, atol=1e-8, rtol=0, msg=name)
+
+
+def test_the_weights_are_averaged_with_others_in_the_end_also_of_a_run_that_is_over(trained, tmp_path):
+    shutil.copytree(trained.output, tmp_path / "run")
+    HandUNetForPoseEstimation(HandUNetConfig(hidden_sizes=(4, 8))).save_pretrained(tmp_path / "other")
+    given = [*TINY, "--output_dir", tmp_path / "run", "--resume", "--average_with", tmp_path / "other"]
+    status, log = forked(tmp_path, *given)
+    assert status == 0, log
+    best, other, mean = (load_file(folder / "model.safetensors") for folder in
+                         (trained.output / "model", tmp_path / "other", tmp_path / "run" / "model"))  # fmt: skip
+    for name, value in mean.items():
+        assert not value.is_floating_point() or torch.allclose(value, (best[name] + other[name]) / 2), name
+    assert "--average_with other" in (tmp_path / "run" / "model" / "README.md").read_text()
+    larger = ROOT / "weights" / "handunet"
+    for name, error in ((tmp_path / "gone", "--average_with .* cannot be read"), (larger, "its channels are not those")):
+        status, log = forked(tmp_path, *given[:-1], name)
+        assert status and re.search(error, log), log
 
 
 @pytest.mark.slow

@@ -29,7 +29,7 @@ from training.initial_weights import load_processor
 PLACES = frozenset(name for source in SOURCES.values() for name in source.places)
 FREE_ON_RESUME = PLACES | {
     *("output_dir", "resume", "workers", "checkpoint_every", "keep_checkpoints", "max_bad_steps", "push_to_hub", "space"),
-    *("private", "publish_examples", "credits", "contact_sheet", "json"),
+    *("private", "publish_examples", "credits", "contact_sheet", "json", "average_with"),
 }
 # Not part of the command that makes the same weights again.
 NOT_IN_COMMAND = {"output_dir", "resume", "push_to_hub", "space", "private", "publish_examples", "credits", "cache_dir"}
@@ -73,6 +73,10 @@ class ModelArguments:
     decoder_sizes: list[int] | None = option(
         None, "detection: channels of each level on the way up, fewer than the levels down (default: 64 48 32 32)"
     )
+    average_with: str | None = option(
+        None, "in the end, take the mean of the trained weights and of these, a folder or an id on the Hub: so a fine-tuning "
+        "keeps more of what its start knew (https://arxiv.org/abs/2109.01903)"
+    )  # fmt: skip
     sigma: float | None = option(None, "standard deviation of the target heatmaps, pixels (default: 3.0, or the model's)")
     _argument_group_name = "model"
 
@@ -161,7 +165,7 @@ class Arguments:
     def public(self) -> dict:
         """The settings as they are published: without folders of this machine."""
         settings = self.to_dict()
-        places = [name for name in (*PLACES, "init", "model", "output_dir") if settings[name]]
+        places = [name for name in (*PLACES, "init", "model", "average_with", "output_dir") if settings[name]]
         return settings | {name: public_name(settings[name]) for name in places}
 
     def command(self) -> str:
@@ -254,10 +258,7 @@ def resolve(
     if optimisation.mixed_precision == "auto":  # a checkpoint stores what it came to
         optimisation = dataclasses.replace(optimisation, mixed_precision="bf16" if bf16_is_fast() else "no")
     start = output.model or model.init
-    try:
-        config = read_config(start, model.task)
-    except (OSError, ValueError) as error:
-        raise OSError(f"--{'model' if output.model else 'init'} {start} cannot be read: {error}") from error
+    config = readable_config("model" if output.model else "init", start, model.task)
     settings = channels(model, config)
     config = config or (HandUNetDetectorConfig() if model.task == "detection" else HandUNetConfig())
     settings = {"image_size": config.image_size, "hidden_sizes": list(config.hidden_sizes), **settings}
@@ -267,7 +268,18 @@ def resolve(
         drawn_fill = None if output.eval_only else sources[0].drawn_fill(data)
         settings["sigma"] = config.sigma
         settings["box_fill"] = drawn_fill or (load_processor(start) if start else HandUNetImageProcessor()).box_fill
+    other = readable_config("average_with", model.average_with, model.task)
+    if other and list(other.hidden_sizes) != list(model.hidden_sizes or settings["hidden_sizes"]):
+        raise ValueError(f"--average_with {model.average_with}: its channels are not those of the network that is trained.")
     return Arguments(data, filled(model, settings), optimisation, output)
+
+
+def readable_config(option_: str, name: str | None, task: str) -> HandUNetConfig | HandUNetDetectorConfig | None:
+    """[`read_config`] of what an option names, or an `OSError` that says that it cannot be read."""
+    try:
+        return read_config(name, task)
+    except (OSError, ValueError) as error:
+        raise OSError(f"--{option_} {name} cannot be read: {error}") from error
 
 
 def read_config(start: str | None, task: str) -> HandUNetConfig | HandUNetDetectorConfig | None:
@@ -333,7 +345,7 @@ def refuse_without_effect(args: types.SimpleNamespace, sources: list[type[Source
         (("warmup_share",), args.schedule == "cosine", "--schedule cosine has it"),
         (("contact_sheet", "json"), args.eval_only, "--eval_only has it"),
         (("model",), args.eval_only, "--eval_only has it; a training starts from weights by --init"),
-        (("init", "resume", "push_to_hub", "space"), not args.eval_only, "nothing is trained with --eval_only"),
+        (("init", "average_with", "resume", "push_to_hub", "space"), not args.eval_only, "nothing is trained with --eval_only"),
         (("publish_examples",), not args.eval_only, "nothing is saved with --eval_only"),
         (("space", "private"), bool(args.push_to_hub), "name the repository of the model, too, by --push_to_hub"),
     ]  # fmt: skip
