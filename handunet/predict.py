@@ -106,8 +106,8 @@ def parse(arguments: list[str], program: str) -> argparse.Namespace:
     side.add_argument("--left", action="store_const", dest="side", const="left", help="they are left hands")
     side.add_argument("--right", action="store_const", dest="side", const="right", help="they are right hands")
     hands.add_argument("--max_hands", type=number_from(1, 10**6, int), metavar="N", help="at most so many in a photograph")
-    hands.add_argument("--detection_threshold", type=number_from(0, 1), metavar="SCORE", help="leave out found hands with a lower "
-                       "`hand_score`")  # fmt: skip
+    hands.add_argument("--detection_threshold", type=number_from(0, 1), metavar="SCORE", help="leave out found hands "
+                       "with a lower `hand_score`")  # fmt: skip
     written = parser.add_argument_group("what to write")
     written.add_argument("--output", help="folder for the drawings and the keypoints (default: predictions)")
     written.add_argument("--format", choices=FORMATS, default=FORMATS[0], help="of the keypoints (default: json)")
