@@ -26,9 +26,9 @@ BOX_MARGIN = 0.07
 # Detections of a lower score are not worth a look.
 DETECTION_THRESHOLD = 0.2
 # Found hands of which both networks together are less sure are none.
-HAND_THRESHOLD = 0.6
+HAND_THRESHOLD = 0.45
 # The detector's weight in that, see [`hand_score`].
-DETECTION_WEIGHT = 0.3
+DETECTION_WEIGHT = 0.5
 # Two found hands are one if their keypoints lie, on average, within this share of the larger one's size.  Of pairs of different
 # hands in photographs of people, 1 in 100 come closer than 0.8; of wrong and right sides of one hand, most lie within 0.3.
 SAME_HAND = 0.35

@@ -155,7 +155,7 @@ def cases() -> list[dict]:
         return [hand(200, 240, read=0.1, found=0.9)]
 
     def false_often(t):  # the detector takes an elbow for a hand all the time
-        return [hand(200, 240), hand(500, 100, read=0.35, found=0.6)]
+        return [hand(200, 240), hand(500, 100, read=0.25, found=0.6)]
 
     def confused(t):  # in the first frames and now and then
         return [hand(200, 240, side="left", found_side="right", **({"read_side": "right"} if t % 0.8 < 0.1 else {}))]
