@@ -64,7 +64,8 @@ def test_options_come_from_a_file_and_later_ones_win(tmp_path):
 def test_every_recipe_is_taken(recipe):
     words = shlex.split(recipe.read_text(), comments=True)
     given = ["--data_dir", "X"] if recipe.stem == "seed" else []
-    given += ["--init", "M"] if "--init" in words else []  # the recipe's own start is in no clone
+    for option in ("--init", "--average_with"):
+        given += [option, "M"] if option in words else []  # the recipe's own start is in no clone
     args = parse_arguments([f"@{recipe}", *given])
     assert args.optimisation.learning_rate == float(words[words.index("--learning_rate") + 1])
     if recipe.stem == "handunet-detector":
