@@ -150,12 +150,18 @@ class Sight:
     reading: Reading
     detection: FoundHand | None
     is_new: bool
-    keypoints: np.ndarray = field(init=False)
-    side: str = field(init=False)
-    score: float = field(init=False)
 
-    def __post_init__(self):
-        self.keypoints, self.side, self.score = self.reading.keypoints, self.reading.side, self.reading.score
+    @property
+    def keypoints(self) -> np.ndarray:
+        return self.reading.keypoints
+
+    @property
+    def side(self) -> str:
+        return self.reading.side
+
+    @property
+    def score(self) -> float:
+        return self.reading.score
 
     @property
     def hand_score(self) -> float:
