@@ -14,7 +14,7 @@ import argparse
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +26,11 @@ from tqdm import tqdm
 from dataset_script.files import MAX_JSON_BYTES, FileTree, parse_json
 from dataset_script.photographs import FILL, PARTS, SIDE, read_licenses
 from dataset_script.squares import Squares
+from modeling_handunet import HandUNetDetectorImageProcessor, HandUNetForObjectDetection
 from modeling_handunet.crops import Crop
+from modeling_handunet.hands import FoundHand
 from modeling_handunet.images import load_image
+from modeling_handunet.torch_hands import detect_hands
 
 MOST = 8  # of one photograph, the surest ones
 LEAST_SCORE = 0.1
@@ -76,12 +79,11 @@ class FalseHands:
         """The squares `numbers` (B,), as (B, 3, 224, 224) uint8."""
         return self.squares.rows([int(number) for number in numbers])["image"]
 
-    def crop(self, number: int, size: int, box_fill: float) -> dict:
-        """One of them as [`HandCrops`] gives hands: `image` (3, size, size) uint8 and `box_size` in its pixels."""
+    def __getitem__(self, number: int) -> dict:
+        """One of them as [`HandCrops`] reads hands: `image` (PIL), `uv` (21, 2) and `box`, of what was found."""
         pixels = self.images([number])[0].permute(1, 2, 0).numpy()
-        whole = (SIDE * (1 - FILL) / 2, SIDE * (1 - FILL) / 2, SIDE * FILL, SIDE * FILL)
-        crop = Crop.around_box(whole, size, box_fill).cut(Image.fromarray(pixels))
-        return {"image": torch.from_numpy(np.asarray(crop).transpose(2, 0, 1).copy()), "box_size": box_fill * size}
+        corner, side = SIDE * (1 - FILL) / 2, SIDE * FILL
+        return {"image": Image.fromarray(pixels), "uv": self.keypoints.numpy(), "box": (corner, corner, side, side)}
 
 
 def false_hand_credits(folder: str | os.PathLike) -> tuple[tuple[str, str, str], ...]:
@@ -119,14 +121,13 @@ def photographs(people: str | None, photos: str | None) -> Iterator[tuple[Path, 
             yield Path(photos) / row["file_name"], np.zeros((0, 4)), row["source"], "train"
 
 
-def find_false_hands(detect, photo, boxes: np.ndarray) -> list:
-    """The surest of what `detect` finds in an RGB photograph and lies on none of its hands, `boxes` (N, 4) as corners."""
-    least = LEAST_SIZE * max(photo.size)
+def find_false_hands(found: Sequence[FoundHand], longer_side: int, boxes: np.ndarray) -> list[FoundHand]:
+    """The surest of what was found in a photograph and lies on none of its hands, `boxes` (N, 4) as corners."""
     return [
         hand
-        for hand in detect(photo)
+        for hand in found
         if hand.score >= LEAST_SCORE
-        and max(np.subtract(hand.box[2:], hand.box[:2])) >= least
+        and max(np.subtract(hand.box[2:], hand.box[:2])) >= LEAST_SIZE * longer_side
         and overlap_of_own(hand.box, boxes) <= MOST_OVERLAP
     ][:MOST]
 
@@ -141,26 +142,16 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if not args.people and not args.photos:
         parser.error("name --people, --photos or both")
-    from modeling_handunet import HandUNetDetectorImageProcessor, HandUNetForObjectDetection
-    from modeling_handunet.hands import found_hands
-
     model = HandUNetForObjectDetection.from_pretrained(args.detector).eval()
     processor = HandUNetDetectorImageProcessor.from_pretrained(args.detector)
-
-    @torch.inference_mode()
-    def detect(photo):
-        (found,) = processor.post_process_object_detection(
-            model(processor(photo).pixel_values), LEAST_SCORE, [photo.size[::-1]]
-        )
-        return found_hands(*(found[name].tolist() for name in ("scores", "labels", "boxes", "directions")))
-
     images = Path(args.output, "images")
     images.mkdir(parents=True, exist_ok=True)
     index = []
     licenses = {name: terms for folder in (args.people, args.photos) if folder for name, terms in read_licenses(folder).items()}
     for path, boxes, source, split in tqdm(list(photographs(args.people, args.photos)), unit="photograph"):
         photo = load_image(path)
-        for hand in find_false_hands(detect, photo, boxes):
+        (found,) = detect_hands(model, processor, [photo])
+        for hand in find_false_hands(found, max(photo.size), boxes):
             left, top, right, bottom = hand.box
             square = Crop.around_box((left, top, right - left, bottom - top), SIDE, FILL).cut(photo)
             name = f"{len(index):05}.webp"

@@ -53,18 +53,9 @@ class TorchHands:
         """The hands of an RGB photograph, falling by score."""
         return self.detect_all([photo])[0]
 
-    @torch.inference_mode()
     def detect_all(self, photos: Sequence[Image.Image]) -> list[list[FoundHand]]:
         """[`detect`] of several photographs."""
-        model, processor = self.detector
-        found = []
-        for first in range(0, len(photos), BATCH_SIZE):
-            batch = photos[first : first + BATCH_SIZE]
-            pixel_values = processor(list(batch)).pixel_values.to(model.device, model.dtype)
-            sizes = [photo.size[::-1] for photo in batch]
-            found += processor.post_process_object_detection(model(pixel_values), 0.0, sizes)
-        names = ("scores", "labels", "boxes", "directions")
-        return [found_hands(*(hands[name].tolist() for name in names)) for hands in found]
+        return detect_hands(*self.detector, photos)
 
     def read(self, photo: Image.Image, crops: Sequence[Crop]) -> tuple[np.ndarray, np.ndarray]:
         """Keypoints (N, 21, 2) in pixels of the photograph and scores (N, 21), of N crops of it."""
@@ -83,6 +74,21 @@ class TorchHands:
             keypoints.append(np.stack([crop.back(own) for (_, crop), own in zip(batch, points.double().numpy())]))
             scores.append(confidences.numpy())
         return np.concatenate(keypoints), np.concatenate(scores)
+
+
+@torch.inference_mode()
+def detect_hands(
+    model: HandUNetForObjectDetection, processor: HandUNetDetectorImageProcessor, photos: Sequence[Image.Image]
+) -> list[list[FoundHand]]:
+    """What a detector finds in each of several RGB photographs, falling by score."""
+    found = []
+    for first in range(0, len(photos), BATCH_SIZE):
+        batch = photos[first : first + BATCH_SIZE]
+        pixel_values = processor(list(batch)).pixel_values.to(model.device, model.dtype)
+        sizes = [photo.size[::-1] for photo in batch]
+        found += processor.post_process_object_detection(model(pixel_values), 0.0, sizes)
+    names = ("scores", "labels", "boxes", "directions")
+    return [found_hands(*(hands[name].tolist() for name in names)) for hands in found]
 
 
 def load_detector(

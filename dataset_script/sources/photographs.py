@@ -71,8 +71,8 @@ class PhotographStream(Stream):
         is_negative = draw[:, 0] < self.negatives
         is_false = is_negative & (draw[:, 1] < FALSE_SHARE) & (self.false_hands is not None)
         left = is_negative & ~is_false
-        rows["image"] = torch.where(left[:, None, None, None], rows["image"].flip(-1), rows["image"])
-        rows["keypoints"] = torch.where(left[:, None, None], mirrored(rows["keypoints"]), rows["keypoints"])
+        rows["image"][left] = rows["image"][left].flip(-1)
+        rows["keypoints"][left, :, 0] = SIDE - rows["keypoints"][left, :, 0]
         chosen = is_false.nonzero(as_tuple=True)[0]
         if len(chosen):
             which = (draw[chosen, 2] * len(self.false_hands)).long()
@@ -80,11 +80,6 @@ class PhotographStream(Stream):
             rows["keypoints"][chosen] = self.false_hands.keypoints.to(device)
         rows["visibility"] = rows["visibility"] | is_negative[:, None]
         return {**rows, "is_negative": is_negative, "index": numbers}
-
-
-def mirrored(keypoints: Tensor) -> Tensor:
-    """Keypoints (..., 2) of a square that is mirrored."""
-    return torch.stack([SIDE - keypoints[..., 0], keypoints[..., 1]], -1)
 
 
 class PhotographsSource(Source):
@@ -150,9 +145,8 @@ class PhotographsSource(Source):
         kinds = {"left hand": Items({**crops[row], "image": crops[row]["image"].flip(-1), **absent} for row in test)}
         if self.options.false_hands:
             others = FalseHands(self.options.false_hands, "validation", self.cache)
-            kinds["false hand"] = Items(
-                {**others.crop(row, self.image_size, self.box_fill), **absent} for row in range(len(others))
-            )
+            found = HandCrops(others, self.image_size, box_fill=self.box_fill)
+            kinds["false hand"] = Items({**found[row], **absent} for row in range(len(found)))
         return kinds
 
     def make_pictures(self, batch: dict, keys: Tensor) -> tuple[Tensor, Tensor]:
