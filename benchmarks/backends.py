@@ -33,11 +33,11 @@ from handunet import graphs
 from handunet.export import export, load
 from handunet.quantization import cut, normalized, photographs, quantize
 from modeling_handunet.hands import DETECTION_THRESHOLD, overlap
+from release.card import fill_block
 
 MODELS = ("weights/handunet", "weights/handunet-base", "weights/handunet-detector")
 FOUND_IOU = 0.5
 BLOCK = 16  # hands that one backend reads before the next one's turn
-START, END = "<!-- backends -->\n", "<!-- end of backends -->\n"
 # From normalised pixels (1, 3, size, size) to the answers of an exported graph, by name.
 Run = Callable[[np.ndarray], dict[str, np.ndarray]]
 
@@ -178,8 +178,7 @@ def main() -> None:
             results["models"][Path(name).name] = measure(name, args.photographs, args.every)
             args.output.write_text(json.dumps(results, indent=1) + "\n")
         page = args.output.with_suffix(".md")
-        before, _, rest = page.read_text().partition(START)
-        page.write_text(before + START + table(results) + END + rest.partition(END)[2])
+        page.write_text(fill_block(page.read_text(), "backends", table(results).rstrip()))
     print(table(results))
 
 
