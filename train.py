@@ -133,7 +133,7 @@ def train_one_epoch(run: Run, stop_if_asked: Callable[[], None]) -> float:
         for batch, inputs in with_inputs(batches, run.source, args.optimisation.seed, run.epoch, run.batches_at_once):
             if not samples:
                 statistics = [buffer.clone() for buffer in model.buffers()]
-            samples += batch["index"].tolist()
+            samples.append(batch["index"])
             with accelerator.accumulate(model):
                 targets = run.make_targets(inputs)  # of pose: labels (B, 21, S, S) and visibility (B, 21)
                 pixel_values = normalize(inputs.images).contiguous(memory_format=torch.channels_last)  # (B, 3, S, S)
@@ -144,16 +144,18 @@ def train_one_epoch(run: Run, stop_if_asked: Callable[[], None]) -> float:
                 progress.advance(len(pixel_values))
                 if accelerator.sync_gradients:
                     norm = accelerator.clip_grad_norm_(model.parameters(), args.optimisation.max_grad_norm or float("inf"))
-                    if torch.isfinite(norm):
+                    # The one place of a step where the CPU waits for the GPU.
+                    mean_loss, is_finite = torch.stack([torch.stack(losses).mean(), norm.isfinite()]).tolist()
+                    if is_finite:
                         take_step(run)
-                        run.loss_sum += torch.tensor([torch.stack(losses).mean().item(), 1.0], dtype=torch.float64)
+                        run.loss_sum += torch.tensor([mean_loss, 1.0], dtype=torch.float64)
                     else:
                         skip_step(run, statistics, samples)
                 run.optimizer.zero_grad()
             if not accelerator.sync_gradients:
                 continue
             samples, losses = [], []
-            progress.show(loss.item())
+            progress.show(mean_loss)
             due = run.step % args.output.checkpoint_every == 0 and not run.bad_steps
             if due and run.batch < len(run.train_loader):
                 save_checkpoint(run)
@@ -174,7 +176,7 @@ def take_step(run: Run) -> None:
         run.accelerator.log({"learning_rate": run.optimizer.param_groups[0]["lr"]}, step=run.step)
 
 
-def skip_step(run: Run, statistics: list[torch.Tensor], samples: list[int]) -> None:
+def skip_step(run: Run, statistics: list[torch.Tensor], samples: list[torch.Tensor]) -> None:
     """Undo what a step with a NaN or infinite loss or gradient did, and end the run after too many of them."""
     for buffer, value in zip(run.model.buffers(), statistics):
         buffer.copy_(value)
@@ -182,7 +184,7 @@ def skip_step(run: Run, statistics: list[torch.Tensor], samples: list[int]) -> N
         run.accelerator.scaler.update()  # lowers its scale
     run.bad_steps += 1
     run.skipped_steps += 1
-    samples = sorted(gather_object(samples))
+    samples = sorted(gather_object(torch.cat(samples).tolist()))
     say(
         run.accelerator,
         f"Skipped a step with a NaN or infinite loss or gradient ({run.skipped_steps} so far, {run.bad_steps} in a "

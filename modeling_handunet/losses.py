@@ -50,6 +50,10 @@ class IoULoss(nn.Module):
 
     def per_heatmap(self, heatmaps: Tensor, targets: Tensor) -> Tensor:
         """The loss (B, N) of each heatmap."""
+        return self.loss_and_energy(heatmaps, targets)[0]
+
+    def loss_and_energy(self, heatmaps: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss (B, N) of each heatmap, and its energy sum(y * y) (B, N)."""
         if heatmaps.shape != targets.shape:
             raise ValueError(
                 f"heatmaps have shape {tuple(heatmaps.shape)} but their targets {tuple(targets.shape)}: "
@@ -60,9 +64,9 @@ class IoULoss(nn.Module):
             last = heatmaps.is_contiguous(memory_format=torch.channels_last)
             layout = torch.channels_last if last else torch.contiguous_format
             y, t = (maps.float().contiguous(memory_format=layout) for maps in (heatmaps, targets))
-            intersection = (y * t).sum((2, 3))
-            union = y.square().sum((2, 3)) + t.square().sum((2, 3)) - intersection
-            return 1 - (intersection + self.eps) / (union + self.eps)
+            intersection, energy = (y * t).sum((2, 3)), y.square().sum((2, 3))
+            union = energy + t.square().sum((2, 3)) - intersection
+            return 1 - (intersection + self.eps) / (union + self.eps), energy
 
 
 class HeatmapLoss(IoULoss):
@@ -81,11 +85,9 @@ class HeatmapLoss(IoULoss):
 
     def per_heatmap(self, heatmaps: Tensor, targets: Tensor) -> Tensor:
         """The loss (B, N) of each heatmap."""
-        loss = super().per_heatmap(heatmaps, targets)
+        loss, energy = self.loss_and_energy(heatmaps, targets)
         empty = targets.detach().flatten(2).amax(2) <= 0  # (B, N)
-        if not empty.any():
-            return loss
-        return torch.where(empty, heatmaps.float().square().sum((2, 3)) / self.energy, loss)
+        return torch.where(empty, energy / self.energy, loss)
 
 
 __all__ = ["HeatmapLoss", "IoULoss"]

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import train
 from dataset_script import HandCrops, SyntheticHands
@@ -120,3 +121,45 @@ def test_other_targets_are_one_function_of_the_run(tmp_path):
     assert seen == [(2, 3, 128, 128)]
     # Squared error on empty maps, over the energy of one Gaussian: 128 * 128 * 0.25 / (9 pi) for maps of 0.5.
     assert run.loss_sum[0].item() == pytest.approx(128 * 128 * 0.25 / (9 * np.pi), rel=0.5)
+
+
+class Reads(TorchDispatchMode):
+    """Counts what makes the CPU wait for a GPU: numbers that Python reads, and results whose size depends on numbers."""
+
+    WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "index.Tensor")
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = str(function).removeprefix("aten.")
+        by_mask = name == "index.Tensor" and any(index is not None and index.dtype == torch.bool for index in args[1])
+        if by_mask or name.split(".")[0] in self.WAITING[:3]:
+            self.seen.append(name)
+        return function(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("absent", [False, True])
+def test_from_the_targets_to_the_optimizer_nothing_waits_for_the_device(tmp_path, monkeypatch, absent):
+    """The loss and whether the gradient is finite are read together, once, by `tolist`, which is not counted here."""
+    run, reads, steps = make_run(tmp_path), Reads(), []
+    make_targets, take_step = run.make_targets, train.take_step
+
+    def targets_seen(inputs):
+        reads.__enter__()
+        targets = make_targets(inputs)
+        return targets if not absent else targets | {"labels": targets["labels"] * 0}
+
+    def step_unseen(run):
+        reads.__exit__(None, None, None)  # the optimizer's counters are on the CPU
+        steps.append(list(reads.seen))
+        take_step(run)
+
+    run.make_targets = targets_seen
+    monkeypatch.setattr(train, "take_step", step_unseen)
+    train_steps(run)
+    assert steps and not any(steps)
+    with Reads() as reads:
+        assert torch.ones(2)[torch.tensor([True, False])].sum().item() == 1
+    assert reads.seen == ["index.Tensor", "_local_scalar_dense.default"]  # so they would have been noticed

@@ -33,17 +33,19 @@ def make_schedule(settings: OptimisationArguments, optimizer: torch.optim.Optimi
 def averaged_model(model: nn.Module, decay: float) -> AveragedModel:
     """A copy of `model` that `update_parameters` moves towards it, batch statistics included.
 
+    Move its `module` to a device, not the whole: the count of updates stays on the CPU, so that nothing waits to read it.
     After n updates the decay is (1 + n) / (10 + n), but at most `decay`.  So the first weights, which are bad, soon count
     little in short runs, too.  A `decay` of 0 copies the model.
     """
 
     @torch.no_grad()
-    def average(averaged: list[torch.Tensor], current: list[torch.Tensor], count) -> None:
-        rate = 1 - min(decay, (1 + int(count)) / (10 + int(count)))
-        for mine, new in zip(averaged, current):
-            if mine.is_floating_point():
-                mine.lerp_(new, rate)
-            else:
-                mine.copy_(new)
+    def average(averaged: list[torch.Tensor], current: list[torch.Tensor], _) -> None:
+        count = int(copy.n_averaged)
+        rate = 1 - min(decay, (1 + count) / (10 + count))
+        if averaged[0].is_floating_point():  # all have one type
+            torch._foreach_lerp_(averaged, current, rate)
+        else:
+            torch._foreach_copy_(averaged, current)
 
-    return AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+    copy = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+    return copy

@@ -30,7 +30,8 @@ class Run:
         model = self.task.make_model()
         self.config = model.config
         model = model.to(memory_format=torch.channels_last)  # faster on CPUs and on GPUs with tensor cores
-        self.average = averaged_model(model, settings.ema_decay).to(accelerator.device)
+        self.average = averaged_model(model, settings.ema_decay)
+        self.average.module.to(accelerator.device)
         self.sampler = EpochShuffle(len(splits.train), settings.seed)
         train = on_gpu_if_it_fits(splits.train, accelerator.device)
         self.model, self.optimizer, self.train_loader, self.validation_loader, self.test_loader = accelerator.prepare(
