@@ -7,7 +7,7 @@
 PHOTOS are photographs and folders.  The teacher first looks for hands in the whole photograph, then at crops round each.
 A hand's keypoints are the median of its looks.  A hand is left out if fewer than three looks show it or if they disagree.
 `--boxes` is a COCO file whose annotations need only `bbox` (and may have `handedness`): no hands are searched for then.
-HandUNet does not search: without boxes it takes each photograph for one hand.
+HandUNet does not search: without boxes it takes each photograph for one hand.  It reads a hand as the side that is given.
 
 The folder --output gets `annotations.json`; `report.json`, which names what was left out and why; `images/` with
 `--squares`; and `looks.jsonl`, a line for each photograph that is done, with which the same command goes on after a stop.
@@ -61,9 +61,9 @@ def is_same_hand(box, other) -> bool:
     return bool(np.linalg.norm(middles[0] - middles[1]) < SAME_HAND * max(box[2:]))
 
 
-def look_at(picture: Image.Image, crop: Crop, teacher: Teacher) -> list[Look]:
+def look_at(picture: Image.Image, crop: Crop, teacher: Teacher, **known) -> list[Look]:
     """What the teacher finds in a crop, in pixels of the picture.  A hand in a mirrored crop is the other hand."""
-    looks = teacher(crop.cut(picture))
+    looks = teacher(crop.cut(picture), **known)
     return [Look(crop.back(points), 1 - right if crop.mirrored else right) for points, right in looks]
 
 
@@ -98,12 +98,12 @@ def find_hands(picture: Image.Image, teacher: Teacher) -> list[list[Look]]:
     return hands
 
 
-def look_round(picture: Image.Image, box, teacher) -> list[Look]:
+def look_round(picture: Image.Image, box, teacher, handedness: str | None = None) -> list[Look]:
     """At most one look from each of the teacher's crops round a box; looks at another hand are left out."""
-    looks = []
+    looks, known = [], {} if handedness is None or teacher.detects else {"side": handedness}
     for fill, angle, mirrored in teacher.crops:
         crop = Crop.around_box(box, CROP_SIZE, fill, mirrored=mirrored, angle=angle)
-        same = [look for look in look_at(picture, crop, teacher) if is_same_hand(box, box_of(look.keypoints))]
+        same = [look for look in look_at(picture, crop, teacher, **known) if is_same_hand(box, box_of(look.keypoints))]
         looks += same[:1]
     return looks
 
@@ -135,7 +135,7 @@ def label(picture: Image.Image, teacher, given: list | None, max_disagreement: f
         hands = [(box, handedness, []) for box, handedness in given]
     labelled, left_out = [], [] if hands else ["no hand was found" if given is None else "no box was given"]
     for box, handedness, looks in hands:
-        looks = [*looks, *look_round(picture, box, teacher)] if max(box[2:]) >= 1 else []
+        looks = [*looks, *look_round(picture, box, teacher, handedness)] if max(box[2:]) >= 1 else []
         if len(looks) < MIN_LOOKS:
             left_out.append(f"fewer than {MIN_LOOKS} looks show the hand")
             continue

@@ -103,18 +103,21 @@ class HandUNet:
         self.processor = HandUNetImageProcessor.from_pretrained(model)
         self.crops = tuple((self.processor.box_fill, angle, mirrored) for _, angle, mirrored in self.crops)
 
-    def __call__(self, picture) -> list[Look]:
-        """The likelier of a right and a left hand: the network knows right hands, so it has larger scores for them."""
+    def __call__(self, picture, side: str | None = None) -> list[Look]:
+        """The likelier of a right and a left hand, if the `side` is not known: the network knows right hands, so it has larger
+        scores for them."""
         import torch
 
-        sides = ("right", "left")
-        inputs = self.processor([picture] * 2, handedness=sides)
+        sides = (side,) if side else ("right", "left")
+        inputs = self.processor([picture] * len(sides), handedness=sides)
         with torch.inference_mode():
             outputs = self.model(**inputs)
-        sizes = [picture.size[::-1]] * 2
-        (right,), (left,) = self.processor.post_process_pose_estimation(outputs, target_sizes=sizes, handedness=sides)
-        scores = right["scores"].mean().item(), left["scores"].mean().item()
-        return [Look((right if scores[0] >= scores[1] else left)["keypoints"].numpy(), scores[0] / max(sum(scores), 1e-9))]
+        sizes = [picture.size[::-1]] * len(sides)
+        hands = self.processor.post_process_pose_estimation(outputs, target_sizes=sizes, handedness=sides)
+        scores = {name: hand["scores"].mean().item() for name, (hand,) in zip(sides, hands)}
+        right = scores.get("right", 0.0) / max(sum(scores.values()), 1e-9)
+        (surest,) = hands[sides.index(max(sides, key=scores.get))]
+        return [Look(surest["keypoints"].numpy(), right)]
 
 
 if __name__ == "__main__":

@@ -202,6 +202,19 @@ def test_our_model_answers_a_mirrored_picture_with_the_mirrored_hand(tmp_path):
     assert right + other == pytest.approx(1) and teacher.crops[0] == (0.45, 0.0, False)
 
 
+def test_our_model_reads_a_hand_as_the_side_that_is_given(tmp_path):
+    HandUNetForPoseEstimation(HandUNetConfig(hidden_sizes=(4, 8))).save_pretrained(tmp_path)
+    HandUNetImageProcessor().save_pretrained(tmp_path)
+    teacher, picture = HandUNet(str(tmp_path)), photo().resize((128, 128))
+    answers = {side: teacher(picture, side=side)[0] for side in ("right", "left")}
+    ((unknown, right),) = teacher(picture)
+    np.testing.assert_array_equal(unknown, answers["right" if right >= 0.5 else "left"].keypoints)
+    assert answers["right"].right == 1 and answers["left"].right == 0
+    for side, answer in answers.items():
+        looks = label.look_round(picture, (0, 0, 128, 128), teacher, side)
+        assert {look.right for look in looks} == {answer.right}
+
+
 @pytest.mark.slow
 def test_mediapipe_finds_what_the_photographs_were_labelled_with():
     environment = ROOT / teachers.ENVIRONMENT

@@ -160,6 +160,6 @@ def test_from_the_targets_to_the_optimizer_nothing_waits_for_the_device(tmp_path
     monkeypatch.setattr(train, "take_step", step_unseen)
     train_steps(run)
     assert steps and not any(steps)
-    with Reads() as reads:
+    with Reads() as noticed:
         assert torch.ones(2)[torch.tensor([True, False])].sum().item() == 1
-    assert reads.seen == ["index.Tensor", "_local_scalar_dense.default"]  # so they would have been noticed
+    assert noticed.seen == ["index.Tensor", "_local_scalar_dense.default"]  # so they would have been noticed
