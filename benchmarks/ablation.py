@@ -4,10 +4,12 @@
     python -m benchmarks.ablation --folder outputs/ablation --rows base squared_error      # only these
     python -m benchmarks.ablation --folder outputs/ablation --print                        # the table of what is done
     python -m benchmarks.ablation --folder outputs/precision --rows base bf16 --base ""    # train.py's defaults, in bf16
+    python -m benchmarks.ablation --folder outputs/photographs --on photographs -- --photographs photographs \
+        --init weights/handunet --hand_mesh right.glb --cutouts cutouts --photos photos    # the choices for photographs
     python -m benchmarks.ablation --loss squared_error -- --output_dir outputs/squared     # train.py with another loss
 
 Options after `--` go to train.py in every row.  A training that was stopped goes on where it was.  The figures are those of
-each run's metrics.json: on validation, and by source on test.
+each run's metrics.json, on validation and on test.
 """
 
 import argparse
@@ -17,6 +19,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import reduce
 from itertools import product
 from pathlib import Path
@@ -28,18 +31,6 @@ from modeling_handunet.heatmaps import decode_heatmaps
 from modeling_handunet.losses import HeatmapLoss
 
 ROOT = Path(__file__).resolve().parents[1]
-# A small crop with the hand nearly as large in it as in one of 128 px, for many samples in little time.
-BASE = (
-    "--dataset scenes --image_size 64 --box_fill 0.8 --train_samples 10000 --epochs 2 --batch_size 16 --learning_rate 2e-3 "
-    "--negatives 0 --validation_samples 200 --test_samples 200"
-)
-FIGURES = {  # where a run's metrics have them, and the column's name
-    ("validation", "mean_error_over_box"): "error / box",
-    ("validation", "pck@0.1"): "PCK@0.1",
-    ("test_by_group", "drawn", "mean_error_over_box"): "test: drawn hands",
-    ("test_by_group", "cut-outs", "mean_error_over_box"): "test: cut-outs",
-    ("test", "mean_error_percent"): "test: error, % of the side",
-}
 
 
 class SquaredErrorLoss(HeatmapLoss):
@@ -65,47 +56,105 @@ class CoordinateLoss(HeatmapLoss):
 
 
 LOSSES = {"squared_error": SquaredErrorLoss, "coordinates": CoordinateLoss}
-# What a row changes, and its options of train.py; a row of LOSSES trains with that loss.
-ROWS = {
-    "base": ("base: learning rate 2e-3, cosine, batch 16, EMA 0.998, 35 % cut-outs, IoU loss, 16-32-64-128", ""),
+CHANGED_LOSSES = {
     "squared_error": ("squared error beside the IoU loss", ""),
     "coordinates": ("centre-of-mass distance beside the IoU loss", ""),
-    "quantized": ("targets centred on the pixel", "--targets quantized"),
-    "lr_1e-3": ("learning rate 1e-3", "--learning_rate 1e-3"),
-    "lr_4e-3": ("learning rate 4e-3", "--learning_rate 4e-3"),
-    "batch_8": ("batch 8", "--batch_size 8"),
-    "batch_32": ("batch 32", "--batch_size 32"),
-    "constant": ("constant learning rate without warm-up", "--schedule plateau"),  # too few epochs for a plateau
-    "no_ema": ("no averaged weights", "--ema_decay 0"),
-    "cutouts_0": ("no cut-outs", "--cutouts_share 0"),
-    "cutouts_70": ("70 % cut-outs", "--cutouts_share 0.7"),
-    "negatives": ("10 % negatives from the start", "--negatives 0.1"),
-    "deeper": ("a fifth level: 16-32-64-128-256", "--hidden_sizes 16 32 64 128 256"),
-    "wider": ("wider: 24-48-96-192", "--hidden_sizes 24 48 96 192"),
-    "shallower": ("three levels: 16-32-64", "--hidden_sizes 16 32 64"),
-    "argmax": ("heatmaps read by `argmax`", "--decoding argmax"),
-    "mean": ("heatmaps read by `mean`", "--decoding mean"),
-    "bf16": ("trained in bf16", "--mixed_precision bf16"),
 }
 
 
-def train_row(name: str, seed: int, folder: Path, options: Sequence[str]) -> None:
+@dataclass(frozen=True)
+class Study:
+    """Rows that are trained and compared.
+
+    base: options of train.py in every row.
+    rows: by name, what the row changes, and its own options; a row of `LOSSES` trains with that loss.
+    figures: where a run's metrics have a figure, and the column's name.
+    """
+
+    base: str
+    rows: dict[str, tuple[str, str]]
+    figures: dict[tuple[str, ...], str]
+
+
+# A small crop with the hand nearly as large in it as in one of 128 px, for many samples in little time.
+SCENES = Study(
+    "--dataset scenes --image_size 64 --box_fill 0.8 --train_samples 10000 --epochs 2 --batch_size 16 --learning_rate 2e-3 "
+    "--negatives 0 --validation_samples 200 --test_samples 200",
+    {
+        "base": ("base: learning rate 2e-3, cosine, batch 16, EMA 0.998, 35 % cut-outs, IoU loss, 16-32-64-128", ""),
+        **CHANGED_LOSSES,
+        "quantized": ("targets centred on the pixel", "--targets quantized"),
+        "lr_1e-3": ("learning rate 1e-3", "--learning_rate 1e-3"),
+        "lr_4e-3": ("learning rate 4e-3", "--learning_rate 4e-3"),
+        "batch_8": ("batch 8", "--batch_size 8"),
+        "batch_32": ("batch 32", "--batch_size 32"),
+        "constant": ("constant learning rate without warm-up", "--schedule plateau"),  # too few epochs for a plateau
+        "no_ema": ("no averaged weights", "--ema_decay 0"),
+        "cutouts_0": ("no cut-outs", "--cutouts_share 0"),
+        "cutouts_70": ("70 % cut-outs", "--cutouts_share 0.7"),
+        "negatives": ("10 % negatives from the start", "--negatives 0.1"),
+        "deeper": ("a fifth level: 16-32-64-128-256", "--hidden_sizes 16 32 64 128 256"),
+        "wider": ("wider: 24-48-96-192", "--hidden_sizes 24 48 96 192"),
+        "shallower": ("three levels: 16-32-64", "--hidden_sizes 16 32 64"),
+        "argmax": ("heatmaps read by `argmax`", "--decoding argmax"),
+        "mean": ("heatmaps read by `mean`", "--decoding mean"),
+        "bf16": ("trained in bf16", "--mixed_precision bf16"),
+    },
+    {
+        ("validation", "mean_error_over_box"): "error / box",
+        ("validation", "pck@0.1"): "PCK@0.1",
+        ("test_by_group", "drawn", "mean_error_over_box"): "test: drawn hands",
+        ("test_by_group", "cut-outs", "mean_error_over_box"): "test: cut-outs",
+        ("test", "mean_error_percent"): "test: error, % of the side",
+    },
+)
+# Validation and test are photographs of other sources than training, and not of the same ones.
+PHOTOGRAPHS = Study(
+    "--photographs_share 0.7 --validate_on photographs --train_samples 3200 --epochs 2 --batch_size 32 --learning_rate 7e-4 "
+    "--negatives 0 --mixed_precision bf16 --layers 6000 --validation_samples 2000 --test_samples 2000",
+    {
+        "base": ("base: 70 % photographs, learning rate 7e-4, cosine, batch 32, EMA 0.998, IoU loss, bf16", ""),
+        "float32": ("trained in float32", "--mixed_precision no"),
+        "share_0": ("no photographs", "--photographs_share 0.001"),
+        "share_40": ("40 % photographs", "--photographs_share 0.4"),
+        "share_95": ("95 % photographs", "--photographs_share 0.95"),
+        "balanced": ("a source counts as 60 pictures at most, not as 400", "--most_per_source 60"),
+        "noisy": ("hands on which the teacher's looks differ by up to 0.05, not 0.03", "--max_disagreement 0.05"),
+        "cutouts_0": ("no cut-outs", "--cutouts_share 0"),
+        **CHANGED_LOSSES,
+        "lr_3e-4": ("learning rate 3e-4", "--learning_rate 3e-4"),
+        "lr_2e-3": ("learning rate 2e-3", "--learning_rate 2e-3"),
+        "constant": ("constant learning rate without warm-up", "--schedule plateau"),
+        "no_ema": ("no averaged weights", "--ema_decay 0"),
+        "size_160": ("crops of 160 px", "--image_size 160"),
+    },
+    {
+        ("validation", "mean_error_over_box"): "error / box",
+        ("validation", "pck@0.1"): "PCK@0.1",
+        ("test", "mean_error_over_box"): "test: error / box",
+        ("test", "pck@0.1"): "test: PCK@0.1",
+    },
+)
+STUDIES = {"scenes": SCENES, "photographs": PHOTOGRAPHS}
+
+
+def train_row(name: str, changes: str, seed: int, folder: Path, options: Sequence[str]) -> None:
     """Run a row's training, or go on with it, in a process of its own that writes to a log."""
     output = folder / f"{name}-{seed}"
     program = ["-m", "benchmarks.ablation", "--loss", name, "--"] if name in LOSSES else ["train.py"]
-    command = [sys.executable, *program, *options, *ROWS[name][1].split(), "--seed", str(seed), "--output_dir", str(output)]
+    command = [sys.executable, *program, *options, *changes.split(), "--seed", str(seed), "--output_dir", str(output)]
     command += ["--resume"] if output.exists() else []
     with open(folder / f"{output.name}.log", "a") as log:
         subprocess.run(command, cwd=ROOT, stdout=log, stderr=log, check=True)
     print(f"{output.name} is trained.", flush=True)
 
 
-def table(results: dict[str, list[dict]]) -> str:
+def table(study: Study, results: dict[str, list[dict]]) -> str:
     """A line of Markdown for each row, from its runs' metrics: the mean over seeds, for errors with the range."""
-    lines = [f"| | seeds | {' | '.join(FIGURES.values())} |", "|---" * (len(FIGURES) + 2) + "|"]
+    lines = [f"| | seeds | {' | '.join(study.figures.values())} |", "|---" * (len(study.figures) + 2) + "|"]
     for name, runs in results.items():
-        cells = [ROWS[name][0], str(len(runs))]
-        for *path, last in FIGURES:
+        cells = [study.rows[name][0], str(len(runs))]
+        for *path, last in study.figures:
             values = [reduce(lambda part, key: part.get(key, {}), path, run).get(last) for run in runs]
             values = [value for value in values if value is not None]
             spread = f" ({min(values):.3f}-{max(values):.3f})" if len(values) > 1 and last == "mean_error_over_box" else ""
@@ -117,9 +166,10 @@ def table(results: dict[str, list[dict]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, help="holds the trainings; those that are done are read")
-    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=ROWS)
+    parser.add_argument("--on", choices=STUDIES, default="scenes", help="what is compared (default: scenes)")
+    parser.add_argument("--rows", nargs="+", help="only these (default: all of the study)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--base", default=BASE, help="options of train.py in every row (default: %(default)s)")
+    parser.add_argument("--base", help="options of train.py in every row (default: the study's)")
     parser.add_argument("--loss", choices=LOSSES, help="no table: run train.py with this loss and the options after --")
     parser.add_argument("--print", action="store_true", help="only the table of what is done")
     parser.add_argument("options", nargs="*", help="further options of train.py, after --")
@@ -132,19 +182,24 @@ def main() -> None:
         return train.main()
     if not args.folder:
         parser.error("--folder is missing: name the folder of the trainings")
-    options, file = [*shlex.split(args.base), *args.options], args.folder / "options.json"
+    study = STUDIES[args.on]
+    if unknown := [name for name in args.rows or () if name not in study.rows]:
+        parser.error(f"there is no row {', '.join(unknown)}: choose from {', '.join(study.rows)}")
+    base = study.base if args.base is None else args.base
+    options, file = [*shlex.split(base), *args.options], args.folder / "options.json"
     if not args.print:
         args.folder.mkdir(parents=True, exist_ok=True)
         begun_with = json.loads(file.read_text()) if file.exists() else options
         if options != begun_with:
             parser.error(f"{args.folder} was begun with {shlex.join(begun_with)}: give these options, or another --folder")
         file.write_text(json.dumps(options) + "\n")
-        rows = [name for name in args.rows if "--cutouts" in options or not name.startswith("cutouts")]  # or no effect
+        rows = args.rows or study.rows
+        rows = [name for name in rows if "--cutouts" in options or not name.startswith("cutouts")]  # or no effect
         for name, seed in product(rows, args.seeds):
             if not (args.folder / f"{name}-{seed}" / "metrics.json").exists():
-                train_row(name, seed, args.folder, options)
-    done = {name: [json.loads(path.read_text()) for path in args.folder.glob(f"{name}-*/metrics.json")] for name in ROWS}
-    print(table({name: runs for name, runs in done.items() if runs}))
+                train_row(name, study.rows[name][1], seed, args.folder, options)
+    done = {name: [json.loads(path.read_text()) for path in args.folder.glob(f"{name}-*/metrics.json")] for name in study.rows}
+    print(table(study, {name: runs for name, runs in done.items() if runs}))
 
 
 if __name__ == "__main__":

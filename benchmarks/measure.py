@@ -28,7 +28,9 @@ MEDIAPIPE = "mediapipe"  # the way of this name is what a user would pick instea
 # What `start:NAME` starts, by Python, with the clone's shipped models; `{folder}` takes its answers.
 PROGRAMS = {
     "import": ["-c", "import modeling_handunet"],
-    "packages": ["-c", "import torch, transformers"],
+    # What any model of transformers with an image processor and a pipeline imports.
+    "packages": ["-c", "import torch; from transformers.image_processing_backends import PilBackend; "
+                 "from transformers.modeling_utils import PreTrainedModel; from transformers.pipelines.base import Pipeline"],
     "torch": ["-m", "handunet", EXAMPLE, "--model", ROOT / "weights" / "handunet", "--output", "{folder}/drawn"],
     "onnx": ["-m", "handunet", EXAMPLE, "--backend", "onnx", "--output", "{folder}/drawn"],
 }

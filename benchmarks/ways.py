@@ -188,7 +188,8 @@ def predict(folder: Path, how: str, count: int = 1) -> Way:
         from transformers import pipeline
 
         pipe = pipeline("keypoint-detection", model=str(MODEL), dtype=DTYPES[how])
-        return lambda: pipe(files, boxes="image", batch_size=count), count
+        # As the other ways: one reading a hand.  With an unknown side there are two.
+        return lambda: pipe(files, boxes="image", handedness="right", batch_size=count), count
     if how in FILES:
         session, processor = onnx_session(folder, how), HandUNetImageProcessor()
 

@@ -8,16 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.ablation import BASE, LOSSES, ROWS, table
+from benchmarks.ablation import LOSSES, SCENES, STUDIES, table
 from modeling_handunet import HandUNetConfig, HandUNetForPoseEstimation, render_heatmaps
 from modeling_handunet.losses import HeatmapLoss
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def test_every_row_changes_one_option_or_the_loss():
-    base = dict(option.split(" ", 1) for option in BASE.removeprefix("--").split(" --"))
-    for name, (_, options) in ROWS.items():
+@pytest.mark.parametrize("study", STUDIES.values(), ids=STUDIES)
+def test_every_row_changes_one_option_or_the_loss(study):
+    base = dict(option.split(" ", 1) for option in study.base.removeprefix("--").split(" --"))
+    for name, (_, options) in study.rows.items():
         changes = [change.split(" ", 1) for change in options.split("--")[1:]]
         assert len(changes) + (name in LOSSES) == (name != "base"), name
         assert all(base.get(option) != value.strip() for option, value in changes), name
@@ -55,9 +56,9 @@ def test_the_table_has_the_mean_over_seeds_and_their_range():
         return {"validation": validation, "test": {"mean_error_percent": 6.25}, "test_by_group": parts}
 
     alone = {key: value for key, value in run(0.125).items() if key != "test_by_group"}
-    lines = table({"base": [run(0.1), run(0.2)], "wider": [alone]}).splitlines()
+    lines = table(SCENES, {"base": [run(0.1), run(0.2)], "wider": [alone]}).splitlines()
     assert lines[2].endswith("| 2 | 0.150 (0.100-0.200) | 0.500 | 1.150 (1.100-1.200) | 2.150 (2.100-2.200) | 6.250 |")
-    assert lines[3] == f"| {ROWS['wider'][0]} | 1 | 0.125 | 0.500 |  |  | 6.250 |"
+    assert lines[3] == f"| {SCENES.rows['wider'][0]} | 1 | 0.125 | 0.500 |  |  | 6.250 |"
 
 
 @pytest.mark.slow
