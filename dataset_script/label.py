@@ -5,7 +5,8 @@
     python -m dataset_script.label PHOTOS --teacher handunet --model weights/handunet-base --boxes boxes.json
 
 PHOTOS are photographs and folders.  The teacher first looks for hands in the whole photograph, then at crops round each.
-A hand's keypoints are the median of its looks.  A hand is left out if fewer than three looks show it or if they disagree.
+A hand's keypoints are the median of the looks that agree.  A hand is left out if fewer than three looks show it, or if under
+60 % of them agree.
 `--boxes` is a COCO file whose annotations need only `bbox` (and may have `handedness`): no hands are searched for then.
 HandUNet does not search: without boxes it takes each photograph for one hand.  It reads a hand as the side that is given.
 
@@ -39,6 +40,8 @@ LONGEST, CROP_SIZE = 640, 256  # px of the teacher's pictures: at most of the fi
 TILES = {0.6: 2, 0.36: 3}  # share of each side: tiles a side, of photographs over 640 px
 SAME_HAND = 0.35  # of the box's longer side: how far apart the middles of two looks at one hand may be
 MIN_LOOKS = 3
+SAME_LOOK = 0.1  # of the box's longer side: looks agree if their keypoints are, on average, so near those of one of them
+MIN_AGREEING = 0.6  # share of the looks
 MIN_SOURCES = 4  # to hold out whole ones: validation and test need one each
 
 Teacher = Callable[[Image.Image], list[Look]]
@@ -98,19 +101,31 @@ def find_hands(picture: Image.Image, teacher: Teacher) -> list[list[Look]]:
     return hands
 
 
-def look_round(picture: Image.Image, box, teacher, handedness: str | None = None) -> list[Look]:
-    """At most one look from each of the teacher's crops round a box; looks at another hand are left out."""
+def look_round(picture: Image.Image, box, teacher, crops, handedness: str | None = None) -> list[Look]:
+    """At most one look from each of `crops` (fill, degrees, mirrored) round a box; looks at another hand are left out."""
     looks, known = [], {} if handedness is None or teacher.detects else {"side": handedness}
-    for fill, angle, mirrored in teacher.crops:
+    for fill, angle, mirrored in crops:
         crop = Crop.around_box(box, CROP_SIZE, fill, mirrored=mirrored, angle=angle)
         same = [look for look in look_at(picture, crop, teacher, **known) if is_same_hand(box, box_of(look.keypoints))]
         looks += same[:1]
     return looks
 
 
+def agreeing(looks: list[Look]) -> list[Look]:
+    """The largest group of looks that agree with one of them; all if that is too small, so that they disagree."""
+    points = np.stack([look.keypoints for look in looks])  # (L, 21, 2)
+    distances = np.linalg.norm(points[:, None] - points, axis=3).mean(2)  # (L, L)
+    sizes = np.ptp(points, axis=1).max(1)
+    is_near = distances <= SAME_LOOK * sizes[:, None]
+    group = is_near[is_near.sum(1).argmax()]
+    enough = max(MIN_LOOKS, MIN_AGREEING * len(looks))
+    return [look for look, is_in in zip(looks, group) if is_in] if group.sum() >= enough else looks
+
+
 def consensus(looks: list[Look]) -> dict:
-    """`keypoints` (21, 2), the median; `disagreement`, the looks' mean distance from it over its box's longer side;
-    `handedness` by the mean probability, and `handedness_agreement`, that mean; `looks`, their number."""
+    """Of the looks that agree: `keypoints` (21, 2), the median; `disagreement`, the mean distance from it over its box's longer
+    side; `handedness` by the mean probability, and `handedness_agreement`, that mean; `looks`, their number."""
+    looks = agreeing(looks)
     points = np.stack([look.keypoints for look in looks])  # (L, 21, 2)
     median, right = np.median(points, 0), float(np.mean([look.right for look in looks]))
     distance = np.linalg.norm(points - median, axis=2).mean()
@@ -133,9 +148,10 @@ def label(picture: Image.Image, teacher, given: list | None, max_disagreement: f
         hands = [(box_of(looks[0].keypoints), None, looks if teacher.detects else []) for looks in found]
     else:
         hands = [(box, handedness, []) for box, handedness in given]
+    crops = teacher.crops if given is None else teacher.box_crops
     labelled, left_out = [], [] if hands else ["no hand was found" if given is None else "no box was given"]
     for box, handedness, looks in hands:
-        looks = [*looks, *look_round(picture, box, teacher, handedness)] if max(box[2:]) >= 1 else []
+        looks = [*looks, *look_round(picture, box, teacher, crops, handedness)] if max(box[2:]) >= 1 else []
         if len(looks) < MIN_LOOKS:
             left_out.append(f"fewer than {MIN_LOOKS} looks show the hand")
             continue

@@ -1,7 +1,7 @@
 """Teachers, which find hands in a picture: MediaPipe Hands, and a model of our own.
 
 A teacher is a callable from an RGB picture to a list of `Look`s, one for each hand that it finds.  `crops` says at which
-further crops round a hand it looks: box fill, degrees, mirrored.
+further crops round a hand that it has found it looks (box fill, degrees, mirrored), `box_crops` at which round a given box.
 
 MediaPipe needs an older protobuf than tensorboard does, so it runs in an environment of its own, which runs this file as a
 program.  So only the standard library and numpy are imported at the top.
@@ -34,6 +34,11 @@ class MediaPipe:
 
     sentence = f"MediaPipe Hands {MEDIAPIPE_VERSION} (Apache-2.0)"
     crops = ((0.5, 0.0, False), (0.42, 15.0, True), (0.6, -11.0, False))
+    # It finds hands that hang down, hold something or rest more often in one of these.
+    box_crops = crops + (
+        (0.5, 90.0, False), (0.5, 180.0, False), (0.5, -90.0, False), (0.35, 20.0, True), (0.35, 180.0, False),
+        (0.42, 135.0, False), (0.42, -135.0, True),
+    )  # fmt: skip
     detects = True  # answers nothing for a picture without a hand
 
     def __init__(self, environment: Path = ENVIRONMENT):
@@ -101,7 +106,7 @@ class HandUNet:
         self.sentence = f"the HandUNet {Path(model).name}, averaged over turned crops"
         self.model = HandUNetForPoseEstimation.from_pretrained(model)
         self.processor = HandUNetImageProcessor.from_pretrained(model)
-        self.crops = tuple((self.processor.box_fill, angle, mirrored) for _, angle, mirrored in self.crops)
+        self.crops = self.box_crops = tuple((self.processor.box_fill, angle, mirrored) for _, angle, mirrored in self.crops)
 
     def __call__(self, picture, side: str | None = None) -> list[Look]:
         """The likelier of a right and a left hand, if the `side` is not known: the network knows right hands, so it has larger

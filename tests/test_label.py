@@ -34,6 +34,7 @@ class Seer:
     """
 
     sentence, detects, crops = "one who sees", True, MediaPipe.crops
+    box_crops = MediaPipe.crops
 
     def __init__(self, *hands, errors=()):
         self.hands, self.errors, self.calls = hands, list(errors), 0
@@ -79,11 +80,26 @@ def test_hands_are_labelled_where_they_are_from_turned_and_mirrored_crops():
 
 
 # The calls: the whole photo, then three crops.  The box's longer side is 50 px, so another hand begins at 17.5 px.
-@pytest.mark.parametrize("errors, looks", [([0, 12, 0, 0], 4), ([0, 13, 0, 0], 3), ([0, 13, 13, 0], None)])
-def test_a_look_far_from_the_box_is_at_another_hand(errors, looks):
-    hands, left_out = label.label(photo(), Seer((HAND + (100, 100), 0.9), errors=errors), None, 0.2)
-    assert [hand["looks"] for hand in hands] == [looks] * (looks is not None)
-    assert left_out == ["fewer than 3 looks show the hand"] * (looks is None)
+@pytest.mark.parametrize("errors, problem", [
+    ([0, 13, 0, 0], None), ([0, 12, 12, 0], "the looks disagree by 0.05 or more"),
+    ([0, 13, 13, 0], "fewer than 3 looks show the hand"),
+])  # fmt: skip
+def test_a_look_far_from_the_box_is_at_another_hand(errors, problem):
+    hands, left_out = label.label(photo(), Seer((HAND + (100, 100), 0.9), errors=errors), None, 0.05)
+    assert len(hands) == (problem is None) and left_out == [problem] * (problem is not None)
+
+
+# Looks of 50 px agree if they are within 5 px.
+@pytest.mark.parametrize("errors, looks, error", [([0, 3, 0, 0], 4, 0.0), ([0, 4, 0, 0], 3, 0.0), ([0, 0, 7, 7, 7], 3, 7.0),
+                                                  ([0, 0, 0, 7, 7, 7], None, None)])  # fmt: skip
+def test_the_looks_that_agree_count_if_they_are_most(errors, looks, error):
+    hand = label.consensus([Look(HAND + (100 + by, 100 + by), 0.9) for by in errors])
+    assert hand["looks"] == (looks or len(errors))
+    if looks:
+        np.testing.assert_allclose(hand["keypoints"], HAND + 100 + error, atol=0.01)
+        assert hand["disagreement"] < 0.03
+    else:
+        assert hand["disagreement"] > 0.05
 
 
 def test_looks_that_disagree_leave_the_hand_out():
@@ -211,7 +227,7 @@ def test_our_model_reads_a_hand_as_the_side_that_is_given(tmp_path):
     np.testing.assert_array_equal(unknown, answers["right" if right >= 0.5 else "left"].keypoints)
     assert answers["right"].right == 1 and answers["left"].right == 0
     for side, answer in answers.items():
-        looks = label.look_round(picture, (0, 0, 128, 128), teacher, side)
+        looks = label.look_round(picture, (0, 0, 128, 128), teacher, teacher.box_crops, side)
         assert {look.right for look in looks} == {answer.right}
 
 
