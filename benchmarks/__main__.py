@@ -103,7 +103,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", nargs="*", help="only these (see --list); none: no row")
     parser.add_argument("--curves", nargs="*", default=[], choices=CURVES)
-    parser.add_argument("--photographs", type=Path, help="calibrate 8 bits on these: annotations.json (COCO) and images/")
     parser.add_argument("--tracking", type=Path, help="JSON that `python -m benchmarks.tracking` wrote")
     parser.add_argument("--environment", type=Path, default=Path("outputs/mediapipe"), help="MediaPipe's")
     parser.add_argument("--gpu", action="store_true", help="only the rows of the GPU")
@@ -158,7 +157,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = (args.folder or Path(temporary)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
-        ways.prepare(folder, args.photographs)
+        ways.prepare(folder)
         settings = {"folder": folder, "environment": args.environment, "threads": threads}
         measure = partial(take_turns, **settings, seconds=args.seconds, turns=args.turns)
         for group in dict.fromkeys(named[name].group for name in chosen):

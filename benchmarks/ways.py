@@ -20,8 +20,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.measure import EXAMPLE, ROOT
-from handunet.backends import OWN_DETECTOR, OWN_MODEL, load_onnx
-from handunet.quantization import quantize
+from handunet.backends import OWN_MODELS, load_onnx
 from modeling_handunet import HandUNetConfig, HandUNetForPoseEstimation, HandUNetImageProcessor, IoULoss
 from modeling_handunet.heatmaps import decode_heatmaps, render_heatmaps
 from modeling_handunet.images import load_image
@@ -30,19 +29,12 @@ from training.memory import keep_freed_memory
 SIZE, KEYPOINTS, SIGMA, PHOTOGRAPHS, PHOTOGRAPH_SIZE = 128, 21, 3.0, 96, 224
 DTYPES = {"bf16": torch.bfloat16, "float32": torch.float32}
 MODEL = ROOT / "weights" / "handunet"
-# By how onnxruntime runs them, in float32 or in 8 bits: the exported files, or their names in the folder of `prepare`.
-FILES = {
-    "onnx": {"pose": OWN_MODEL, "detector": OWN_DETECTOR},
-    "int8": {"pose": "pose.onnx", "detector": "detector.onnx"},
-}
+FILES = {"onnx": OWN_MODELS["float32"], "int8": OWN_MODELS["int8"]}  # by how onnxruntime runs them, with the detectors beside
 Way = tuple[Callable[[], object], int]
 
 
-def prepare(folder: Path, calibration: Path | None = None) -> None:
-    """Make drawn photographs in FreiHAND's layout, and the models' files in 8 bits, if they are missing in `folder`.
-
-    The files are calibrated on the photographs in `calibration`; by default on the drawn ones, which makes their answers worse.
-    """
+def prepare(folder: Path) -> None:
+    """Make drawn photographs in FreiHAND's layout, if they are missing in `folder`."""
     if not (folder / "freihand" / "training_K.json").exists():
         from dataset_script import SyntheticHands
 
@@ -54,15 +46,6 @@ def prepare(folder: Path, calibration: Path | None = None) -> None:
         for name in ("xyz", "K"):
             values = [np.asarray(row[name], np.float64).tolist() for row in rows]
             (folder / "freihand" / f"training_{name}.json").write_text(json.dumps(values))
-        (folder / "images").symlink_to("freihand/training/rgb")
-        images = [{"id": index, "file_name": f"{index:08d}.jpg"} for index in range(PHOTOGRAPHS)]
-        side = HandUNetImageProcessor.box_fill * PHOTOGRAPH_SIZE
-        box = [(PHOTOGRAPH_SIZE - side) / 2] * 2 + [side] * 2  # whose crop is the photograph
-        boxes = [{"image_id": index, "bbox": box} for index in range(PHOTOGRAPHS)]
-        (folder / "annotations.json").write_text(json.dumps({"images": images, "annotations": boxes}))
-    for name, source in FILES["onnx"].items():
-        if not (folder / FILES["int8"][name]).exists():
-            quantize(source, folder / FILES["int8"][name], calibration or folder)
 
 
 def jpgs(folder: Path, count: int) -> list[Path]:
@@ -172,12 +155,12 @@ def epoch(folder: Path, how: str, batch_size: int = 48) -> Way:
     return lambda: [train(*prepared(batch)) for batch in loader], len(loader) * batch_size
 
 
-def onnx_session(folder: Path, how: str):
+def onnx_session(how: str):
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    return onnxruntime.InferenceSession(folder / FILES[how]["pose"], options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(FILES[how], options, providers=["CPUExecutionProvider"])
 
 
 def predict(folder: Path, how: str, count: int = 1) -> Way:
@@ -191,7 +174,7 @@ def predict(folder: Path, how: str, count: int = 1) -> Way:
         # As the other ways: one reading a hand.  With an unknown side there are two.
         return lambda: pipe(files, boxes="image", handedness="right", batch_size=count), count
     if how in FILES:
-        session, processor = onnx_session(folder, how), HandUNetImageProcessor()
+        session, processor = onnx_session(how), HandUNetImageProcessor()
 
         def act():
             pixel_values = processor([load_image(file) for file in files], return_tensors="np")["pixel_values"]
@@ -212,7 +195,7 @@ def photo(folder: Path, how: str) -> Way:
     """A whole decoded photograph to its hands, as `handunet --backend onnx` finds them; `how` is `onnx` or `int8`."""
     from modeling_handunet.hands import find_hands
 
-    hands = load_onnx(*(str(folder / FILES[how][name]) for name in ("pose", "detector")), finds=True)
+    hands = load_onnx(str(FILES[how]), None, finds=True)
     image = Image.open(EXAMPLE).convert("RGB")
     if len(find_hands(hands, image)) != 1:
         raise SystemExit("not one hand was found")
@@ -223,7 +206,7 @@ def network(folder: Path, how: str, batch_size: int = 1) -> Way:
     """The network alone, on inputs that are ready; `how` as for [`predict`]."""
     images = torch.randn(batch_size, 3, SIZE, SIZE, dtype=DTYPES.get(how))
     if how in FILES:
-        session, pixel_values = onnx_session(folder, how), images.numpy()
+        session, pixel_values = onnx_session(how), images.numpy()
         return lambda: session.run(["heatmaps"], {"pixel_values": pixel_values}), batch_size
     model = plain_network() if how == "reference" else HandUNetForPoseEstimation.from_pretrained(MODEL, dtype=DTYPES[how])
     return torch.inference_mode()(lambda: model(images)), batch_size

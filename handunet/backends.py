@@ -11,8 +11,12 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-# The small model of `weights/handunet` and the detector, exported. They travel with the package.
-OWN_MODEL, OWN_DETECTOR = HERE / "model.onnx", HERE / "detector.onnx"
+# The small model of `weights/handunet` and the detector, exported as they are and in 8 bits. They travel with the package.
+OWN_MODELS = {precision: HERE / "models" / precision / "pose.onnx" for precision in ("float32", "int8")}
+OWN_MODEL = OWN_MODELS["float32"]
+OWN_DETECTOR = OWN_MODEL.with_name("detector.onnx")
+# What Linux calls the instructions that multiply 8-bit integers: VNNI, AMX, and Arm's dot product.
+EIGHT_BITS = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"}
 # The larger one and its detector, which are in a clone.
 CLONE_MODEL, CLONE_DETECTOR = (HERE.parent / "weights" / name for name in ("handunet-base", "handunet-detector"))
 BATCH_SIZE = 8  # hands that go through the network together
@@ -24,16 +28,28 @@ OUTPUTS = {
 TORCH = "pip install 'handunet[torch]'"
 
 
-def choose(model: str | None, backend: str | None) -> tuple[str, str]:
+def multiplies_8_bits_fast() -> bool:
+    """Whether this processor has instructions for it; only Linux is asked, and elsewhere the answer is no."""
+    try:
+        return not EIGHT_BITS.isdisjoint(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        return False
+
+
+def choose(model: str | None, backend: str | None, precision: str | None = None) -> tuple[str, str]:
     """The backend, "torch" or "onnx", and the model, a folder, an id on the Hub or an ONNX file, from what the user named.
 
-    Without a model: the larger one of a clone where torch is installed, and otherwise the package's own.  Raises
-    `ValueError` if the two do not fit, or if torch is needed and not installed.
+    Without a model: the larger one of a clone where torch is installed, and otherwise the package's own, in "float32" or
+    "int8".  By default it is in int8 where that is faster.  Raises `ValueError` if they do not fit, or if torch is needed and
+    not installed.
     """
     has_torch = all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
     if model is None:
-        if backend == "onnx" or (backend is None and not (has_torch and CLONE_MODEL.exists())):
-            return "onnx", str(OWN_MODEL)
+        if backend == "onnx" or (backend is None and (precision or not (has_torch and CLONE_MODEL.exists()))):
+            return "onnx", str(OWN_MODELS[precision or ("int8" if multiplies_8_bits_fast() else "float32")])
+    if precision:
+        raise ValueError("--precision is of the model that comes with the package: leave out --model and --backend torch")
+    if model is None:
         model = str(CLONE_MODEL)
         if not CLONE_MODEL.exists():
             raise ValueError(f"there is no model in {CLONE_MODEL}: name one with --model")

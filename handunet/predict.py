@@ -36,7 +36,7 @@ from pathlib import Path
 
 from handunet import sources
 from handunet.answers import COCO_FILE, FORMATS, OutputError, open_answers, writing
-from handunet.backends import choose, load
+from handunet.backends import OWN_MODELS, choose, load
 from handunet.files import written_whole
 from handunet.progress import Progress, shown
 from handunet.shards import FORMATS as SHARED_FORMATS
@@ -97,6 +97,10 @@ def parse(arguments: list[str], program: str) -> argparse.Namespace:
     network.add_argument(
         "--backend", choices=("torch", "onnx"), help="library that runs the network (default: the one that the model needs)"
     )
+    network.add_argument(
+        "--precision", choices=tuple(OWN_MODELS), help="of the model that comes with the package (default: int8 where the "
+        "processor multiplies 8-bit integers fast, which is seen on Linux, else float32)"
+    )  # fmt: skip
     hands = parser.add_argument_group("what is known of the hands")
     hands.add_argument(
         "--boxes", nargs="+", type=parse_box, metavar="X,Y,W,H", help="their boxes, for each photograph the same, instead of a "
@@ -126,7 +130,7 @@ def parse(arguments: list[str], program: str) -> argparse.Namespace:
     if args.camera is not None and (args.share.count > 1 or args.format == "parquet"):
         parser.error("--camera is for one process and needs --format json, jsonl, csv or coco")
     try:
-        args.backend, args.model = choose(args.model, args.backend)
+        args.backend, args.model = choose(args.model, args.backend, args.precision)
     except ValueError as error:
         parser.error(str(error))
     return args

@@ -82,7 +82,7 @@ def test_a_file_of_the_other_kind_and_a_missing_detector_end_in_a_sentence(monke
     detector = str(write_detector(tmp_path / "other.onnx"))
     with pytest.raises(OSError, match=r"other\.onnx is a detector model, and a pose model is needed here"):
         OnnxHands(detector)
-    with pytest.raises(OSError, match=r"model\.onnx is a pose model, and a detector model is needed here"):
+    with pytest.raises(OSError, match=r"pose\.onnx is a pose model, and a detector model is needed here"):
         OnnxHands(str(OWN_MODEL), str(OWN_MODEL)).detect(photo)
     monkeypatch.setattr("handunet.backends.OWN_DETECTOR", tmp_path / "none.onnx")
     (tmp_path / "pose.onnx").write_bytes(OWN_MODEL.read_bytes())

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -114,6 +115,24 @@ def test_the_model_that_travels_is_the_small_one_exported():
     check(graph_of(model.eval(), processor), OWN_MODEL)
     assert open_onnx(str(OWN_MODEL))[1] == settings_of(model, processor)
     assert b".py" not in OWN_MODEL.read_bytes()  # the exporter notes paths of the machine that it runs on
+
+
+@pytest.mark.parametrize("name", ["pose.onnx", "detector.onnx"])
+def test_the_models_in_8_bits_answer_as_those_in_float32(name):
+    """On the photographs of the package's own examples; the tolerances are those of `handunet export --quantize`."""
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install -e '.[onnx]'")
+    from PIL import Image
+
+    from handunet.backends import OWN_MODELS, kind_of, open_onnx
+    from handunet.quantization import check, normalized
+    from modeling_handunet.crops import Crop
+
+    whole, eight = (path.with_name(name) for path in OWN_MODELS.values())
+    settings = open_onnx(str(whole))[1]
+    assert open_onnx(str(eight))[1] == settings and eight.stat().st_size < 0.4 * whole.stat().st_size
+    photos = [Image.open(path).convert("RGB") for path in sorted((ROOT / "demo/space/examples").glob("*.jpg"))]
+    pixels = [np.asarray(Crop.of_image(*photo.size, settings["image_size"]).cut(photo)) for photo in photos]
+    check(whole, eight, [normalized(pixels, settings)], kind_of(settings))
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ import handunet.backends
 import handunet.predict
 import modeling_handunet
 from handunet.answers import Answers
-from handunet.backends import OWN_MODEL, choose
+from handunet.backends import OWN_MODEL, OWN_MODELS, choose
 from handunet.progress import shown
 from handunet.sources import find, free_place, stem_of
 from modeling_handunet import HandUNetConfig, HandUNetForPoseEstimation, HandUNetImageProcessor
@@ -325,6 +325,7 @@ def test_the_model_and_what_runs_it_fit_each_other(monkeypatch, tmp_path, torch_
     clone = tmp_path if cloned else tmp_path / "none"
     places = {"FOLDER": tmp_path, "EXPORTED": tmp_path / "onnx/model.onnx", "OWN": OWN_MODEL, "CLONE": clone}
     monkeypatch.setattr(handunet.backends, "CLONE_MODEL", clone)
+    monkeypatch.setattr(handunet.backends, "multiplies_8_bits_fast", lambda: False)
     monkeypatch.setattr(handunet.backends.importlib.util, "find_spec", lambda name: torch_is_there or None)
     model = str(places.get(model, model)) if model else None
     if isinstance(expected, str):
@@ -332,6 +333,31 @@ def test_the_model_and_what_runs_it_fit_each_other(monkeypatch, tmp_path, torch_
             choose(model, backend)
     else:
         assert choose(model, backend) == (expected[0], str(places.get(expected[1], expected[1])))
+
+
+@pytest.mark.parametrize("torch_is_there", [False, True])
+@pytest.mark.parametrize("is_fast, precision, chosen", [
+    (True, None, "int8"), (False, None, "float32"), (True, "float32", "float32"), (False, "int8", "int8"),
+])  # fmt: skip
+def test_the_own_model_is_in_8_bits_where_they_are_fast_or_asked_for(monkeypatch, torch_is_there, is_fast, precision, chosen):
+    monkeypatch.setattr(handunet.backends, "multiplies_8_bits_fast", lambda: is_fast)
+    monkeypatch.setattr(handunet.backends.importlib.util, "find_spec", lambda name: torch_is_there or None)
+    assert choose(None, "onnx", precision) == ("onnx", str(OWN_MODELS[chosen]))
+    if precision:
+        assert choose(None, None, precision) == ("onnx", str(OWN_MODELS[chosen]))
+        for model, backend in (("weights/handunet", None), (str(OWN_MODEL), "onnx"), *([(None, "torch")] * torch_is_there)):
+            with pytest.raises(ValueError, match="--precision is of the model that comes with the package"):
+                choose(model, backend, precision)
+
+
+@pytest.mark.parametrize("words, is_fast", [
+    ("flags : fpu avx512f avx512_vnni", True), ("Features : fp asimddp", True), ("flags : fpu avx2", False),
+])  # fmt: skip
+def test_linux_says_whether_8_bits_are_fast(monkeypatch, words, is_fast):
+    monkeypatch.setattr(Path, "read_text", lambda path: words)
+    assert handunet.backends.multiplies_8_bits_fast() is is_fast
+    monkeypatch.setattr(Path, "read_text", lambda path: Path("nowhere").read_bytes())
+    assert handunet.backends.multiplies_8_bits_fast() is False
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ from handunet.quantization import (
 )
 
 ROOT = Path(__file__).resolve().parents[1]
-MODEL = ROOT / "handunet" / "model.onnx"
+MODEL = ROOT / "handunet" / "models" / "float32" / "pose.onnx"
 EXAMPLES = ROOT / "demo" / "space" / "examples"
 
 

@@ -65,7 +65,7 @@ def test_the_freihand_snippet_runs_as_printed(workplace, shared_data):
 def test_each_snippet_runs_as_printed_in_a_fresh_process_outside_the_clone(snippet, workplace, request):
     if "FreiHAND" in snippet:
         (workplace / "FreiHAND").symlink_to(request.getfixturevalue("shared_data") / "freihand_real")
-    shutil.copy(ROOT / "handunet/model.onnx", workplace)
+    shutil.copy(ROOT / "handunet/models/float32/pose.onnx", workplace / "model.onnx")
     shutil.copy("photo.jpg", "hand.jpg")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}  # as if it were installed
     if "hands/*.parquet" in snippet:  # what the command above the snippet has written
@@ -125,7 +125,7 @@ def printed(start: str, part: str) -> str:
 def clone(tmp_path_factory) -> Path:
     """The files that git would clone, with untrained weights in weights/, without code beside them as in the repository."""
     folder = tmp_path_factory.mktemp("clone") / "handunet"
-    ignored = shutil.ignore_patterns(".git", "node_modules", "dist", "build", "outputs", "__pycache__", "model.onnx", "weights")
+    ignored = shutil.ignore_patterns(".git", "node_modules", "dist", "build", "outputs", "__pycache__", "models", "weights")
     shutil.copytree(ROOT, folder, ignore=ignored)
     saved = save_small_model(tmp_path_factory.mktemp("model"))
     for name in ("handunet", "handunet-base"):

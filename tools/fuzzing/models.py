@@ -85,7 +85,7 @@ def whole_onnx():
     """The package's exported file, as a protobuf."""
     import onnx
 
-    return onnx.load(ROOT / "handunet" / "model.onnx")
+    return onnx.load(ROOT / "handunet" / "models" / "float32" / "pose.onnx")
 
 
 def make_onnx(draw: random.Random, folder: Path) -> Path:
