@@ -4,15 +4,18 @@
 
 Headless Chromium shows the page a camera of 640x480 at 30 frames a second with two hands, without a graphics processor.  The
 page's frames/s stand beside the bare networks' in the same worker: as often as they answer two hands one after another, with
-nothing cut, drawn or followed.  The rounds alternate.
+nothing cut, drawn or followed.  The models are those of `handunet/models`, in float32 and in 8 bits; the rounds alternate.
 """
 
 import argparse
 import json
+import shutil
 import tempfile
 from pathlib import Path
 
 import numpy as np
+
+from handunet.backends import OWN_MODELS
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTLE_MS = 3000
@@ -76,39 +79,43 @@ def measure_live(page, seconds: float) -> dict:
     }
 
 
-def measure(model: Path, detector: Path, photograph: Path, rounds: int, seconds: float, runtime: str) -> dict:
-    """{"live": one dict a round, "bare": frames/s of each round, "runtime": what the page says that it runs with}."""
+def measure(photograph: Path, rounds: int, seconds: float, runtime: str) -> dict[str, dict]:
+    """By precision: `live`, one dict a round; `bare`, frames/s of each round; `runtime`, what the page says of it."""
     from playwright.sync_api import sync_playwright
 
     from tests.test_web import CAMERA, Page, build, filmed, previewed, two_hands
 
-    result = {"live": [], "bare": []}
+    results = {precision: {"live": [], "bare": []} for precision in OWN_MODELS}
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
-        dist = build(model, Path(folder) / "web", detector)
+        dist = build(ROOT / "weights" / "handunet", Path(folder) / "web")
+        for precision, model in OWN_MODELS.items():
+            shutil.copytree(model.parent, dist / precision)
         frame = two_hands(photograph, CAMERA)
         with previewed(dist) as url, filmed(playwright, [frame], Path(folder) / "two.mjpeg") as browser:
-            with Page(browser, "about:blank", ready=None) as page:
-                page.page.add_init_script(LISTEN)
-                page.page.goto(f"{url}?runtime={runtime}")
-                page.says("Ready")
-                result["runtime"] = page.page.inner_text("#runtime")
-                for _ in range(rounds):
-                    page.page.click("#camera")
-                    page.says("Following a ", "right", "left")
-                    page.page.wait_for_timeout(SETTLE_MS)
-                    result["live"].append(measure_live(page, seconds))
-                    page.page.click("#camera")
-                    page.says("The camera is off")
-                    result["bare"].append(page.page.evaluate(BARE, {"size": 128, "seconds": seconds}))
-    return result
+            for _ in range(rounds):
+                for precision, result in results.items():
+                    with Page(browser, "about:blank", ready=None) as page:
+                        page.page.add_init_script(LISTEN)
+                        files = f"model={precision}/pose.onnx&detector={precision}/detector.onnx"
+                        page.page.goto(f"{url}?runtime={runtime}&{files}")
+                        page.says("Ready")
+                        result["runtime"] = page.page.inner_text("#runtime")
+                        page.page.click("#camera")
+                        page.says("Following a ", "right", "left")
+                        page.page.wait_for_timeout(SETTLE_MS)
+                        result["live"].append(measure_live(page, seconds))
+                        page.page.click("#camera")
+                        page.says("The camera is off")
+                        result["bare"].append(page.page.evaluate(BARE, {"size": 128, "seconds": seconds}))
+    return results
 
 
-def text(result: dict) -> str:
+def text(precision: str, result: dict) -> str:
     """The figures in sentences."""
     live = {name: float(np.median([one[name] for one in result["live"]])) for name in result["live"][0] if name != "said"}
     bare = float(np.median(result["bare"]))
     return (
-        f"{result['runtime']} Two hands followed: {live['frames_per_s']:.1f} frames/s, "
+        f"{result['runtime']} In {precision} two hands followed: {live['frames_per_s']:.1f} frames/s, "
         f"{live['frames_per_s'] / bare:.2f} of the bare network's {bare:.1f}. Of a frame, {live['read_ms']:.0f} ms are the "
         f"network that reads ({live['reads_a_frame']:.2f} crops), {live['detect_ms']:.0f} ms the detector (in "
         f"{live['detections_a_frame']:.0%} of the frames), and {live['rest_ms']:.0f} ms cutting, following, drawing and "
@@ -118,8 +125,6 @@ def text(result: dict) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=ROOT / "weights" / "handunet")
-    parser.add_argument("--detector", type=Path, default=ROOT / "weights" / "handunet-detector")
     parser.add_argument(
         "--photograph", type=Path, help="a square picture of a right hand (default: of ../shared/data/freihand_real)"
     )
@@ -130,10 +135,11 @@ def main() -> None:
     args = parser.parse_args()
     folder = ROOT.parent / "shared" / "data" / "freihand_real" / "training" / "rgb"
     photograph = args.photograph or sorted(folder.glob("*.jpg"))[1]
-    result = measure(args.model, args.detector, photograph, args.rounds, args.seconds, args.runtime)
+    results = measure(photograph, args.rounds, args.seconds, args.runtime)
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps(result, indent=1) + "\n")
-    print(text(result))
+    args.output.write_text(json.dumps(results, indent=1) + "\n")
+    for precision, result in results.items():
+        print(text(precision, result))
 
 
 if __name__ == "__main__":
