@@ -45,6 +45,17 @@ class Crop:
         return cls((x + width / 2 - side / 2, y + height / 2 - side / 2, side), size, mirrored, angle)
 
     @classmethod
+    def around_points(cls, points: np.ndarray, size: int, box_fill: float, *, mirrored: bool, angle: float) -> "Crop":
+        """The square turned by `angle` with the centre of the points' box as seen in it; its longer side takes `box_fill`."""
+        cos, sin = _cos_sin(angle)
+        turn = np.array([[cos, sin], [-sin, cos]])  # clockwise as seen, of rows
+        seen = np.asarray(points, np.float64) @ turn.T
+        low, high = seen.min(0), seen.max(0)
+        side = float((high - low).max()) / box_fill
+        x, y = ((low + high) / 2 @ turn).tolist()
+        return cls((x - side / 2, y - side / 2, side), size, mirrored, angle)
+
+    @classmethod
     def of_image(cls, width: int, height: int, size: int, *, mirrored: bool = False) -> "Crop":
         """The smallest square that holds a whole image, with the same centre."""
         side = max(width, height)

@@ -38,6 +38,8 @@ SAME_BOX = 0.5
 # middle lies off the crop's by more than this share of the hand.
 LEAST_FILL, MOST_FILL = 0.75, 1.35
 OFF_CENTRE = 0.2
+# In photographs, look again also if the first reading points more degrees away from upright; the second crop is turned.
+UPRIGHT = 20.0
 
 
 @dataclass(frozen=True)
@@ -131,8 +133,8 @@ def find_hands(
             and the surer reading counts.
         detection_threshold: leave out found hands with a lower `hand_score`.
         max_hands: the surest of the found hands, at most so many; all by default.
-        look_again: whether a hand that fills its crop badly is read a second time, see [`second_crop`]; a whole photograph
-            is always read as it is.
+        look_again: whether a hand that fills its crop badly or is not upright is read a second time, see [`second_crop`]; a
+            whole photograph is always read as it is.
 
     Raises `ValueError` for boxes, handedness and options that cannot be used.
     """
@@ -192,7 +194,7 @@ def steps(
     if not places:
         return []
     again = range(len(places)) if look_again and boxes != WHOLE_IMAGE else ()
-    readings = yield from read_places(places, box_fill, again)
+    readings = yield from read_places(places, box_fill, again, UPRIGHT)
     hands = list(zip(places, readings))
     if boxes is None:
         hands = choose_hands(hands, detection_threshold)[:max_hands]
@@ -223,14 +225,16 @@ def sureness(detection_score: float, reading_score: float) -> float:
     return detection_score**DETECTION_WEIGHT * reading_score ** (1 - DETECTION_WEIGHT)
 
 
-def read_places(places: list[Place], box_fill: float, again: Container[int]):
-    """The reading of each place, the surest of all looks at it; those of the numbers `again` may get a second look.
+def read_places(places: list[Place], box_fill: float, again: Container[int], upright: float = math.inf):
+    """The reading of each place, the surest of all looks at it; those of the numbers `again` may get a second look, see
+    [`second_crop`].
 
     A generator that asks for readings as [`steps`].
     """
     looks = yield from _read([place.crops for place in places])
     best = [_surest(own) for own in looks]
-    crops = {index: crop for index, reading in enumerate(best) if index in again and (crop := second_crop(reading, box_fill))}
+    crops = {index: second_crop(reading, box_fill, upright) for index, reading in enumerate(best) if index in again}
+    crops = {index: crop for index, crop in crops.items() if crop}
     if crops:
         second = yield from _read([[crop] for crop in crops.values()])
         for index, (reading,) in zip(crops, second):
@@ -285,19 +289,31 @@ def box_crop(box, side: str, image_size: int, box_fill: float) -> Crop:
     return Crop.around_box((left, top, right - left, bottom - top), image_size, box_fill, mirrored=side == "left")
 
 
-def second_crop(reading: Reading, box_fill: float) -> Crop | None:
-    """The crop for a second look, around the first reading's keypoints, if they fill their crop badly; None if they do not.
+def second_crop(reading: Reading, box_fill: float, upright: float = math.inf) -> Crop | None:
+    """The crop for a second look, around the first reading's keypoints, if they fill their crop badly or point more than
+    `upright` degrees away from upright; None if they do not.
 
-    So a box that is too large, too small or beside the hand costs less.
+    So a box that is too large, too small or beside the hand costs less.  With `upright` the crop is turned so that the hand
+    points up, as most hands do in photographs: read both ways by handunet-base, the surer reading errs less.
     """
     left, top, side = reading.crop.square
     box, size = keypoints_box(reading.keypoints), hand_size(reading.keypoints)
     middle = (box[0] + box[2]) / 2 - (left + side / 2), (box[1] + box[3]) / 2 - (top + side / 2)
-    fill = size / (side * box_fill)
-    if LEAST_FILL <= fill <= MOST_FILL and math.hypot(*middle) <= OFF_CENTRE * size:
+    fill, angle = size / (side * box_fill), degrees_from_upright(reading.keypoints)
+    is_upright = abs(angle) <= upright
+    if LEAST_FILL <= fill <= MOST_FILL and math.hypot(*middle) <= OFF_CENTRE * size and is_upright:
         return None
-    is_box = box[0] < box[2] and box[1] < box[3]  # keypoints may lie in a line
-    return box_crop(box, reading.side, reading.crop.size, box_fill) if is_box else None
+    if not (box[0] < box[2] and box[1] < box[3]):  # keypoints may lie in a line
+        return None
+    if is_upright:
+        return box_crop(box, reading.side, reading.crop.size, box_fill)
+    return Crop.around_points(reading.keypoints, reading.crop.size, box_fill, mirrored=reading.crop.mirrored, angle=angle)
+
+
+def degrees_from_upright(keypoints: np.ndarray) -> float:
+    """The direction from the wrist to the middle knuckle of keypoints (21, 2): clockwise degrees from up, in (-180, 180]."""
+    x, y = (keypoints[9] - keypoints[0]).tolist()
+    return math.degrees(math.atan2(x, -y))
 
 
 def keypoints_box(keypoints: np.ndarray) -> tuple[float, float, float, float]:

@@ -74,7 +74,8 @@ class HandKeypointDetectionPipeline(Pipeline):
             detection_threshold: leave out found hands with a lower `hand_score`; by default `HAND_THRESHOLD`.
             max_hands: at most so many, the surest of the found hands; by default all.
             look_again: False: read every hand once.  By default a hand that fills its crop badly, because its box is too
-                large, too small or beside it, is read again in a crop around the first answer, and the surer one counts.
+                large, too small or beside it, or that does not point up, is read again in a crop around the first answer, which
+                is turned if need be, and the surer reading counts.
             method: how to decode heatmaps, see `decode_heatmaps`.
             batch_size: how many photographs go through the detector, and are held, at a time.
             allow_urls, allow_loopback: which web addresses are read, see `load_image`.  Strings are opened, as files or

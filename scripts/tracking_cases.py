@@ -33,13 +33,15 @@ TEMPLATE = [
 # share of the place's longer side.  Read as the other side than `side`, or than `read_side` if it has one, it is less sure.
 # Where no hand is, the score is that of nothing.
 # A hand with a `found_box` is read the less surely the worse its crop fits, and shifted by up to this share of its size.
-REACH, WRONG_SIDE, NOTHING, MISFIT = 0.6, 0.6, 0.05, 0.3
+# One with an `angle`, in degrees clockwise, is read the less surely the more its crop is turned away from it.
+REACH, WRONG_SIDE, NOTHING, MISFIT, MISTURNED = 0.6, 0.6, 0.05, 0.3, 0.4
 
 
 def keypoints_of(hand: dict) -> np.ndarray:
     """Keypoints (21, 2) of a case's hand, a dict with x, y (its middle), size and side."""
     points = np.array(TEMPLATE) * ((1, 1) if hand["side"] == "right" else (-1, 1))
-    return points * hand["size"] + (hand["x"], hand["y"])
+    cos, sin = (round(turn(math.radians(hand.get("angle", 0))), 12) for turn in (math.cos, math.sin))
+    return points @ np.array([[cos, sin], [-sin, cos]]) * hand["size"] + (hand["x"], hand["y"])
 
 
 class PlayedHands:
@@ -67,11 +69,11 @@ class PlayedHands:
         return sorted(found, key=lambda hand: -hand.score)
 
     def read(self, photo, crops):
-        answers = [self._read(*crop.square, "left" if crop.mirrored else "right") for crop in crops]
+        answers = [self._read(*crop.square, "left" if crop.mirrored else "right", crop.angle) for crop in crops]
         self.places += len(crops)
         return np.stack([points for points, _ in answers]), np.stack([scores for _, scores in answers])
 
-    def _read(self, left: float, top: float, side: float, hand_side: str):
+    def _read(self, left: float, top: float, side: float, hand_side: str, angle: float):
         x, y, extent = left + side / 2, top + side / 2, side * self.box_fill
         near = [
             (math.hypot(hand["x"] - x, hand["y"] - y), index)
@@ -86,6 +88,9 @@ class PlayedHands:
         if "found_box" in hand:  # a crop that does not fit costs certainty and truth
             fit = min(extent / hand["size"], hand["size"] / extent)
             keypoints, score = keypoints + (MISFIT * (1 - fit) * hand["size"], 0), score * fit
+        if "angle" in hand:
+            apart = abs((hand["angle"] - angle + 180) % 360 - 180)
+            score *= 1 - MISTURNED * apart / 180
         return keypoints, np.full(21, score)
 
 
@@ -255,6 +260,10 @@ def photographs() -> list[dict]:
             "boxes": [[60, 120, 240, 240]],
         },
         {"name": "a given box without a hand", "hands": [], "boxes": [[100, 190, 100, 100]]},
+        {"name": "a hand that hangs down", "hands": [hand(300, 240, angle=180)]},
+        {"name": "a left hand on its side", "hands": [hand(300, 240, side="left", angle=-75), right]},
+        {"name": "a hand that is nearly upright", "hands": [hand(300, 240, angle=12)]},
+        {"name": "a given box of a turned hand", "hands": [hand(150, 240, angle=130)], "boxes": [[100, 190, 100, 100]]},
         {"name": "a crowd", "hands": crowd},
         {"name": "a crowd of right hands", "hands": crowd, "handedness": "right"},
     ]
@@ -264,6 +273,7 @@ def shared_cases() -> dict:
     """What is written to the file of cases."""
     return {
         "size": SIZE, "template": TEMPLATE, "reach": REACH, "wrong_side": WRONG_SIDE, "nothing": NOTHING, "misfit": MISFIT,
+        "misturned": MISTURNED,
         "cases": [{**case, "expected": play(case)} for case in cases()],
         "photographs": [{**case, "expected": play_photograph(case)} for case in photographs()],
     }  # fmt: skip
@@ -280,7 +290,7 @@ def shared_finding_rules() -> dict:
     """What is written to the page's file of constants for finding hands."""
     names = (
         "DETECTION_THRESHOLD", "HAND_THRESHOLD", "DETECTION_WEIGHT", "SAME_HAND", "SAME_BOX", "LEAST_FILL", "MOST_FILL",
-        "OFF_CENTRE",
+        "OFF_CENTRE", "UPRIGHT",
     )  # fmt: skip
     return {name.lower(): getattr(hands, name) for name in names}
 

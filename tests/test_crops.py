@@ -86,6 +86,16 @@ def test_a_turned_crop_is_full_to_its_corners_inside_the_image_and_black_outside
     assert crop[16, 2].min() == 200 and crop[2, 16].max() == crop[30, 16].max() == crop[16, 29].max() == 0
 
 
+@pytest.mark.parametrize("angle", [0.0, 35.0, 180.0, -100.0])
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_a_crop_around_points_has_their_box_in_its_middle(angle, mirrored):
+    points = np.array([[10.0, 90.0], [40.0, 20.0], [55.0, 60.0], [30.0, 85.0]])
+    crop = Crop.around_points(points, 128, 0.45, mirrored=mirrored, angle=angle)
+    seen = crop.to(points)
+    np.testing.assert_allclose((seen.min(0) + seen.max(0)) / 2, [64, 64], atol=1e-9)
+    assert np.ptp(seen, axis=0).max() == pytest.approx(0.45 * 128)
+
+
 @pytest.mark.parametrize("angle", [0.0, 20.0])
 def test_a_reduced_crop_averages_what_it_reduces(angle):
     # Columns of 0 and 240 in turn: every pair of columns weighs the same, whatever the filter's tails.

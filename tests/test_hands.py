@@ -7,7 +7,17 @@ import pytest
 from PIL import Image
 
 from modeling_handunet.crops import Crop
-from modeling_handunet.hands import FoundHand, Reading, find_hands, is_same_hand, second_crop
+from modeling_handunet.hands import (
+    UPRIGHT,
+    FoundHand,
+    Reading,
+    box_crop,
+    degrees_from_upright,
+    find_hands,
+    is_same_hand,
+    keypoints_box,
+    second_crop,
+)
 from modeling_handunet.keypoints import KEYPOINT_NAMES
 
 UP = (0.0, -1.0)
@@ -137,6 +147,23 @@ def test_a_reading_that_fills_its_crop_badly_is_looked_at_again():
     assert second_crop(nothing, 0.45) is None
     line = Reading(Crop((0.0, 0.0, 100.0), 128), np.array([[50.0, 4.0 * index] for index in range(21)]), np.ones(21))
     assert second_crop(line, 0.45) is None
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_a_hand_that_is_not_upright_is_looked_at_again_in_a_crop_where_it_is(mirrored):
+    hand = np.stack([np.tile([30.0, 0.0, 10.0], 7), np.linspace(100, 0, 21)], 1)  # fills its crop as it should
+    hand[0], hand[9] = (20, 100), (20, 50)  # wrist and middle knuckle: it points up
+    for angle in (0.0, 19.0, 21.0, -90.0, 180.0):
+        cos, sin = np.cos(np.radians(angle)), np.sin(np.radians(angle))
+        points = (hand - 50) @ np.array([[cos, sin], [-sin, cos]]) + (200, 150)  # clockwise
+        assert degrees_from_upright(points) == pytest.approx(angle)
+        box = keypoints_box(points)
+        first = Reading(box_crop(box, "left" if mirrored else "right", 128, 0.45), points, np.ones(21))
+        assert second_crop(first, 0.45) is None
+        crop = second_crop(first, 0.45, UPRIGHT)
+        assert (crop is None) == (abs(angle) < 20)
+        if crop:
+            assert degrees_from_upright(crop.to(points)) == pytest.approx(0, abs=1e-6) and crop.mirrored == mirrored
 
 
 def test_the_surer_look_counts():

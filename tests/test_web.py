@@ -41,7 +41,7 @@ def run(command, cwd=ROOT, **options) -> str:
 # --- Without a browser ---
 
 
-def test_the_resize_is_pillows_to_the_bit(tmp_path):
+def test_resizing_and_turning_are_pillows_to_the_bit(tmp_path):
     node = need_node()
     rng = np.random.default_rng(0)
     cases, expected = [], []
@@ -65,6 +65,14 @@ def test_the_resize_is_pillows_to_the_bit(tmp_path):
         expected.append(np.asarray(Image.fromarray(pixels).reduce(factor)))
         cases.append({"call": "reduce", "rest": [101, 64, factor]})
         pixels.tofile(tmp_path / f"{len(cases) - 1}.bin")
+    for angle in (20.0, -90.0, 137.5, 180.0):
+        pixels = rng.integers(0, 256, (99, 99, 3), dtype=np.uint8)
+        cos, sin = np.cos(np.radians(angle)).round(15), np.sin(np.radians(angle)).round(15)
+        rows = [cos, -sin, 49.5 - 32 * (cos - sin), sin, cos, 49.5 - 32 * (sin + cos)]
+        turned = Image.fromarray(pixels).transform((64, 64), Image.Transform.AFFINE, rows, Image.Resampling.BILINEAR)
+        expected.append(np.asarray(turned))
+        cases.append({"call": "turnBilinear", "rest": [99, rows, 64]})
+        pixels.tofile(tmp_path / f"{len(cases) - 1}.bin")
     (tmp_path / "run.mjs").write_text(
         f"import * as resample from {(WEB / 'src' / 'resample.js').as_uri()!r};\n"
         "import { readFileSync } from 'node:fs';\n"
@@ -73,7 +81,7 @@ def test_the_resize_is_pillows_to_the_bit(tmp_path):
         "console.log(JSON.stringify(answers));\n"
     )
     answers = json.loads(run([node, "run.mjs"], cwd=tmp_path))
-    assert len(answers) == len(expected) == 9
+    assert len(answers) == len(expected) == 13
     for case, answer, pixels in zip(cases, answers, expected):
         found = np.frombuffer(base64.b64decode(answer), np.uint8).reshape(pixels.shape)
         np.testing.assert_array_equal(found, pixels, err_msg=str(case))

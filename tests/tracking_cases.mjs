@@ -11,10 +11,14 @@ const { HandTracks, detectorBox } = await import(pathToFileURL(join(src, "tracki
 const { findHands, keypointsBox, readHand } = await import(pathToFileURL(join(src, "find_hands.js")));
 const [rules, findingRules] = ["tracking", "finding"].map((name) => JSON.parse(readFileSync(join(src, `${name}_rules.json`))));
 const recorded = JSON.parse(readFileSync(casesFile));
-const { size, template, reach, wrong_side: wrongSide, nothing, misfit, cases, photographs } = recorded;
+const { size, template, reach, wrong_side: wrongSide, nothing, misfit, misturned, cases, photographs } = recorded;
 
 const SIDES = { right: 1, left: -1 };
-const keypointsOf = ({ x, y, size, side }) => template.map(([px, py]) => [px * SIDES[side] * size + x, py * size + y]);
+function keypointsOf({ x, y, size, side, angle = 0 }) {
+  const [cos, sin] = [Math.cos, Math.sin].map((turn) => turn((angle * Math.PI) / 180));
+  const points = template.map(([px, py]) => [px * SIDES[side] * size, py * size]);
+  return points.map(([px, py]) => [px * cos - py * sin + x, px * sin + py * cos + y]);
+}
 const scoresOf = (score) => template.map(() => score);
 
 /** The two networks as scripts/tracking_cases.py plays them, for one frame. */
@@ -43,7 +47,7 @@ class PlayedHands {
     return { keypoints: answers.map(([keypoints]) => keypoints), scores: answers.map(([, score]) => scoresOf(score)) };
   }
 
-  #readOne({ box: [left, top, right, bottom], side }) {
+  #readOne({ box: [left, top, right, bottom], side, angle = 0 }) {
     const [x, y, extent] = [(left + right) / 2, (top + bottom) / 2, Math.max(right - left, bottom - top)];
     const apart = (hand) => Math.hypot(hand.x - x, hand.y - y);
     const near = this.hands.filter((hand) => hand.read > 0 && apart(hand) <= reach * extent);
@@ -51,7 +55,9 @@ class PlayedHands {
     const hand = near.reduce((one, other) => (apart(other) < apart(one) ? other : one));
     const fit = hand.found_box ? Math.min(extent / hand.size, hand.size / extent) : 1;
     const shifted = { ...hand, x: hand.x + misfit * (1 - fit) * hand.size };
-    return [keypointsOf(shifted), hand.read * ((hand.read_side ?? hand.side) === side ? 1 : wrongSide) * fit];
+    const turned = Math.abs(((((hand.angle ?? angle) - angle + 180) % 360) + 360) % 360 - 180);
+    const score = hand.read * ((hand.read_side ?? hand.side) === side ? 1 : wrongSide) * fit;
+    return [keypointsOf(shifted), score * (1 - (misturned * turned) / 180)];
   }
 }
 

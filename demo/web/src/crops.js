@@ -2,7 +2,7 @@
 // Points are continuous [x, y], x right and y down, with pixel centres at +0.5.  A square is [left, top, side] in pixels of the
 // picture and may reach outside it, where it is black.  A box is [x, y, width, height].
 
-import { reduce, resizeBilinear } from "./resample.js";
+import { reduce, resizeBilinear, turnBilinear } from "./resample.js";
 
 // A larger square is first reduced by a whole factor.  Phones refuse larger canvases too.
 const MAX_CROP_SIDE = 4096;
@@ -29,9 +29,18 @@ export function pictureToSquare(width, height) {
   return [(width - side) / 2, (height - side) / 2, side];
 }
 
-/** A point of the crop in pixels of the picture. */
-export function fromCrop([x, y], [left, top, side], size) {
-  return [x * (side / size) + left, y * (side / size) + top];
+/** Cosine and sine of degrees; those of right angles are exact. */
+export function cosSin(angle) {
+  const radians = (angle * Math.PI) / 180;
+  return [Math.cos(radians), Math.sin(radians)].map((value) => Math.round(value * 1e15) / 1e15);
+}
+
+/** A point of the crop in pixels of the picture; the square is turned clockwise by `angle` degrees about its own centre. */
+export function fromCrop([x, y], [left, top, side], size, angle = 0) {
+  const [cos, sin] = cosSin(angle);
+  const [u, v] = [x - size / 2, y - size / 2];
+  const [turnedX, turnedY] = angle ? [u * cos - v * sin + size / 2, u * sin + v * cos + size / 2] : [x, y];
+  return [turnedX * (side / size) + left, turnedY * (side / size) + top];
 }
 
 let canvas; // one for all frames: making a canvas takes longer than a frame
@@ -70,6 +79,19 @@ function readReduced(picture, x, y, width, height, factor) {
     }
   }
   return result;
+}
+
+/** As [`cropSquare`] for a square that is turned clockwise by `angle` degrees about its own centre. */
+export function cropTurned(picture, [left, top, side], size, angle) {
+  const [cos, sin] = cosSin(angle);
+  // The upright square around the turned one, at the crop's scale; one pixel more for the filter.
+  const margin = Math.ceil((size * (Math.abs(cos) + Math.abs(sin) - 1)) / 2) + 1;
+  const around = size + 2 * margin;
+  const border = (margin * side) / size;
+  const upright = cropSquare(picture, [left - border, top - border, side + 2 * border], around);
+  const [middle, half] = [around / 2, size / 2];
+  const [offsetX, offsetY] = [middle - half * (cos - sin), middle - half * (sin + cos)];
+  return turnBilinear(upright, around, [cos, -sin, offsetX, sin, cos, offsetY], size);
 }
 
 /** Cut `square` out of a picture (an image, bitmap, canvas or video): (size, size, 3) 8-bit RGB. */

@@ -3,6 +3,8 @@
 // The rules of modeling_handunet/hands.py, on cases of which both are tested.  Its constants are in finding_rules.json.  Boxes
 // are [x_min, y_min, x_max, y_max] in pixels, points [x, y], sides "right" and "left".
 
+import { cosSin } from "./crops.js";
+
 export const SIDES = ["right", "left"];
 
 const sum = (values) => values.reduce((total, value) => total + value, 0);
@@ -47,7 +49,7 @@ const surest = (readings) => readings.reduce((one, other) => (other.score > one.
 
 /**
  * What a generator of steps returns, if the networks answer all that it asks for: null for the detections [{box, side,
- * score}], a list of places [{box, side}] for their {keypoints, scores}.
+ * score}], a list of places [{box, side, angle}] for their {keypoints, scores}.
  *
  * @param models `detect(picture)` and `read(picture, places)`, asynchronous, as hand_model.js has them.
  */
@@ -70,7 +72,7 @@ export async function answered(asking, models, picture) {
 export async function findHands(models, picture, rules, handedness = null) {
   const found = (await models.detect(picture)).filter(({ score }) => score >= rules.detection_threshold);
   const places = found.map(({ box }) => ({ box, sides: possibleSides(handedness), again: true }));
-  const readings = await answered(readPlaces(places, rules), models, picture);
+  const readings = await answered(readPlaces(places, rules, rules.upright), models, picture);
   const hands = readings.map((reading, index) => {
     return { ...reading, box: places[index].box, handScore: sureness(found[index].score, reading.score, rules) };
   });
@@ -80,7 +82,7 @@ export async function findHands(models, picture, rules, handedness = null) {
 /** The hand in a box; if its side is not known, it is read both ways. */
 export async function readHand(models, picture, box, rules, handedness = null) {
   const places = [{ box, sides: possibleSides(handedness), again: true }];
-  const [reading] = await answered(readPlaces(places, rules), models, picture);
+  const [reading] = await answered(readPlaces(places, rules, rules.upright), models, picture);
   return { ...reading, box, handScore: null };
 }
 
@@ -104,9 +106,9 @@ function chooseHands(found, rules) {
 /**
  * The reading {box, side, keypoints, scores, score, rival} of each place {box, sides, again}, the surest of all looks at it;
  * its box is the look's.  `rival` is the score of the same place read as the other side, or null; with `again` the place may
- * get a second look.  A generator for [`answered`].
+ * get a second look, also if its hand points more than `upright` degrees away from up.  A generator for [`answered`].
  */
-export function* readPlaces(places, rules) {
+export function* readPlaces(places, rules, upright = Infinity) {
   if (!places.length) return [];
   const looks = yield* read(places.flatMap(({ box, sides }) => sides.map((side) => ({ box, side }))));
   const best = places.map(({ sides }) => {
@@ -115,7 +117,7 @@ export function* readPlaces(places, rules) {
     const rivals = own.filter((other) => other !== reading).map(({ score }) => score);
     return { ...reading, rival: rivals.length ? Math.max(...rivals) : null };
   });
-  const again = best.map((reading, index) => (places[index].again ? secondLook(reading, rules) : null));
+  const again = best.map((reading, index) => (places[index].again ? secondLook(reading, rules, upright) : null));
   const second = yield* read(again.filter(Boolean));
   return best.map((reading, index) => {
     return again[index] ? surest([reading, { ...second.shift(), rival: reading.rival }]) : reading;
@@ -130,13 +132,33 @@ function* read(places) {
   });
 }
 
-/** The place {box, side} for a second look, round the first reading's keypoints, if they fill its crop badly; else null. */
-function secondLook({ box: [left, top, right, bottom], side, keypoints }, rules) {
+/**
+ * The place {box, side, angle} for a second look, round the first reading's keypoints, if they fill its crop badly or point more
+ * than `upright` degrees away from up; else null.
+ */
+function secondLook({ box: [left, top, right, bottom], side, keypoints }, rules, upright) {
   const [newLeft, newTop, newRight, newBottom] = keypointsBox(keypoints);
   const size = handSize(keypoints);
   const away = Math.hypot((newLeft + newRight - left - right) / 2, (newTop + newBottom - top - bottom) / 2);
   const fill = size / Math.max(right - left, bottom - top);
-  if (rules.least_fill <= fill && fill <= rules.most_fill && away <= rules.off_centre * size) return null;
-  const isBox = newLeft < newRight && newTop < newBottom; // keypoints may lie in a line
-  return isBox ? { box: keypointsBox(keypoints), side } : null;
+  const angle = degreesFromUpright(keypoints);
+  const isUpright = Math.abs(angle) <= upright;
+  if (rules.least_fill <= fill && fill <= rules.most_fill && away <= rules.off_centre * size && isUpright) return null;
+  if (!(newLeft < newRight && newTop < newBottom)) return null; // keypoints may lie in a line
+  return isUpright ? { box: keypointsBox(keypoints), side } : { box: turnedBox(keypoints, angle), side, angle };
+}
+
+/** The direction from the wrist to the middle knuckle, in degrees clockwise from up. */
+function degreesFromUpright(keypoints) {
+  const [x, y] = [0, 1].map((axis) => keypoints[9][axis] - keypoints[0][axis]);
+  return (Math.atan2(x, -y) * 180) / Math.PI;
+}
+
+/** The square box with the middle and the longer side of the keypoints' box as seen in a crop that is turned by `angle`. */
+function turnedBox(keypoints, angle) {
+  const [cos, sin] = cosSin(angle);
+  const [left, top, right, bottom] = keypointsBox(keypoints.map(([x, y]) => [x * cos + y * sin, y * cos - x * sin]));
+  const [u, v, half] = [(left + right) / 2, (top + bottom) / 2, Math.max(right - left, bottom - top) / 2];
+  const [x, y] = [u * cos - v * sin, u * sin + v * cos];
+  return [x - half, y - half, x + half, y + half];
 }

@@ -1,6 +1,6 @@
 // The two networks with their decoders under onnxruntime-web: WebGPU where there is one, else WebAssembly.
 
-import { boxToSquare, cropSquare, fromCrop, heightOf, pictureToSquare, widthOf } from "./crops.js";
+import { boxToSquare, cropSquare, cropTurned, fromCrop, heightOf, pictureToSquare, widthOf } from "./crops.js";
 import { readMetadata } from "./onnx_metadata.js";
 
 const METADATA_KEY = "handunet";
@@ -164,7 +164,8 @@ class HandModels {
   }
 
   /**
-   * Keypoints of the hands at places {box, side} of a picture; a left hand is mirrored on the way in and on the way back.
+   * Keypoints of the hands at places {box, side, angle} of a picture; a left hand is mirrored on the way in and on the way
+   * back, and a place with an angle is turned.
    *
    * @returns {Promise<{keypoints: number[][][], scores: number[][]}>} (places, 21, 2) in pixels of the picture, and (places,
    *   21) in [0, 1].
@@ -174,7 +175,8 @@ class HandModels {
     const toBox = ([left, top, right, bottom]) => [left, top, right - left, bottom - top];
     const squares = places.map(({ box }) => boxToSquare(toBox(box), fill));
     const cut = new Map(); // a place that is read as both sides is cut once
-    places.forEach(({ box }, index) => cut.has(box) || cut.set(box, cropSquare(picture, squares[index], size)));
+    const cutOut = (square, angle) => (angle ? cropTurned(picture, square, size, angle) : cropSquare(picture, square, size));
+    places.forEach(({ box, angle }, index) => cut.has(box) || cut.set(box, cutOut(squares[index], angle)));
     const crops = places.map(({ box }) => cut.get(box));
     const mirrored = places.map(({ side }) => side === "left");
     const answer = await this.#worker.ask("read", { crops, mirrored });
@@ -182,7 +184,7 @@ class HandModels {
     const keypoints = squares.map((square, hand) =>
       Array.from({ length: count }, (_, index) => {
         const [x, y] = answer.keypoints.slice((hand * count + index) * 2, (hand * count + index) * 2 + 2);
-        return fromCrop([mirrored[hand] ? size - x : x, y], square, size);
+        return fromCrop([mirrored[hand] ? size - x : x, y], square, size, places[hand].angle);
       }),
     );
     return { keypoints, scores: squares.map((_, hand) => answer.scores.slice(hand * count, (hand + 1) * count)) };

@@ -110,3 +110,34 @@ export function reduce(rgba, width, height, factor) {
   }
   return result;
 }
+
+/**
+ * A square part of a square picture, moved by an affine map, as Pillow's `transform` does with its bilinear filter: it rounds
+ * down.
+ *
+ * @param {Uint8Array} rgb (width, width, 3).
+ * @param {number[]} map [a, b, c, d, e, f]: the pixel (x, y) of the result lies at (a x + b y + c, d x + e y + f) of the
+ *   picture, which it does not leave.
+ * @param {number} size side of the result.
+ * @returns {Uint8Array} (size, size, 3)
+ */
+export function turnBilinear(rgb, width, [a, b, c, d, e, f], size) {
+  const result = new Uint8Array(size * size * 3);
+  const inside = (index) => Math.min(Math.max(index, 0), width - 1);
+  for (let row = 0, at = 0; row < size; row++) {
+    for (let column = 0; column < size; column++) {
+      const [u, v] = [column + 0.5, row + 0.5];
+      const [x, y] = [a * u + b * v + c - 0.5, d * u + e * v + f - 0.5];
+      const [left, top] = [Math.floor(x), Math.floor(y)];
+      const [right, below] = [x - left, y - top];
+      const corners = [top, top + 1].map((line) => [left, left + 1].map((place) => (inside(line) * width + inside(place)) * 3));
+      for (let channel = 0; channel < 3; channel++, at++) {
+        const [upper, lower] = corners.map(([one, other]) => {
+          return rgb[one + channel] + (rgb[other + channel] - rgb[one + channel]) * right;
+        });
+        result[at] = Math.trunc(upper + (lower - upper) * below);
+      }
+    }
+  }
+  return result;
+}
