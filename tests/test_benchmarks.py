@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import gpu, ways
+from benchmarks import gpu, profile, ways
 from benchmarks.__main__ import curve, draw
 from benchmarks.measure import MEDIAPIPE, PROGRAMS, rows, summary, table, verdict
 from modeling_handunet import HandUNetConfig, HandUNetForPoseEstimation, decode_heatmaps, render_heatmaps
@@ -140,3 +140,10 @@ def test_the_command_measures_a_row_and_leaves_the_others(tmp_path):
     assert figures["rows"]["heatmaps"]["machine"]["threads"] == 1
     unknown = subprocess.run([*command, "hands"], cwd=ROOT, capture_output=True, text=True)
     assert unknown.returncode == 2 and "there is no row hands: choose from heatmaps, first_samples" in unknown.stderr
+
+
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_profile_has_the_time_of_the_networks_parts(compiled):
+    spent = profile.measure("cpu", 1, compiled)
+    assert list(spent.values()) == sorted(spent.values(), reverse=True)
+    assert {"convolutions", "normalisation", "optimizer"} <= {kind for kind, time in spent.items() if time > 0}
