@@ -49,6 +49,9 @@ class TrackingRules:
     look_every: float = 0.3
     # A reading of a lower mean score is none.
     lost_score: float = 0.2
+    # A detection that was read and is no hand is not read again for this time, unless its score grows by so much.
+    refuse: float = 1.0
+    grown: float = 0.1
     # Detections from this score on confirm a hand that is followed.
     confirm_score: float = 0.15
     # A new hand is dropped if the detector does not see it again when it runs next; an older one after this time.
@@ -212,6 +215,7 @@ class HandTracks:
     def reset(self) -> None:
         """Forget all hands and the time, as before another film.  Ids go on, so that none is given twice."""
         self.tracks: list[Track] = []
+        self._refused: list[tuple[FoundHand, float]] = []  # detections that are no hands, and when they were read
         self.time: float | None = None
         self._detected: float | None = None
         self._size: tuple[int, int] | None = None
@@ -243,15 +247,18 @@ class HandTracks:
         sights = []
         if looks:
             sights = usable_sights((yield from self._read(looks, found is not None)), size, self.rules)
-        seen = set()
+        used = []
         for track, sight in assign(self.tracks, sights, time, found is not None, self.detection_threshold, self.rules):
             update(track, sight, time, self.smooth, self.rules)
-            seen.add(id(sight))
+            used.append(sight)
         if found is not None:
             self.tracks = [track for track in self.tracks if is_confirmed(track, time, self.rules)]
         for sight in sorted(sights, key=lambda sight: -sight.hand_score):
-            if id(sight) not in seen:
-                self._begin(sight)
+            if not any(sight is other for other in used) and self._begin(sight):
+                used.append(sight)
+        hands = [sight.detection for sight in used]
+        new = [look.detection for look in looks if look.side is None]
+        self._refused += [(found, time) for found in new if not any(found is hand for hand in hands)]
         return sorted((track for track in self.tracks if track.seen == time), key=lambda track: track.id)
 
     def _read(self, looks: list[Look], detected: bool):
@@ -282,9 +289,11 @@ class HandTracks:
             self._change_size(size)
         self.time, self._size = time, tuple(size)
         self.tracks = [track for track in self.tracks if time - track.seen <= self.rules.remember]
+        self._refused = [(found, read) for found, read in self._refused if time - read <= self.rules.refuse]
 
     def _change_size(self, size: tuple[int, int]) -> None:
         scale = size[0] / self._size[0]
+        self._refused = []
         if max(abs(self._size[0] * scale - size[0]), abs(self._size[1] * scale - size[1])) > 1:
             self.tracks, self._detected = [], None
         for track in self.tracks:
@@ -301,30 +310,40 @@ class HandTracks:
         return [hand for hand in found if hand.score >= min(self.rules.confirm_score, self.detection_threshold)]
 
     def _worth_reading(self, looks: list[Look]) -> list[Look]:
-        """Without detections that are too weak for a new hand, and without any if there is no room for one."""
+        """Without detections that are too weak for a new hand or known to be none, and without any if there is no room."""
         followed = [look for look in looks if look.side is not None]
         if self.max_hands is not None and sum(look.detection is not None for look in followed) >= self.max_hands:
             return followed
         least = min(DETECTION_THRESHOLD, self.detection_threshold)
-        return followed + [look for look in looks if look.side is None and look.detection.score >= least]
+        new = [look for look in looks if look.side is None and look.detection.score >= least]
+        return followed + [look for look in new if not self._is_refused(look.detection)]
 
-    def _begin(self, sight: Sight) -> None:
-        """A new hand, if both networks are sure enough, it is no other one, and there is room."""
+    def _is_refused(self, found: FoundHand) -> bool:
+        """Whether a detection at this place was read a short time ago and is no hand."""
+        return any(
+            found.score < other.score + self.rules.grown
+            and box_distance(found.box, other.box, self.rules) <= self.rules.same_place
+            for other, _ in self._refused
+        )
+
+    def _begin(self, sight: Sight) -> bool:
+        """Begin a new hand, if both networks are sure enough, it is no other one, and there is room; whether it began."""
         time = self.time
         if sight.detection is None or sight.hand_score < self.detection_threshold:
-            return
+            return False
         if any(track.seen == time and is_same_hand(sight, track) for track in self.tracks):
-            return
+            return False
         if self.max_hands is not None and len(self.tracks) >= self.max_hands:
             hidden = [track for track in self.tracks if track.seen < time]
             if not hidden:
-                return
+                return False
             self.tracks.remove(min(hidden, key=lambda track: track.seen))
         keypoints, extent = sight.keypoints, hand_size(sight.keypoints)
         track = Track(self._next_id, keypoints, sight.reading.scores, time, extent, sight.vote, sight.hand_score, *[time] * 3)
         track.steady, track.slope = keypoints, np.zeros_like(keypoints)
         self.tracks.append(track)
         self._next_id += 1
+        return True
 
     def _describe(self, track: Track) -> dict:
         points = np.asarray(track.steady, np.float32)

@@ -209,6 +209,7 @@ const isConfirmed = (track, time, rules) =>
 export class HandTracks {
   #nextId = 1;
   #tracks = [];
+  #refused = []; // detections that are no hands, with `read`, the time when they were read
   #time = null;
   #detected = null;
   #size = null;
@@ -244,15 +245,18 @@ export class HandTracks {
       return { ...reading, detection: looks[index].detection, isNew: !looks[index].track };
     });
     const sights = usableSights(read, size, rules);
-    const seen = new Set();
+    const used = new Set();
     for (const [track, sight] of assign(this.#tracks, sights, time, found !== null, rules, scoreOf, threshold)) {
       update(track, sight, time, this.smooth, rules, scoreOf);
-      seen.add(sight);
+      used.add(sight);
     }
     if (found) this.#tracks = this.#tracks.filter((track) => isConfirmed(track, time, rules));
     for (const sight of sights.toSorted((one, other) => scoreOf(other) - scoreOf(one))) {
-      if (!seen.has(sight)) this.#begin(sight, scoreOf(sight), time);
+      if (!used.has(sight) && this.#begin(sight, scoreOf(sight), time)) used.add(sight);
     }
+    const hands = new Set([...used].map(({ detection }) => detection));
+    const refused = looks.filter(({ track, detection }) => !track && !hands.has(detection));
+    this.#refused.push(...refused.map(({ detection }) => ({ ...detection, read: time })));
     return this.#tracks
       .filter((track) => track.seen === time)
       .toSorted((one, other) => one.id - other.id)
@@ -274,12 +278,14 @@ export class HandTracks {
     this.#time = time;
     this.#size = size;
     this.#tracks = this.#tracks.filter((track) => time - track.seen <= this.rules.remember);
+    this.#refused = this.#refused.filter(({ read }) => time - read <= this.rules.refuse);
   }
 
   #changeSize(size) {
     const [width, height] = this.#size;
     const scale = size[0] / width;
     if (scale === 1 && size[1] === height) return;
+    this.#refused = [];
     if (Math.max(Math.abs(width * scale - size[0]), Math.abs(height * scale - size[1])) > 1) {
       this.#tracks = [];
       this.#detected = null;
@@ -304,25 +310,34 @@ export class HandTracks {
     return found.filter(({ score }) => score >= least);
   }
 
-  /** Without detections that are too weak for a new hand, and without any if there is no room for one. */
+  /** Without detections that are too weak for a new hand or known to be none, and without any if there is no room. */
   #worthReading(looks) {
     const followed = looks.filter(({ track }) => track);
     if (followed.filter(({ detection }) => detection).length >= this.maxHands) return followed;
     const { detection_threshold: threshold, hand_threshold: handThreshold } = this.findingRules;
     const least = Math.min(threshold, handThreshold);
-    return [...followed, ...looks.filter(({ track, detection }) => !track && detection.score >= least)];
+    const isNew = ({ track, detection }) => !track && detection.score >= least && !this.#isRefused(detection);
+    return [...followed, ...looks.filter(isNew)];
   }
 
-  /** A new hand, if both networks are sure enough, it is no other one, and there is room. */
+  /** Whether a detection at this place was read a short time ago and is no hand. */
+  #isRefused({ box, score }) {
+    const { grown, same_place: samePlace } = this.rules;
+    return this.#refused.some((other) => {
+      return score < other.score + grown && boxDistance(box, other.box, this.rules) <= samePlace;
+    });
+  }
+
+  /** Begin a new hand, if both networks are sure enough, it is no other one, and there is room; whether it began. */
   #begin(sight, handScore, time) {
     const { keypoints, scores, score, detection } = sight;
-    if (!detection || handScore < this.findingRules.hand_threshold) return;
+    if (!detection || handScore < this.findingRules.hand_threshold) return false;
     const isKnown = (track) =>
       track.seen === time && isOneHand(sight, { keypoints: track.keypoints, side: sideOf(track) }, this.findingRules);
-    if (this.#tracks.some(isKnown)) return;
+    if (this.#tracks.some(isKnown)) return false;
     if (this.#tracks.length >= this.maxHands) {
       const hidden = this.#tracks.filter((track) => track.seen < time);
-      if (!hidden.length) return;
+      if (!hidden.length) return false;
       const oldest = hidden.reduce((one, other) => (other.seen < one.seen ? other : one));
       this.#tracks = this.#tracks.filter((track) => track !== oldest);
     }
@@ -343,5 +358,6 @@ export class HandTracks {
       steady: keypoints,
       slope: noSlope(keypoints),
     });
+    return true;
   }
 }
