@@ -22,6 +22,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from handunet.backends import OWN_MODELS
 from tests.chromium import CHROMIUM, FLAGS, MISSING, NETWORK_ERRORS, free_port, need_node
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -773,6 +774,24 @@ def test_a_missing_model_is_named_and_can_be_tried_again(browser, url, photograp
     ):
         with Page(browser, f"{url}?{query}", ready=None) as page:
             page.says(sentence)
+
+
+@pytest.mark.slow
+def test_webassembly_takes_the_models_in_8_bits_where_they_are(browser, url, dist, photographs):
+    shutil.copytree(OWN_MODELS["int8"].parent, dist / "int8")
+    try:
+        with Page(browser, url) as page:
+            models = {request.removeprefix(url) for request in page.requests if request.endswith(".onnx")}
+            assert models == {"int8/pose.onnx", "int8/detector.onnx"}
+            page.open(photographs[1])
+            assert len(page.hands()) == 1
+        with Page(browser, url + "?model=pose.onnx") as page:
+            assert not any("int8" in request for request in page.requests)
+        (dist / "int8" / "pose.onnx").unlink()
+        with Page(browser, url) as page:  # as if it was not there
+            assert {url + "pose.onnx", url + "detector.onnx"} <= set(page.requests)
+    finally:
+        shutil.rmtree(dist / "int8")
 
 
 @pytest.mark.slow

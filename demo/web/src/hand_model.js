@@ -43,6 +43,8 @@ async function openFile(url, kind) {
   throw new UserError(`The model file ${name} is of the kind "${found}", but one of the kind "${kind}" is needed.`);
 }
 
+const openBoth = ({ pose, detector }) => Promise.all([openFile(pose, "pose"), openFile(detector, "detector")]);
+
 /** Whether there is WebGPU in hardware. WebGPU in software is slower than WebAssembly. */
 async function hasWebGpu() {
   try {
@@ -76,18 +78,19 @@ function within(seconds, promise) {
 /**
  * Fetch both models and start the first runtime that works.
  *
- * @param {string} poseUrl absolute address of the ONNX file that reads keypoints.
- * @param {string} detectorUrl absolute address of the one that finds hands.
+ * @param {{pose: string, detector: string}} files absolute addresses of the ONNX files that read keypoints and find hands.
+ * @param {?{pose: string, detector: string}} inEightBits those in 8 bits, which WebAssembly runs faster, if the server has them.
  * @param {string} [only] one of `RUNTIMES`: try only this one.
  * @returns {Promise<HandModels>}
  * @throws {UserError} when a file is missing or no runtime can use them.
  */
-export async function loadHandModels(poseUrl, detectorUrl, only) {
-  const [pose, detector] = await Promise.all([openFile(poseUrl, "pose"), openFile(detectorUrl, "detector")]);
+export async function loadHandModels(files, inEightBits, only) {
   const possible = only ? [only] : [];
   if (!only && (await hasWebGpu())) possible.push("webgpu");
   if (!only) possible.push(self.crossOriginIsolated ? "threads" : "single");
   for (const runtime of possible) {
+    const small = runtime !== "webgpu" && inEightBits && (await openBoth(inEightBits).catch(() => null));
+    const [pose, detector] = small || (await openBoth(files));
     try {
       return await startModels(runtime, pose, detector, runtime === "webgpu" && !only ? WEBGPU_SECONDS : Infinity);
     } catch (error) {

@@ -79,12 +79,14 @@ let loading = null;
 // ?model=pose.onnx, ?detector=detector.onnx, ?runtime=webgpu, threads or single
 const parameters = new URLSearchParams(location.search);
 const address = (name, usual) => new URL(parameters.get(name) ?? usual, document.baseURI).href;
+const ownFiles = () => ({ pose: address("model", "pose.onnx"), detector: address("detector", "detector.onnx") });
+const filesIn = (folder) => ({ pose: address("", `${folder}/pose.onnx`), detector: address("", `${folder}/detector.onnx`) });
 
 function getModels() {
   page.retry.hidden = true;
   loading ??= loadHandModels(
-    address("model", "pose.onnx"),
-    address("detector", "detector.onnx"),
+    ownFiles(),
+    parameters.has("model") || parameters.has("detector") ? null : filesIn("int8"),
     RUNTIMES.find((runtime) => runtime === parameters.get("runtime")),
   ).then(
     (models) => {
