@@ -186,7 +186,7 @@ def steps(
     (boxes,) = boxes_by_image(boxes, 1)
     (handedness,) = handedness_by_image(handedness, [count_hands(boxes)])
     if boxes is None:
-        least = min(DETECTION_THRESHOLD, detection_threshold)
+        least = least_detection(detection_threshold)
         found = [hand for hand in (yield None) if hand.score >= least]
         places = [found_place(hand, image_size, box_fill, handedness[0]) for hand in found]
     else:
@@ -223,6 +223,11 @@ def sureness(detection_score: float, reading_score: float) -> float:
     marked by eye, with handunet-base, the average precision is 0.38 by the detector's score alone, and 0.66 by this one.
     """
     return detection_score**DETECTION_WEIGHT * reading_score ** (1 - DETECTION_WEIGHT)
+
+
+def least_detection(threshold: float) -> float:
+    """The least score of a detection that is worth a look: with less, no reading reaches a `hand_score` of `threshold`."""
+    return max(min(DETECTION_THRESHOLD, threshold), threshold ** (1 / DETECTION_WEIGHT))
 
 
 def read_places(places: list[Place], box_fill: float, again: Container[int], upright: float = math.inf):
@@ -366,6 +371,7 @@ __all__ = [
     "is_same_hand",
     "keypoint_distance",
     "keypoints_box",
+    "least_detection",
     "read_places",
     "steps",
     "sureness",

@@ -18,7 +18,6 @@ from PIL import Image
 from .crops import Crop
 from .hands import (
     BOX_MARGIN,
-    DETECTION_THRESHOLD,
     HAND_THRESHOLD,
     FoundHand,
     HandModels,
@@ -31,6 +30,7 @@ from .hands import (
     hand_size,
     is_same_hand,
     keypoint_distance,
+    least_detection,
     read_places,
     sureness,
 )
@@ -314,7 +314,7 @@ class HandTracks:
         followed = [look for look in looks if look.side is not None]
         if self.max_hands is not None and sum(look.detection is not None for look in followed) >= self.max_hands:
             return followed
-        least = min(DETECTION_THRESHOLD, self.detection_threshold)
+        least = least_detection(self.detection_threshold)
         new = [look for look in looks if look.side is None and look.detection.score >= least]
         return followed + [look for look in new if not self._is_refused(look.detection)]
 

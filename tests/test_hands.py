@@ -16,7 +16,9 @@ from modeling_handunet.hands import (
     find_hands,
     is_same_hand,
     keypoints_box,
+    least_detection,
     second_crop,
+    sureness,
 )
 from modeling_handunet.keypoints import KEYPOINT_NAMES
 
@@ -147,6 +149,14 @@ def test_a_reading_that_fills_its_crop_badly_is_looked_at_again():
     assert second_crop(nothing, 0.45) is None
     line = Reading(Crop((0.0, 0.0, 100.0), 128), np.array([[50.0, 4.0 * index] for index in range(21)]), np.ones(21))
     assert second_crop(line, 0.45) is None
+
+
+def test_what_no_reading_can_make_a_hand_is_not_read():
+    for threshold in (0.01, 0.1, 0.3, 0.5, 0.9, 1.0):
+        least = least_detection(threshold)
+        assert sureness(least, 1.0) >= threshold - 1e-9
+        assert least <= 0.2 or sureness(least - 0.01, 1.0) < threshold
+    assert least_detection(0.0) == 0.0
 
 
 @pytest.mark.parametrize("mirrored", [False, True])

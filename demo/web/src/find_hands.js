@@ -70,7 +70,8 @@ export async function answered(asking, models, picture) {
  * @param {?string} handedness "right" or "left" if it is known of all hands; else each is read both ways.
  */
 export async function findHands(models, picture, rules, handedness = null) {
-  const found = (await models.detect(picture)).filter(({ score }) => score >= rules.detection_threshold);
+  const least = leastDetection(rules);
+  const found = (await models.detect(picture)).filter(({ score }) => score >= least);
   const places = found.map(({ box }) => ({ box, sides: possibleSides(handedness), again: true }));
   const readings = await answered(readPlaces(places, rules, rules.upright), models, picture);
   const hands = readings.map((reading, index) => {
@@ -87,6 +88,11 @@ export async function readHand(models, picture, box, rules, handedness = null) {
 }
 
 export const possibleSides = (handedness) => (handedness ? [handedness] : SIDES);
+
+/** The least score of a detection that is worth a look: with a lower one, no reading makes it a hand. */
+export function leastDetection({ detection_threshold: least, hand_threshold: threshold, detection_weight: weight }) {
+  return Math.max(Math.min(least, threshold), threshold ** (1 / weight));
+}
 
 /** How sure both networks are that there is a hand, in [0, 1]: a weighted geometric mean. */
 export function sureness(detectionScore, readingScore, { detection_weight: weight }) {

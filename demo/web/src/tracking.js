@@ -9,6 +9,7 @@ import {
   isOneHand,
   keypointDistance,
   keypointsBox,
+  leastDetection,
   possibleSides,
   readPlaces,
   sureness,
@@ -314,8 +315,7 @@ export class HandTracks {
   #worthReading(looks) {
     const followed = looks.filter(({ track }) => track);
     if (followed.filter(({ detection }) => detection).length >= this.maxHands) return followed;
-    const { detection_threshold: threshold, hand_threshold: handThreshold } = this.findingRules;
-    const least = Math.min(threshold, handThreshold);
+    const least = leastDetection(this.findingRules);
     const isNew = ({ track, detection }) => !track && detection.score >= least && !this.#isRefused(detection);
     return [...followed, ...looks.filter(isNew)];
   }
