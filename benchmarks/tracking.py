@@ -417,7 +417,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="has cutouts, backgrounds, coco_hands")
     parser.add_argument("--base", default="weights/handunet-base", help="runs in torch")
-    parser.add_argument("--small", default="handunet/models/float32/pose.onnx", help="runs in onnxruntime")
+    parser.add_argument("--small", default="handunet/models/int8/pose.onnx", help="runs in onnxruntime")
     parser.add_argument("--more", nargs="*", default=[], metavar="FILE", help="more ONNX files, such as one of 8-bit weights")
     parser.add_argument("--environment", type=Path, default=Path("outputs/mediapipe"), help="MediaPipe's, made if missing")
     parser.add_argument("--count", type=int, default=3, help="films of each kind")
