@@ -12,7 +12,8 @@ HandUNet does not search: without boxes it takes each photograph for one hand.  
 
 The folder --output gets `annotations.json`; `report.json`, which names what was left out and why; `images/` with
 `--squares`; and `looks.jsonl`, a line for each photograph that is done, with which the same command goes on after a stop.
-Each folder in PHOTOS is a source.  Whole sources are held out for validation, or whole photographs if there are under four.
+Each folder in PHOTOS is a source, except where the images of `--boxes` have a `source`.  Whole sources are held out for
+validation, or whole photographs if there are under four.
 """
 
 import argparse
@@ -209,8 +210,9 @@ def to_coco(records: list[dict], squares: bool, share: float, teacher: str) -> d
     return {"info": info, "images": images, "categories": categories, "annotations": annotations}
 
 
-def read_boxes(path: Path) -> dict[str, list[tuple]]:
-    """(box, handedness or None) of each hand by the photograph's file name; ValueError for anything else than COCO boxes."""
+def read_boxes(path: Path) -> tuple[dict[str, list[tuple]], dict[str, str]]:
+    """By the photograph's file name, (box, handedness or None) of each hand, and the photograph's `source` where it has one;
+    ValueError for anything else than COCO boxes."""
     coco, boxes = parse_json(FileTree(path.parent).read(path.name, MAX_JSON_BYTES), str(path)), {}
     try:
         images = {entry["id"]: entry for entry in coco["images"]}
@@ -220,9 +222,10 @@ def read_boxes(path: Path) -> dict[str, list[tuple]]:
                 raise ValueError(f"annotation {entry['id']} has handedness {handedness!r}, expected 'right' or 'left'")
             check_box(entry["bbox"], image["width"], image["height"])
             boxes.setdefault(image["file_name"], []).append((tuple(map(float, entry["bbox"])), handedness))
+        sources = {entry["file_name"]: str(entry["source"]) for entry in images.values() if entry.get("source")}
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a COCO file with boxes: {error!r}") from None
-    return boxes
+    return boxes, sources
 
 
 def photographs_in(places: list[Path], output: Path) -> tuple[Path, list[Path]]:
@@ -250,7 +253,9 @@ def done_before(log: Path, settings: dict) -> list[dict]:
     return records
 
 
-def run(places: list[Path], output: Path, teacher, *, boxes=None, squares=False, max_disagreement=0.05, share=0.1) -> dict:
+def run(
+    places: list[Path], output: Path, teacher, *, boxes=None, sources=(), squares=False, max_disagreement=0.05, share=0.1
+) -> dict:
     """Label all photographs, or go on with it, and write the files; the report."""
     folder, files = photographs_in(places, output)
     log = output / "looks.jsonl"
@@ -264,7 +269,8 @@ def run(places: list[Path], output: Path, teacher, *, boxes=None, squares=False,
             name = path.relative_to(folder)
             if name.as_posix() in done:
                 continue
-            record = {"picture": name.as_posix(), "source": name.parts[0] if len(name.parts) > 1 else folder.name}
+            source = name.parts[0] if len(name.parts) > 1 else folder.name
+            record = {"picture": name.as_posix(), "source": dict(sources).get(name.as_posix(), source)}
             try:
                 picture = load_image(path)
             except (OSError, ValueError) as error:
@@ -301,10 +307,10 @@ def main() -> None:
     parser.add_argument("--environment", type=Path, default=ENVIRONMENT, help="gets MediaPipe, if it is not installed here")
     args = parser.parse_args()
     try:
-        boxes = read_boxes(args.boxes) if args.boxes else None
+        boxes, sources = read_boxes(args.boxes) if args.boxes else (None, {})
         teacher = MediaPipe(args.environment) if args.teacher == "mediapipe" else HandUNet(args.model)
         options = {"squares": args.squares, "max_disagreement": args.max_disagreement, "share": args.validation_share}
-        report = run(args.photos, args.output, teacher, boxes=boxes, **options)
+        report = run(args.photos, args.output, teacher, boxes=boxes, sources=sources, **options)
     except (ImportError, OSError, ValueError) as error:
         sys.exit(f"label: {error}")
     print(f"{report['hands']} hands of {report['photographs']} photographs are in {args.output / 'annotations.json'}.")

@@ -187,14 +187,17 @@ def test_a_stopped_run_goes_on_and_gives_the_same_file(folder):
 
 
 def test_boxes_and_handedness_can_be_given(folder):
-    image = {"id": 1, "file_name": "a/1.png", "width": 256, "height": 256}
+    image = {"id": 1, "file_name": "a/1.png", "width": 256, "height": 256, "source": "a friend's"}
     annotation = {"id": 1, "image_id": 1, "bbox": [60, 80, 40, 50], "handedness": "left"}
     path = folder / "boxes.json"
     path.write_text(json.dumps({"images": [image], "annotations": [annotation]}))
-    boxes = label.read_boxes(path)
-    report = label.run([folder / "photos"], folder / "out", Seer((HAND + (60, 80), 0.9)), boxes=boxes)
+    boxes, sources = label.read_boxes(path)
+    seer = Seer((HAND + (60, 80), 0.9))
+    report = label.run([folder / "photos"], folder / "out", seer, boxes=boxes, sources=sources)
     assert report["hands"] == 1 and len(report["left_out"]["no box was given"]) == 4
-    (hand,) = json.loads((folder / "out" / "annotations.json").read_text())["annotations"]
+    coco = json.loads((folder / "out" / "annotations.json").read_text())
+    assert [image["source"] for image in coco["images"]] == ["a friend's"]
+    (hand,) = coco["annotations"]
     assert (hand["handedness"], hand["looks"]) == ("left", 3)
     path.write_text(json.dumps({"images": [image], "annotations": [annotation | {"bbox": [300, 80, 40, 50]}]}))
     with pytest.raises(ValueError, match=re.escape("lies outside the image of 256x256 pixels")):

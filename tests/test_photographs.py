@@ -8,6 +8,7 @@ from PIL import Image
 
 from dataset_script import CocoHands, HandCrops
 from dataset_script.counter_rng import sample_keys
+from dataset_script.join import join
 from dataset_script.photographs import Photographs, read_terms, sampling_weights
 
 
@@ -180,3 +181,22 @@ def test_the_real_validation_photographs_are_read(shared_data):
     for source, weight in zip(hands.sources, hands.weights.tolist()):
         totals[source] += weight
     assert max(totals.values()) == pytest.approx(400) and min(totals.values()) <= 6
+
+
+def test_folders_are_joined_without_hands_of_which_the_teacher_was_not_sure(tmp_path):
+    for name in "ab":
+        write_photographs(tmp_path / name, image={"source": f"only+{name}"})  # disagreements of 0.00 to 0.05
+        (tmp_path / name / "SOURCES.md").write_text(f"| source | terms |\n|---|---|\n| only/{name} | CC0 of {name} |\n")
+    assert join([tmp_path / "a", tmp_path / "b"], [0.025, 0.045], tmp_path / "both") == 3 + 5
+    both, alone = Photographs(tmp_path / "both", max_disagreement=0.045), Photographs(tmp_path / "b", max_disagreement=0.045)
+    assert Counter(both.sources) == {"only+a": 1, "only+b": 1, "someone+0": 2, "someone+1": 3}
+    assert torch.equal(both.rows(range(3, 7))["image"], alone.rows(range(4))["image"])
+    terms = {row.source: row.license for row in read_terms(tmp_path / "both")}
+    assert (terms["only/a"], terms["only/b"]) == ("CC0 of a", "CC0 of b")
+    for folders, limits, output, problem in (
+        (["a", "a"], [1, 1], "c", "two folders are called a"), (["a"], [1], "both", "both exists: name a new folder"),
+        (["a", "none"], [1, 1], "c", "none has no annotations.json"),
+    ):  # fmt: skip
+        with pytest.raises((ValueError, OSError), match=problem):
+            join([tmp_path / name for name in folders], limits, tmp_path / output)
+    assert not (tmp_path / "c").exists()
