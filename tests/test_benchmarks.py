@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from benchmarks import gpu, profile, ways
+from benchmarks import gpu, photographs, profile, ways
 from benchmarks.__main__ import curve, draw
 from benchmarks.measure import MEDIAPIPE, PROGRAMS, rows, summary, table, verdict
 from modeling_handunet import HandUNetConfig, HandUNetForPoseEstimation, decode_heatmaps, render_heatmaps
@@ -147,3 +148,24 @@ def test_a_profile_has_the_time_of_the_networks_parts(compiled):
     spent = profile.measure("cpu", 1, compiled)
     assert list(spent.values()) == sorted(spent.values(), reverse=True)
     assert {"convolutions", "normalisation", "optimizer"} <= {kind for kind, time in spent.items() if time > 0}
+
+
+def test_the_keypoints_that_are_found_are_those_of_the_nearest_answer(tmp_path):
+    """A hand of 100 px of which 3 keypoints are not labelled: at most 10 px off is found."""
+    truth = np.c_[np.linspace(0, 100, 21), np.zeros(21), np.full(21, 2)]
+    truth[18:, 2] = 0
+    size = truth[17, 0]  # of the labelled ones
+    far, near = truth[:, :2] + 500, truth[:, :2].copy()
+    near[0, 1], near[1, 1] = 0.101 * size, 0.099 * size
+    assert photographs.found_keypoints(truth, [far, near]) == 17
+    assert photographs.found_keypoints(truth, [far]) == photographs.found_keypoints(truth, []) == 0
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (20, 10)).save(tmp_path / "images" / "a.png")
+    images = [{"id": 1, "file_name": "a.png", "split": "test"}, {"id": 2, "file_name": "b.png", "split": "train"}]
+    keypoints = truth.flatten().tolist()
+    annotations = [{"image_id": 1, "keypoints": keypoints}, {"image_id": 1}, {"image_id": 2, "keypoints": keypoints}]
+    annotations += [{"image_id": 1, "keypoints": keypoints, "ignore": True}]
+    (tmp_path / "annotations.json").write_text(json.dumps({"images": images, "annotations": annotations}))
+    hands = photographs.labelled(tmp_path, "test")
+    assert {name: len(own) for name, own in hands.items()} == {"a.png": 1}
+    assert photographs.score(tmp_path, hands, lambda photo: [near])["share"] == pytest.approx(17 / 18)
