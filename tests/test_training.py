@@ -14,12 +14,13 @@ import pytest
 import torch
 from accelerate.utils import set_seed
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 from transformers import AutoImageProcessor, AutoModelForPoseEstimation
 
 from dataset_script import SyntheticHands
 from modeling_handunet import HandUNetConfig, HandUNetForPoseEstimation
+from tests.test_checkpoints import seal_again
 from tests.test_cutouts import write_cutouts
 from tests.tiny_training import (
     ROOT,
@@ -472,6 +473,22 @@ def test_the_weights_are_averaged_with_others_in_the_end_also_of_a_run_that_is_o
     for name, error in ((tmp_path / "gone", "--average_with .* cannot be read"), (larger, "its channels are not those")):
         status, log = forked(tmp_path, *given[:-1], name)
         assert status and re.search(error, log), log
+
+
+def test_the_last_weights_are_taken_if_they_are_asked_for_also_of_a_run_that_is_over(trained, tmp_path):
+    shutil.copytree(trained.output, tmp_path / "run")
+    newest = max((tmp_path / "run" / "checkpoints").glob("step-*"))
+    average = load_file(newest / "average.safetensors")
+    save_file({name: value + 1 for name, value in average.items()}, newest / "best.safetensors")  # so that the best is another
+    seal_again(newest)
+    for options, added in (([], 1), (["--last_weights"], 0)):
+        status, log = forked(tmp_path, *TINY, "--output_dir", tmp_path / "run", "--resume", *options)
+        assert status == 0, log
+        weights = load_file(tmp_path / "run" / "model" / "model.safetensors")
+        assert all(torch.equal(value, average[name] + added) for name, value in weights.items())
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["best_epoch"] == len(metrics["history"])
+    assert "They are those of epoch 2, the last one." in (tmp_path / "run" / "model" / "README.md").read_text()
 
 
 @pytest.mark.slow

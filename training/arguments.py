@@ -29,7 +29,7 @@ from training.initial_weights import load_processor
 PLACES = frozenset(name for source in SOURCES.values() for name in source.places)
 FREE_ON_RESUME = PLACES | {
     *("output_dir", "resume", "workers", "checkpoint_every", "keep_checkpoints", "max_bad_steps", "push_to_hub", "space"),
-    *("private", "publish_examples", "credits", "contact_sheet", "json", "average_with"),
+    *("private", "publish_examples", "credits", "contact_sheet", "json", "average_with", "last_weights"),
 }
 # Not part of the command that makes the same weights again.
 NOT_IN_COMMAND = {"output_dir", "resume", "push_to_hub", "space", "private", "publish_examples", "credits", "cache_dir"}
@@ -77,6 +77,7 @@ class ModelArguments:
         None, "in the end, take the mean of the trained weights and of these, a folder or an id on the Hub: so a fine-tuning "
         "keeps more of what its start knew (https://arxiv.org/abs/2109.01903)"
     )  # fmt: skip
+    last_weights: bool = option(False, "in the end, take the last averaged weights, not those of the best validation")
     sigma: float | None = option(None, "standard deviation of the target heatmaps, pixels (default: 3.0, or the model's)")
     _argument_group_name = "model"
 

@@ -52,8 +52,8 @@ def run_figures(run: "Run") -> dict:
         "processes": run.accelerator.num_processes,
         "steps": run.step,
         "skipped_steps": run.skipped_steps,
-        "best_epoch": run.best["epoch"],
-        "validation": run.best["validation"],
+        "best_epoch": run.chosen["epoch"],
+        "validation": run.chosen["validation"],
     }
 
 

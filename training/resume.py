@@ -79,9 +79,10 @@ def save_best(run: Run) -> None:
 
 
 def best_model(run: Run) -> PreTrainedModel:
-    """A model with the best weights of the run, or with the mean of them and of those that `--average_with` names."""
+    """A model with the best weights of the run, or the last ones if asked for, or with the mean of them and of those that
+    `--average_with` names."""
     model = run.task.model_class(run.config)
-    model.load_state_dict(run.best_weights)
+    model.load_state_dict(run.averaged_weights() if run.args.model.last_weights else run.best_weights)
     if name := run.args.model.average_with:
         mine, other = (one.state_dict() for one in (model, run.task.model_class.from_pretrained(name, dtype=torch.float32)))
         mean = {key: (value + other[key]) / 2 if value.is_floating_point() else value for key, value in mine.items()}

@@ -70,6 +70,11 @@ class Run:
         self.sampler.epoch = self.epoch
         set_epoch(self.splits.train, self.epoch)
 
+    @property
+    def chosen(self) -> dict | None:
+        """The figures of the weights that become the model."""
+        return self.history[-1] if self.args.model.last_weights and self.best else self.best
+
     def averaged_weights(self) -> dict[str, torch.Tensor]:
         """A copy of the averaged model's state dict, on the CPU."""
         return {name: value.cpu().contiguous().clone() for name, value in self.average.module.state_dict().items()}
