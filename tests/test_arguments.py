@@ -214,19 +214,22 @@ def test_settings_survive_json_and_their_differences_are_named():
 @pytest.mark.parametrize("fast, precision", [(True, "bf16"), (False, "no")])
 def test_automatic_precision_is_what_the_machine_is_fast_at_and_is_saved_as_that(monkeypatch, fast, precision):
     monkeypatch.setattr("training.arguments.bf16_is_fast", lambda: fast)
-    args = parse_arguments(["--mixed_precision", "auto"])
+    args = parse_arguments([])
     assert args.to_dict()["mixed_precision"] == precision
 
 
 def test_the_command_is_stated_without_the_folders_of_this_machine(tmp_path):
     settings = {"annotations": str(tmp_path / "me" / "hands.json"), "images": "my photos", "learning_rate": 1e-3}
-    settings |= {"init": str(tmp_path / "M"), "output_dir": str(tmp_path / "me" / "out")}
+    settings |= {"init": str(tmp_path / "M"), "output_dir": str(tmp_path / "me" / "out"), "mixed_precision": "no"}
     args = make_arguments(**settings)
     command = "accelerate launch train.py --annotations hands.json --images 'my photos' --init M --learning_rate 0.001"
+    command += " --mixed_precision no"  # always, because its default depends on the machine
     assert args.command() == command
     assert args.public()["output_dir"] == "out" and args.to_dict()["output_dir"] == str(tmp_path / "me" / "out")
     again = parse_arguments(shlex.split(command)[3:])
     assert again.optimisation.learning_rate == 1e-3 and again.data.dataset == ["coco"]
-    assert parse_arguments([]).command() == "accelerate launch train.py"
+    precision = ["--mixed_precision", "bf16"]
+    assert parse_arguments(precision).command() == "accelerate launch train.py --mixed_precision bf16"
     scenes = ["--cutouts", "/far/away/hands", "--negatives", "0.2", "--streaming"]
-    assert parse_arguments(scenes).command() == "accelerate launch train.py --negatives 0.2 --streaming --cutouts hands"
+    command = "accelerate launch train.py --negatives 0.2 --streaming --cutouts hands --mixed_precision bf16"
+    assert parse_arguments(scenes + precision).command() == command
