@@ -50,8 +50,10 @@ class TrackingRules:
     # A reading of a lower mean score is none.
     lost_score: float = 0.2
     # A detection that was read and is no hand is not read again for this time, unless its score grows by so much.
-    refuse: float = 1.0
+    refuse: float = 2.0
     grown: float = 0.1
+    # After the detector's first run, so many new places are read in a frame, those that it is surest of.
+    new_at_once: int = 2
     # Detections from this score on confirm a hand that is followed.
     confirm_score: float = 0.15
     # A new hand is dropped if the detector does not see it again when it runs next; an older one after this time.
@@ -239,11 +241,11 @@ class HandTracks:
         """
         last_time = self.time
         self._start_frame(size, time)
-        found = None
+        found, is_first = None, self._detected is None
         if self._detector_is_due(last_time):
             found = self._usable((yield None))
             self._detected = time
-        looks = self._worth_reading(places_to_read(self.tracks, found or [], time, size, self.rules))
+        looks = self._worth_reading(places_to_read(self.tracks, found or [], time, size, self.rules), is_first)
         sights = []
         if looks:
             sights = usable_sights((yield from self._read(looks, found is not None)), size, self.rules)
@@ -309,14 +311,16 @@ class HandTracks:
     def _usable(self, found: list[FoundHand]) -> list[FoundHand]:
         return [hand for hand in found if hand.score >= min(self.rules.confirm_score, self.detection_threshold)]
 
-    def _worth_reading(self, looks: list[Look]) -> list[Look]:
-        """Without detections that are too weak for a new hand or known to be none, and without any if there is no room."""
+    def _worth_reading(self, looks: list[Look], is_first: bool) -> list[Look]:
+        """Without detections that are too weak for a new hand or known to be none, and without any if there is no room; not
+        many new ones at a time, unless it `is_first`."""
         followed = [look for look in looks if look.side is not None]
         if self.max_hands is not None and sum(look.detection is not None for look in followed) >= self.max_hands:
             return followed
         least = least_detection(self.detection_threshold)
         new = [look for look in looks if look.side is None and look.detection.score >= least]
-        return followed + [look for look in new if not self._is_refused(look.detection)]
+        new = [look for look in new if not self._is_refused(look.detection)]
+        return followed + sorted(new, key=lambda look: -look.detection.score)[: None if is_first else self.rules.new_at_once]
 
     def _is_refused(self, found: FoundHand) -> bool:
         """Whether a detection at this place was read a short time ago and is no hand."""

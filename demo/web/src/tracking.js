@@ -233,11 +233,12 @@ export class HandTracks {
     const lastTime = this.#time;
     this.#startFrame(size, time);
     let found = null;
+    const isFirst = this.#detected === null;
     if (this.#detectorIsDue(lastTime)) {
       found = this.#usable(yield null);
       this.#detected = time;
     }
-    const looks = this.#worthReading(placesToRead(this.#tracks, found ?? [], time, size, rules));
+    const looks = this.#worthReading(placesToRead(this.#tracks, found ?? [], time, size, rules), isFirst);
     const readings = yield* readPlaces(
       looks.map((look) => this.#toPlace(look, found !== null, time)),
       findingRules,
@@ -311,13 +312,17 @@ export class HandTracks {
     return found.filter(({ score }) => score >= least);
   }
 
-  /** Without detections that are too weak for a new hand or known to be none, and without any if there is no room. */
-  #worthReading(looks) {
+  /**
+   * Without detections that are too weak for a new hand or known to be none, and without any if there is no room; not many new
+   * ones at a time, unless it is the first.
+   */
+  #worthReading(looks, isFirst) {
     const followed = looks.filter(({ track }) => track);
     if (followed.filter(({ detection }) => detection).length >= this.maxHands) return followed;
     const least = leastDetection(this.findingRules);
     const isNew = ({ track, detection }) => !track && detection.score >= least && !this.#isRefused(detection);
-    return [...followed, ...looks.filter(isNew)];
+    const fresh = looks.filter(isNew).toSorted((one, other) => other.detection.score - one.detection.score);
+    return [...followed, ...fresh.slice(0, isFirst ? undefined : this.rules.new_at_once)];
   }
 
   /** Whether a detection at this place was read a short time ago and is no hand. */
