@@ -23,6 +23,12 @@ SETTLE_MS = 3000
 LISTEN = """
 const asked = new Map();
 window.calls = [];
+window.frames = []; // when the page asked for the next frame
+const next = HTMLVideoElement.prototype.requestVideoFrameCallback;
+HTMLVideoElement.prototype.requestVideoFrameCallback = function (then) {
+  window.frames.push(performance.now());
+  return next.call(this, then);
+};
 window.Worker = class extends Worker {
   constructor(...parameters) {
     super(...parameters);
@@ -60,21 +66,21 @@ BARE = """async ({ size, seconds }) => {
 
 def measure_live(page, seconds: float) -> dict:
     """The page's frames/s with a camera, and where the milliseconds of a frame go."""
-    page.page.evaluate("() => { window.calls.length = 0; }")
+    page.page.evaluate("() => { window.calls.length = window.frames.length = 0; }")
     page.page.wait_for_timeout(1000 * seconds)
-    calls = page.page.evaluate("window.calls")
+    calls, asked = page.page.evaluate("[window.calls, window.frames]")
     label = page.page.inner_text("#status")
     reads = [call for call in calls if call["call"] == "read"]
-    spent = (reads[-1]["begin"] - reads[0]["begin"]) / 1000 if len(reads) > 1 else float("nan")
-    frames = max(len(reads) - 1, 1)
+    spent = (asked[-1] - asked[0]) / 1000 if len(asked) > 1 else float("nan")
+    frames = max(len(asked) - 1, 1)
     waited = {name: sum(call["ms"] for call in calls if call["call"] == name) / frames for name in ("detect", "read")}
     return {
         "frames_per_s": frames / spent,
         "detect_ms": waited["detect"],
         "read_ms": waited["read"],
         "rest_ms": 1000 * spent / frames - sum(waited.values()),
-        "reads_a_frame": sum(call["count"] for call in reads) / len(reads),
-        "detections_a_frame": sum(call["call"] == "detect" for call in calls) / len(reads),
+        "reads_a_frame": sum(call["count"] for call in reads) / frames,
+        "detections_a_frame": sum(call["call"] == "detect" for call in calls) / frames,
         "said": label,
     }
 
