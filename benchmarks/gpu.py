@@ -45,18 +45,18 @@ def rate(act: Callable[[], object], items: int) -> float:
     return items / Timer("act()", globals={"act": act}).timeit(50).median
 
 
-def network(compiled: bool) -> HandUNetForPoseEstimation:
-    model = HandUNetForPoseEstimation(HandUNetConfig()).cuda().to(memory_format=torch.channels_last)
+def network(compiled: bool, device: str = "cuda") -> HandUNetForPoseEstimation:
+    model = HandUNetForPoseEstimation(HandUNetConfig()).to(device, memory_format=torch.channels_last)
     if compiled:
         model.compile()
     return model
 
 
-def train(compiled: bool, count: int = IMAGES[0]) -> float:
-    """Images a second of steps on random samples of `count` 8-bit images of noise that stay on the GPU."""
-    images = torch.randint(256, (count, 3, SIZE, SIZE), dtype=torch.uint8, device="cuda")
-    keypoints = torch.rand(count, 21, 2, device="cuda") * SIZE
-    model = network(compiled).train()
+def training_step(compiled: bool, count: int, batch: int = BATCH, device: str = "cuda") -> Callable[[], None]:
+    """A step on random samples of `count` 8-bit images of noise that stay on the device, in bf16."""
+    images = torch.randint(256, (count, 3, SIZE, SIZE), dtype=torch.uint8, device=device)
+    keypoints = torch.rand(count, 21, 2, device=device) * SIZE
+    model = network(compiled, device).train()
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3, fused=True)
 
     def inputs(chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -66,14 +66,19 @@ def train(compiled: bool, count: int = IMAGES[0]) -> float:
     inputs = torch.compile(inputs) if compiled else inputs
 
     def step() -> None:
-        pixel_values, labels = inputs(torch.randint(count, (BATCH,), device="cuda"))
-        with torch.autocast("cuda", torch.bfloat16):
+        pixel_values, labels = inputs(torch.randint(count, (batch,), device=device))
+        with torch.autocast(device, torch.bfloat16):
             loss = model(pixel_values=pixel_values, labels=labels).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 
-    return rate(step, BATCH)
+    return step
+
+
+def train(compiled: bool, count: int = IMAGES[0]) -> float:
+    """Images a second of steps on `count` images."""
+    return rate(training_step(compiled, count), BATCH)
 
 
 def infer(compiled: bool) -> float:

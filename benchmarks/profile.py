@@ -12,11 +12,9 @@ from collections import defaultdict
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from dataset_script.augmentation import Augmentation, augmentation_keys
-from modeling_handunet import HandUNetConfig, HandUNetForPoseEstimation, render_heatmaps
-from training.inputs import normalize
+from benchmarks.gpu import BATCH, training_step
 
-SIZE, STEPS = 128, 5
+STEPS = 5
 # The first kind of which a word is in the name of an operation.
 KINDS = {
     "convolutions": ("conv", "cudnn", "gemm", "xmma", "cutlass"),
@@ -37,31 +35,9 @@ def kind_of(name: str) -> str:
     return next((kind for kind, words in KINDS.items() if any(word in name.lower() for word in words)), list(KINDS)[-1])
 
 
-def make_step(device: str, batch: int, compiled: bool):
-    """A step on random crops that are on the device."""
-    images = torch.randint(256, (batch, 3, SIZE, SIZE), dtype=torch.uint8, device=device)
-    keypoints = torch.rand(batch, 21, 2, device=device) * SIZE
-    model = HandUNetForPoseEstimation(HandUNetConfig()).to(device, memory_format=torch.channels_last).train()
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
-    keys = augmentation_keys(0, 0, torch.arange(batch, device=device))
-    if compiled:
-        model.compile()
-
-    def step() -> None:
-        pictures, points = Augmentation()(images.float() / 255, keypoints, keys)
-        pixel_values = normalize(pictures).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(device, torch.bfloat16):
-            loss = model(pixel_values=pixel_values, labels=render_heatmaps(points, SIZE, 3.0)).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
-
-
 def measure(device: str, batch: int, compiled: bool) -> dict[str, float]:
     """Milliseconds a step by kind, the largest first."""
-    step, on_gpu = make_step(device, batch, compiled), device == "cuda"
+    step, on_gpu = training_step(compiled, batch, batch, device), device == "cuda"
     for _ in range(3):
         step()
     with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as seen:
@@ -77,11 +53,11 @@ def measure(device: str, batch: int, compiled: bool) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch_size", type=int, help="default: 256 on a GPU, 48 on a CPU")
+    parser.add_argument("--batch_size", type=int, help=f"default: {BATCH} on a GPU, 48 on a CPU")
     parser.add_argument("--compile", action="store_true")
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    batch = args.batch_size or (256 if device == "cuda" else 48)
+    batch = args.batch_size or (BATCH if device == "cuda" else 48)
     spent = measure(device, batch, args.compile)
     name = torch.cuda.get_device_name() if device == "cuda" else f"the CPU with {torch.get_num_threads()} threads"
     total = sum(spent.values())
