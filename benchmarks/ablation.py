@@ -56,10 +56,15 @@ class CoordinateLoss(HeatmapLoss):
 
 
 LOSSES = {"squared_error": SquaredErrorLoss, "coordinates": CoordinateLoss}
-CHANGED_LOSSES = {
+# Rows and figures of every study.
+COMMON_ROWS = {
     "squared_error": ("squared error beside the IoU loss", ""),
     "coordinates": ("centre-of-mass distance beside the IoU loss", ""),
+    "constant": ("constant learning rate without warm-up", "--schedule plateau"),  # too few epochs for a plateau
+    "no_ema": ("no averaged weights", "--ema_decay 0"),
+    "cutouts_0": ("no cut-outs", "--cutouts_share 0"),
 }
+COMMON_FIGURES = {("validation", "mean_error_over_box"): "error / box", ("validation", "pck@0.1"): "PCK@0.1"}
 
 
 @dataclass(frozen=True)
@@ -82,15 +87,12 @@ SCENES = Study(
     "--negatives 0 --validation_samples 200 --test_samples 200",
     {
         "base": ("base: learning rate 2e-3, cosine, batch 16, EMA 0.998, 35 % cut-outs, IoU loss, 16-32-64-128", ""),
-        **CHANGED_LOSSES,
+        **COMMON_ROWS,
         "quantized": ("targets centred on the pixel", "--targets quantized"),
         "lr_1e-3": ("learning rate 1e-3", "--learning_rate 1e-3"),
         "lr_4e-3": ("learning rate 4e-3", "--learning_rate 4e-3"),
         "batch_8": ("batch 8", "--batch_size 8"),
         "batch_32": ("batch 32", "--batch_size 32"),
-        "constant": ("constant learning rate without warm-up", "--schedule plateau"),  # too few epochs for a plateau
-        "no_ema": ("no averaged weights", "--ema_decay 0"),
-        "cutouts_0": ("no cut-outs", "--cutouts_share 0"),
         "cutouts_70": ("70 % cut-outs", "--cutouts_share 0.7"),
         "negatives": ("10 % negatives from the start", "--negatives 0.1"),
         "deeper": ("a fifth level: 16-32-64-128-256", "--hidden_sizes 16 32 64 128 256"),
@@ -101,8 +103,7 @@ SCENES = Study(
         "bf16": ("trained in bf16", "--mixed_precision bf16"),
     },
     {
-        ("validation", "mean_error_over_box"): "error / box",
-        ("validation", "pck@0.1"): "PCK@0.1",
+        **COMMON_FIGURES,
         ("test_by_group", "drawn", "mean_error_over_box"): "test: drawn hands",
         ("test_by_group", "cut-outs", "mean_error_over_box"): "test: cut-outs",
         ("test", "mean_error_percent"): "test: error, % of the side",
@@ -120,17 +121,13 @@ PHOTOGRAPHS = Study(
         "share_95": ("95 % photographs", "--photographs_share 0.95"),
         "balanced": ("a source counts as 60 pictures at most, not as 400", "--most_per_source 60"),
         "noisy": ("hands on which the teacher's looks differ by up to 0.05, not 0.03", "--max_disagreement 0.05"),
-        "cutouts_0": ("no cut-outs", "--cutouts_share 0"),
-        **CHANGED_LOSSES,
+        **COMMON_ROWS,
         "lr_3e-4": ("learning rate 3e-4", "--learning_rate 3e-4"),
         "lr_2e-3": ("learning rate 2e-3", "--learning_rate 2e-3"),
-        "constant": ("constant learning rate without warm-up", "--schedule plateau"),
-        "no_ema": ("no averaged weights", "--ema_decay 0"),
         "size_160": ("crops of 160 px", "--image_size 160"),
     },
     {
-        ("validation", "mean_error_over_box"): "error / box",
-        ("validation", "pck@0.1"): "PCK@0.1",
+        **COMMON_FIGURES,
         ("test", "mean_error_over_box"): "test: error / box",
         ("test", "pck@0.1"): "test: PCK@0.1",
     },
