@@ -37,10 +37,12 @@ export function cosSin(angle) {
 
 /** A point of the crop in pixels of the picture; the square is turned clockwise by `angle` degrees about its own centre. */
 export function fromCrop([x, y], [left, top, side], size, angle = 0) {
-  const [cos, sin] = cosSin(angle);
-  const [u, v] = [x - size / 2, y - size / 2];
-  const [turnedX, turnedY] = angle ? [u * cos - v * sin + size / 2, u * sin + v * cos + size / 2] : [x, y];
-  return [turnedX * (side / size) + left, turnedY * (side / size) + top];
+  if (angle) {
+    const [cos, sin] = cosSin(angle);
+    const [u, v] = [x - size / 2, y - size / 2];
+    [x, y] = [u * cos - v * sin + size / 2, u * sin + v * cos + size / 2];
+  }
+  return [x * (side / size) + left, y * (side / size) + top];
 }
 
 let canvas; // one for all frames: making a canvas takes longer than a frame
@@ -82,7 +84,8 @@ function readReduced(picture, x, y, width, height, factor) {
 }
 
 /** As [`cropSquare`] for a square that is turned clockwise by `angle` degrees about its own centre. */
-export function cropTurned(picture, [left, top, side], size, angle) {
+export function cropTurned(picture, [left, top, side], size, angle = 0) {
+  if (!angle) return cropSquare(picture, [left, top, side], size);
   const [cos, sin] = cosSin(angle);
   // The upright square around the turned one, at the crop's scale; one pixel more for the filter.
   const margin = Math.ceil((size * (Math.abs(cos) + Math.abs(sin) - 1)) / 2) + 1;

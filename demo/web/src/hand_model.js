@@ -88,9 +88,10 @@ export async function loadHandModels(files, inEightBits, only) {
   const possible = only ? [only] : [];
   if (!only && (await hasWebGpu())) possible.push("webgpu");
   if (!only) possible.push(self.crossOriginIsolated ? "threads" : "single");
+  let whole; // fetched once, also if the first runtime does not work
   for (const runtime of possible) {
     const small = runtime !== "webgpu" && inEightBits && (await openBoth(inEightBits).catch(() => null));
-    const [pose, detector] = small || (await openBoth(files));
+    const [pose, detector] = small || (await (whole ??= openBoth(files)));
     try {
       return await startModels(runtime, pose, detector, runtime === "webgpu" && !only ? WEBGPU_SECONDS : Infinity);
     } catch (error) {
@@ -178,8 +179,7 @@ class HandModels {
     const toBox = ([left, top, right, bottom]) => [left, top, right - left, bottom - top];
     const squares = places.map(({ box }) => boxToSquare(toBox(box), fill));
     const cut = new Map(); // a place that is read as both sides is cut once
-    const cutOut = (square, angle) => (angle ? cropTurned(picture, square, size, angle) : cropSquare(picture, square, size));
-    places.forEach(({ box, angle }, index) => cut.has(box) || cut.set(box, cutOut(squares[index], angle)));
+    places.forEach(({ box, angle }, index) => cut.has(box) || cut.set(box, cropTurned(picture, squares[index], size, angle)));
     const crops = places.map(({ box }) => cut.get(box));
     const mirrored = places.map(({ side }) => side === "left");
     const answer = await this.#worker.ask("read", { crops, mirrored });
