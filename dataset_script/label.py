@@ -254,7 +254,7 @@ def done_before(log: Path, settings: dict) -> list[dict]:
 
 
 def run(
-    places: list[Path], output: Path, teacher, *, boxes=None, sources=(), squares=False, max_disagreement=0.05, share=0.1
+    places: list[Path], output: Path, teacher, *, boxes=None, sources=None, squares=False, max_disagreement=0.05, share=0.1
 ) -> dict:
     """Label all photographs, or go on with it, and write the files; the report."""
     folder, files = photographs_in(places, output)
@@ -270,7 +270,7 @@ def run(
             if name.as_posix() in done:
                 continue
             source = name.parts[0] if len(name.parts) > 1 else folder.name
-            record = {"picture": name.as_posix(), "source": dict(sources).get(name.as_posix(), source)}
+            record = {"picture": name.as_posix(), "source": (sources or {}).get(name.as_posix(), source)}
             try:
                 picture = load_image(path)
             except (OSError, ValueError) as error:

@@ -260,7 +260,7 @@ class HandTracks:
                 used.append(sight)
         hands = [sight.detection for sight in used]
         new = [look.detection for look in looks if look.side is None]
-        self._refused += [(found, time) for found in new if not any(found is hand for hand in hands)]
+        self._refused += [(detection, time) for detection in new if not any(detection is hand for hand in hands)]
         return sorted((track for track in self.tracks if track.seen == time), key=lambda track: track.id)
 
     def _read(self, looks: list[Look], detected: bool):

@@ -71,9 +71,9 @@ class Run:
         set_epoch(self.splits.train, self.epoch)
 
     @property
-    def chosen(self) -> dict | None:
+    def chosen(self) -> dict:
         """The figures of the weights that become the model."""
-        return self.history[-1] if self.args.model.last_weights and self.best else self.best
+        return self.history[-1] if self.args.model.last_weights else self.best
 
     def averaged_weights(self) -> dict[str, torch.Tensor]:
         """A copy of the averaged model's state dict, on the CPU."""
