@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import gpu, photographs, profile, ways
+from benchmarks import gpu, photographs, step_profile, ways
 from benchmarks.__main__ import curve, draw
 from benchmarks.measure import MEDIAPIPE, PROGRAMS, rows, summary, table, verdict
 from modeling_handunet import HandUNetConfig, HandUNetForPoseEstimation, decode_heatmaps, render_heatmaps
@@ -144,7 +144,7 @@ def test_the_command_measures_a_row_and_leaves_the_others(tmp_path):
 
 
 def test_a_profile_has_the_time_of_the_networks_parts():
-    spent = profile.measure("cpu", 1, compiled=False)
+    spent = step_profile.measure("cpu", 1, compiled=False)
     assert list(spent.values()) == sorted(spent.values(), reverse=True)
     assert {"convolutions", "normalisation", "optimizer"} <= {kind for kind, time in spent.items() if time > 0}
 

@@ -102,6 +102,11 @@ main()"""
     assert hand["score"] > 0.9  # of the drawn hand in the example
 
 
+def test_no_file_is_called_like_a_module_of_python():
+    """Run as a program, a file beside it would be imported instead: `profile` by torch, for example."""
+    assert [path for path in FILES if path.stem in sys.stdlib_module_names] == []
+
+
 def test_the_model_that_travels_is_the_small_one_exported():
     pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install -e '.[onnx]'")
     from handunet.backends import OWN_MODEL, open_onnx

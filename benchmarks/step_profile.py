@@ -1,7 +1,7 @@
 """What the time of a training step goes to: a table by kind of operation, on a GPU if there is one.
 
-    python -m benchmarks.profile                  # `handunet` in bf16, with augmentation, targets, loss and optimizer
-    python -m benchmarks.profile --compile        # by torch.compile
+    python -m benchmarks.step_profile                  # `handunet` in bf16, with augmentation, targets, loss and optimizer
+    python -m benchmarks.step_profile --compile        # by torch.compile
 
 `torch.profiler` counts each operation's own time, on a GPU that of its kernels.
 """
