@@ -289,8 +289,8 @@ def evaluate_only(args: Arguments, accelerator: Accelerator, source: Source) -> 
     if not args.output.json:
         say_what_is_left_out(accelerator, splits.left_out, source.summary())
     loader = DataLoader(splits.test, args.optimisation.batch_size, num_workers=args.data.workers)
-    model, loader = accelerator.prepare(model, loader)
-    arrays = task.predict(accelerator, model, loader, task.make_targets)
+    loader = accelerator.prepare(loader)
+    arrays = task.predict(accelerator, model.to(accelerator.device), loader, task.make_targets)
     if not accelerator.is_main_process:
         return
     metric = task.load_metric()

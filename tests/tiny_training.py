@@ -28,6 +28,7 @@ from training.run import Run
 ROOT = Path(__file__).resolve().parents[1]
 # Two levels instead of four, and so few hands that a run is over in seconds.
 TINY = "--hidden_sizes 4 8 --train_samples 24 --validation_samples 6 --test_samples 6 --batch_size 4 --epochs 2".split()
+TINY += ["--mixed_precision", "bf16"]  # on every machine, whatever it is fast at
 
 FORKED_SECONDS = 900  # what a forked process may take: it then shows where it is and ends
 

@@ -102,8 +102,8 @@ class OptimisationArguments:
     patience: int = option(10, "stop after this many validations without improvement")
     decoding: Literal["local", "argmax", "mean"] = option("local", "how validation reads heatmaps")
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = option(
-        "auto", "auto: bf16 where the machine is fast at it, which trains 1.6 times as fast there, but not with --eval_only; "
-        "no: float32"
+        "auto", "of training. auto: bf16 where the machine is fast at it, which trains 1.6 times as fast there; no: float32. "
+        "Models are always scored in float32, as they are loaded"
     )
     seed: int = option(0, "seed of the weights, the order, the augmentation and the synthetic hands")
     max_bad_steps: int = option(10, "stop after this many steps in a row with a NaN or infinite gradient")
@@ -258,8 +258,7 @@ def resolve(
     defaults = {name: value for source in reversed(sources) for name, value in source.defaults_for(data, model.init).items()}
     data, optimisation = filled(data, defaults), filled(optimisation, defaults)
     if optimisation.mixed_precision == "auto":  # a checkpoint stores what it came to
-        is_bf16 = bf16_is_fast() and not output.eval_only
-        optimisation = dataclasses.replace(optimisation, mixed_precision="bf16" if is_bf16 else "no")
+        optimisation = dataclasses.replace(optimisation, mixed_precision="bf16" if bf16_is_fast() else "no")
     start = output.model or model.init
     config = readable_config("model" if output.model else "init", start, model.task)
     settings = channels(model, config)

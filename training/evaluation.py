@@ -24,20 +24,17 @@ def load_metric(name: str = "hand_keypoints") -> evaluate.Metric:
 def predict(
     accelerator: Accelerator, model: torch.nn.Module, loader: DataLoader, make_targets: MakeHeatmaps, decoding: str = "local"
 ) -> dict[str, np.ndarray]:
-    """Predictions for all samples of a prepared `loader`, gathered on every process and ordered by sample.
+    """Predictions for all samples of a prepared `loader`, in float32, gathered on every process and ordered by sample.
 
     Returns arrays over the N samples: `predictions` and `keypoints` (N, 21, 2) px of the crop, `scores` (N, 21),
     `visibility` (N, 21), `box_size` (N,) px, `loss` (N,), the model's own loss of each sample, and `index` (N,).
     """
     model.eval()
-    loss_of = accelerator.unwrap_model(model).loss
     parts = []
     for batch in loader:
         inputs = Inputs(batch["image"].float() / 255, batch["keypoints"], batch["visibility"])
-        with accelerator.autocast():
-            heatmaps = model(normalize(inputs.images)).heatmaps
-        heatmaps = heatmaps.float()
-        losses = loss_of.per_heatmap(heatmaps, make_targets(inputs)) * inputs.visibility  # (B, 21)
+        heatmaps = model(normalize(inputs.images)).heatmaps
+        losses = model.loss.per_heatmap(heatmaps, make_targets(inputs)) * inputs.visibility  # (B, 21)
         predictions, scores = decode_heatmaps(heatmaps, decoding)
         part = {
             "predictions": predictions,

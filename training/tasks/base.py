@@ -64,8 +64,8 @@ class Task:
     def predict(
         self, accelerator: Accelerator, model: PreTrainedModel, loader: DataLoader, make_targets: MakeTargets | None = None
     ) -> Arrays:
-        """Answers for all samples of a prepared `loader`, gathered on every process and ordered by sample, with the loss of
-        each against `make_targets`, by default the targets that a finished network is judged by."""
+        """Float32 answers for all samples of a prepared `loader`, gathered on every process and ordered by sample, with the
+        loss of each against `make_targets`, by default the targets that a finished network is judged by."""
         raise NotImplementedError
 
     def score(self, metric, arrays: Arrays) -> dict:

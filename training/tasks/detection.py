@@ -52,12 +52,11 @@ class DetectionTask(Task):
         `labels`, `boxes` and `directions`.  The truth: `true_boxes` (N, M, 4) as shares of the square, `class_labels`,
         `true_directions`, `ignore`, `present` and `size` (N, 2).  And `loss` (N,) and `index` (N,)."""
         model.eval()
-        loss_of, processor = accelerator.unwrap_model(model).loss, self.make_processor({})
+        processor = self.make_processor({})
         parts = []
         for batch in loader:
             inputs = DetectionInputs.of_batch(batch)
-            with accelerator.autocast():
-                outputs = model(pixel_values=normalize(inputs.images))
+            outputs = model(pixel_values=normalize(inputs.images))
             labels = (make_targets or self.make_targets)(inputs)["labels"]
             found = processor.post_process_object_detection(outputs, threshold=0.0, target_sizes=batch["size"])
             part = {
@@ -65,7 +64,7 @@ class DetectionTask(Task):
                 "true_boxes": inputs.boxes,
                 "true_directions": inputs.directions,
                 **{name: batch[name] for name in ("class_labels", "ignore", "present", "size", "index")},
-                "loss": losses(loss_of, outputs, labels),
+                "loss": losses(model.loss, outputs, labels),
             }
             parts.append({name: value.cpu().numpy() for name, value in accelerator.gather_for_metrics(part).items()})
         arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
