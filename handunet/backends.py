@@ -20,7 +20,7 @@ EIGHT_BITS = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"}
 # The larger one and its detector, which are in a clone.
 CLONE_MODEL, CLONE_DETECTOR = (HERE.parent / "weights" / name for name in ("handunet-base", "handunet-detector"))
 BATCH_SIZE = 8  # hands that go through the network together
-# By the kind of an exported file, what its graph answers.
+# By the kind of an exported file, what its graph answers; a pose model with a hand classifier also has "chances".
 OUTPUTS = {
     "pose": {"heatmaps", "keypoints", "scores"},
     "detector": {"scores", "labels", "boxes", "directions"},
@@ -135,24 +135,27 @@ class OnnxHands:
 
 
 def read_crops(network, photo, crops):
-    """Keypoints (N, 21, 2) in pixels of the photograph and scores (N, 21) of N crops, a batch at a time."""
+    """Keypoints (N, 21, 2) in pixels of the photograph, scores (N, 21) and chances (N, 2) of N crops, a batch at a time."""
     import numpy as np
 
     from modeling_handunet.crops import normalize_crops
 
-    keypoints, scores = [], []
+    keypoints, scores, chances = [], [], []
     for first in range(0, len(crops), BATCH_SIZE):
         batch = crops[first : first + BATCH_SIZE]
         pixels = np.stack([np.asarray(crop.cut(photo)) for crop in batch])  # (B, size, size, 3)
-        points, confidences = network(normalize_crops(pixels, *network.normalization))
+        points, confidences, sides = network(normalize_crops(pixels, *network.normalization))
         keypoints += [crop.back(of_crop) for crop, of_crop in zip(batch, points.astype(np.float64))]
         scores += list(confidences)
+        chances += list(sides)
     count = len(network.keypoint_names)
-    return np.asarray(keypoints).reshape(-1, count, 2), np.asarray(scores).reshape(-1, count)
+    shapes = (-1, count, 2), (-1, count), (-1, 2)
+    return tuple(np.asarray(values).reshape(shape) for values, shape in zip((keypoints, scores, chances), shapes))
 
 
 class OnnxPose:
-    """Inputs (B, 3, size, size) to keypoints (B, 21, 2) in pixels of the crop and scores (B, 21), by onnxruntime."""
+    """Inputs (B, 3, size, size) to keypoints (B, 21, 2) in pixels of the crop, scores (B, 21) and chances (B, 2), NaN without a
+    hand classifier, by onnxruntime."""
 
     def __init__(self, file: str):
         self.file = file
@@ -160,14 +163,16 @@ class OnnxPose:
         self.image_size, self.box_fill = settings["image_size"], settings["box_fill"]
         self.keypoint_names = settings["keypoint_names"]
         self.normalization = normalization_of(settings)
+        has_classifier = "chances" in {output.name for output in self.session.get_outputs()}
+        self.outputs = ["heatmaps", "keypoints", "scores", *(["chances"] if has_classifier else [])]
 
     def __call__(self, inputs):
         import numpy as np
 
-        heatmaps, keypoints, scores = self.session.run(["heatmaps", "keypoints", "scores"], {"pixel_values": inputs})
+        heatmaps, keypoints, scores, *chances = self.session.run(self.outputs, {"pixel_values": inputs})
         if not scores.all() and np.isnan(heatmaps).any():  # a score is 0 where a heatmap holds NaN, else hardly ever
             raise ValueError(f"The network in {self.file} answered NaN: its weights are damaged, export them again.")
-        return keypoints, scores
+        return keypoints, scores, chances[0] if chances else np.full((len(inputs), 2), np.nan)
 
 
 class OnnxDetector:

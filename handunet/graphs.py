@@ -28,19 +28,20 @@ Pairs = dict[str, tuple[Tensor, Tensor, float]]
 
 
 class PoseGraph(nn.Module):
-    """The pose network and its decoder, with the temperature of the scores."""
+    """The pose network and its decoder, with the temperature of the scores, and the chances of its hand classifier, if any."""
 
     kind = "pose"
-    outputs = ("heatmaps", "keypoints", "scores")
     inner = ()  # values inside the graph that the check needs too
 
     def __init__(self, model: HandUNetForPoseEstimation, processor: HandUNetImageProcessor):
         super().__init__()
         self.model, self.temperature = model, processor.temperature
+        self.outputs = ("heatmaps", "keypoints", "scores", *(["chances"] if model.classifier else []))
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
-        heatmaps = self.model(pixel_values).heatmaps.contiguous()  # ONNX's memory format, so that nothing is transposed
-        return heatmaps, *self.decode(heatmaps)
+        outputs = self.model(pixel_values)
+        heatmaps = outputs.heatmaps.contiguous()  # ONNX's memory format, so that nothing is transposed
+        return heatmaps, *self.decode(heatmaps), *([side_chances(outputs)] if self.model.classifier else [])
 
     def decode(self, heatmaps: Tensor) -> tuple[Tensor, Tensor]:
         """Keypoints (B, 21, 2) and scores (B, 21)."""
@@ -63,11 +64,19 @@ class PoseGraph(nn.Module):
         """Keypoints are compared with torch's decoder on the file's own heatmaps: if a heatmap of an untrained model has two
         equal peaks, a rounding error may choose the other one."""
         keypoints, scores = self.decode(found["heatmaps"])
+        outputs = self.model(inputs)
+        chances = {"chances": (found["chances"], side_chances(outputs), HEATMAP_TOLERANCE)} if self.model.classifier else {}
         return {
-            "heatmaps": (found["heatmaps"], self.model(inputs).heatmaps, HEATMAP_TOLERANCE),
+            "heatmaps": (found["heatmaps"], outputs.heatmaps, HEATMAP_TOLERANCE),
             "keypoints": (found["keypoints"], keypoints, KEYPOINT_TOLERANCE),
             "scores": (found["scores"], scores, HEATMAP_TOLERANCE),
+            **chances,
         }
+
+
+def side_chances(outputs) -> Tensor:
+    """The chances (B, 2) of a hand of the side that the network reads, and of one of the other side."""
+    return outputs.hand_logits.softmax(1)[:, :2]
 
 
 class DetectorGraph(nn.Module):

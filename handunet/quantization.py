@@ -187,11 +187,15 @@ class Graph:
 
     def equalize(self, inputs: list[np.ndarray]) -> None:
         """Scale every channel behind a ReLU to the range from 0 to 1 on the calibration's `inputs`."""
-        activations = {node.output[0]: self.maker[node.input[0]] for node in self.model.graph.node if node.op_type == "Relu"}
+        activations = [
+            node.output[0]
+            for node in self.model.graph.node
+            if node.op_type == "Relu" and self.maker[node.input[0]].op_type == "Add"  # a convolution with its border
+        ]
         highest = dict.fromkeys(activations, 0)
         run = session(self.model, activations)
         for batch in inputs:
-            for name, value in zip(activations, run.run(list(activations), {"pixel_values": batch})):
+            for name, value in zip(activations, run.run(activations, {"pixel_values": batch})):
                 highest[name] = np.maximum(highest[name], value.max((0, 2, 3)))
         factors = {name: channel_factors(value) for name, value in highest.items()}
         for node in self.model.graph.node:
@@ -207,10 +211,26 @@ class Graph:
                 for name, shape in ((node.input[2], (-1,)), (taker.input[1], (1, -1, 1, 1))):
                     self.values[name] = (self.values[name] * factor.reshape(shape)).astype(np.float32)
             self.values[node.input[1]] = weight.astype(np.float32)
-        self._set_nodes(list(self.model.graph.node))
+        self._set_nodes(self._unscaled_for_classifier(factors))
         for name in self.maker:
             if self._factors(name, factors) is not None:
                 self.ranges[name] = (0.0, HIGHEST)
+
+    def _unscaled_for_classifier(self, factors: dict[str, np.ndarray]) -> list:
+        """All nodes, and those that give a hand classifier, which stays in float, its features as they were."""
+        from onnx import helper
+
+        nodes = []
+        for node in self.model.graph.node:
+            nodes.append(node)
+            name = node.output[0]
+            others = [taker for taker in self.takers[name] if taker.op_type not in ("Conv", "Concat", "MaxPool", "Resize")]
+            if name in factors and others:
+                self.values[f"{name}_factors"] = (1 / factors[name]).reshape(1, -1, 1, 1).astype(np.float32)
+                nodes.append(helper.make_node("Mul", [name, f"{name}_factors"], [f"{name}_unscaled"]))
+                for taker in others:
+                    taker.input[:] = [f"{name}_unscaled" if own == name else own for own in taker.input]
+        return nodes
 
     def _factors(self, name: str, factors: dict[str, np.ndarray]) -> np.ndarray | None:
         """The factors of the channels of a tensor that only pooling, enlarging and concatenating part from a ReLU."""

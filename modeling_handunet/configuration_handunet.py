@@ -40,6 +40,8 @@ class HandUNetConfig(SavedConfig):
             Bones as pairs of keypoint indices; for drawing only.
         id2label (`dict[int, str]`):
             Keypoint names by index; their number is the number of heatmaps.  Defaults to the 21 of a hand.
+        classifier_size (`int`, defaults to 0):
+            Hidden units of the [`HandClassifier`], which says whether a crop shows a hand and of which side; 0: there is none.
         detector (`str`, defaults to `"detector"`):
             Where the hand detector lies that finds hands for this model: a folder, seen from the model's own folder or
             repository (such as `"../handunet-detector"`), or an id on the Hub, USER/NAME.
@@ -57,6 +59,7 @@ class HandUNetConfig(SavedConfig):
     hidden_sizes: list[int] | tuple[int, ...] = (16, 32, 64, 128)
     sigma: float | int = 3.0
     skeleton: list[list[int]] | tuple[tuple[int, int], ...] | tuple[list[int], ...] = SKELETON
+    classifier_size: int = 0
     detector: str = "detector"
 
     def __post_init__(self, **kwargs):
@@ -86,6 +89,8 @@ class HandUNetConfig(SavedConfig):
             )
         if self.num_channels < 1:
             raise ValueError(f"num_channels={self.num_channels}: an image has at least 1 channel.")
+        if self.classifier_size < 0:
+            raise ValueError(f"classifier_size={self.classifier_size}: give a number of hidden units, or 0 for no classifier.")
         if not 0 < self.sigma <= self.image_size:
             raise ValueError(f"sigma={self.sigma}: give a number of pixels above 0 and at most the image_size.")
         if sorted(self.id2label) != list(range(len(self.id2label))) or not self.id2label:

@@ -78,20 +78,23 @@ class HandModels(Protocol):
     def detect(self, photo: Image.Image) -> list[FoundHand]:
         """The hands of an RGB photograph, falling by score, which is above 0.  Raises `ValueError` without a detector."""
 
-    def read(self, photo: Image.Image, crops: list[Crop]) -> tuple[np.ndarray, np.ndarray]:
-        """Keypoints (N, 21, 2) in pixels of the photograph and scores (N, 21) in [0, 1], of N crops of it."""
+    def read(self, photo: Image.Image, crops: list[Crop]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of N crops of a photograph: keypoints (N, 21, 2) in its pixels, scores (N, 21) in [0, 1], and the chances (N, 2) that
+        there is a hand of the crop's side, and one of the other side; NaN of a network without a hand classifier."""
 
 
 @dataclass(frozen=True)
 class Reading:
     """What the network reads in one crop: keypoints (21, 2) in pixels of the photograph, and scores (21,).
 
-    rival: the mean score of the same place read as the other side, if it was.
+    chances: that there is a hand of the crop's side, and one of the other side; NaN without a hand classifier.
+    rival: the `hand_score` of the same place read as the other side, if it was.
     """
 
     crop: Crop
     keypoints: np.ndarray
     scores: np.ndarray
+    chances: tuple[float, float] = (math.nan, math.nan)
     rival: float | None = None
 
     @property
@@ -103,6 +106,11 @@ class Reading:
     def score(self) -> float:
         """The mean score of the keypoints."""
         return float(self.scores.mean())
+
+    @property
+    def hand_score(self) -> float:
+        """How sure the network is that there is a hand of this side: the classifier's chance, or else the mean score."""
+        return self.score if math.isnan(self.chances[0]) else self.chances[0]
 
 
 @dataclass(frozen=True)
@@ -175,7 +183,7 @@ def steps(
     detection_threshold: float = HAND_THRESHOLD,
     max_hands: int | None = None,
     look_again: bool = True,
-) -> Generator[list[Crop] | None, list[FoundHand] | tuple[np.ndarray, np.ndarray], list[dict]]:
+) -> Generator[list[Crop] | None, list[FoundHand] | tuple[np.ndarray, ...], list[dict]]:
     """[`find_hands`] as a generator that asks for what the networks say, so that a caller can ask them for many photographs
     at a time.
 
@@ -213,7 +221,7 @@ def choose_hands(found: list[tuple[Place, Reading]], threshold: float) -> list[t
 
 def hand_score(place: Place, reading: Reading) -> float | None:
     """How sure both networks are that there is a hand, see [`sureness`]; None for given boxes."""
-    return None if place.detection_score is None else sureness(place.detection_score, reading.score)
+    return None if place.detection_score is None else sureness(place.detection_score, reading.hand_score)
 
 
 def sureness(detection_score: float, reading_score: float) -> float:
@@ -243,21 +251,32 @@ def read_places(places: list[Place], box_fill: float, again: Container[int], upr
     if crops:
         second = yield from _read([[crop] for crop in crops.values()])
         for index, (reading,) in zip(crops, second):
-            if reading.score > best[index].score:
-                best[index] = replace(reading, rival=best[index].rival)
+            if reading.score > best[index].score:  # of the hand itself both looks of the first time know more than this one
+                best[index] = replace(reading, chances=best[index].chances, rival=best[index].rival)
     return best
 
 
 def _surest(readings: list[Reading]) -> Reading:
     """The surest reading of a place that was read as one side or as both; of equal ones the first."""
-    best = max(readings, key=lambda reading: reading.score)
-    return replace(best, rival=max((other.score for other in readings if other is not best), default=None))
+    if len(readings) == 2:
+        readings = agreed(*readings)
+    best = max(readings, key=lambda reading: reading.hand_score)
+    return replace(best, rival=max((other.hand_score for other in readings if other is not best), default=None))
+
+
+def agreed(one: Reading, other: Reading) -> list[Reading]:
+    """Two readings of a place, as the one side and as the other: what both say of each side is averaged.
+
+    This matters: what looks like a hand in one of both crops alone is mostly none.
+    """
+    own, rival = ((a + b) / 2 for a, b in zip(one.chances, reversed(other.chances)))
+    return [replace(one, chances=(own, rival)), replace(other, chances=(rival, own))]
 
 
 def _read(crops: list[list[Crop]]):
     """The readings of all crops, grouped as they are."""
-    keypoints, scores = yield [crop for own in crops for crop in own]
-    readings = map(Reading, (crop for own in crops for crop in own), keypoints, scores)
+    keypoints, scores, chances = yield [crop for own in crops for crop in own]
+    readings = map(Reading, (crop for own in crops for crop in own), keypoints, scores, map(tuple, chances.tolist()))
     return [list(islice(readings, len(own))) for own in crops]
 
 

@@ -5,6 +5,7 @@ convolution, bilinear upsampling and no biases.
 """
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -40,12 +41,14 @@ class HandUNetPoseEstimatorOutput(ModelOutput):
 
     loss (`torch.Tensor` of shape `()`): only if `labels` are given.
     heatmaps (`torch.Tensor` of shape `(batch_size, num_keypoints, image_size, image_size)`): values in [0, 1].
+    hand_logits (`torch.Tensor` of shape `(batch_size, 3)`): of the [`HandClassifier`], if there is one, without `labels`.
     hidden_states (`tuple(torch.Tensor)`): only on request; the output of each `ConvBlock` in the order of the
         computation, down and up again, `(batch_size, hidden_size, height, width)` each.
     """
 
     loss: Tensor | None = None
     heatmaps: Tensor | None = None
+    hand_logits: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
 
 
@@ -61,6 +64,40 @@ class ConvBlock(nn.Sequential):
             nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False),
             nn.ReLU(inplace=True),
         )
+
+
+class HandClassifier(nn.Module):
+    """What a crop shows: a right hand, which is the side that the network reads, a left hand, or no hand.
+
+    It reads the network's deepest features and those one level up: their mean and their maximum, over the whole crop and over
+    the middle of it, where the hand should be.  The heatmaps do not depend on it.  It needs no keypoints to learn, so it can be
+    taught by all hands that have a box; `python -m training.hand_classifier` does that, with the network as it is.
+    """
+
+    def __init__(self, channels: int, hidden_size: int):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.BatchNorm1d(4 * channels, affine=False),
+            nn.Linear(4 * channels, hidden_size),
+            nn.ReLU(),
+            nn.Dropout(0.5),
+            nn.Linear(hidden_size, 3),
+        )
+
+    def forward(self, *maps: Tensor) -> Tensor:
+        """Logits (B, 3) from maps of features (B, channels of this map, height, width)."""
+        return self.layers(self.pool(*maps))
+
+    @staticmethod
+    def pool(*maps: Tensor) -> Tensor:
+        """What the layers read, (B, 4 * channels of all maps)."""
+        pooled = []
+        for features in maps:
+            border = features.shape[-1] // 4
+            middle = features[..., border : features.shape[-2] - border, border : features.shape[-1] - border]
+            for part in (features.flatten(2), middle.flatten(2)):
+                pooled += [part.mean(2), part.amax(2)]
+        return torch.cat(pooled, 1)
 
 
 class HandUNetPreTrainedModel(PreTrainedModel):
@@ -141,6 +178,9 @@ class HandUNetForPoseEstimation(HandUNetPreTrainedModel):
         self.down = nn.ModuleList(ConvBlock(a, b) for a, b in zip((config.num_channels, *sizes), sizes))
         self.up = nn.ModuleList(ConvBlock(deep + size, size) for size, deep in zip(sizes[-2::-1], sizes[:0:-1]))
         self.head = nn.Conv2d(sizes[0], config.num_keypoints, 3, padding=1, bias=False)
+        self.classifier = None
+        if config.classifier_size:
+            self.classifier = HandClassifier(sum(sizes[-2:]), config.classifier_size)
         self.loss = self.loss_class(config.sigma)
         self.post_init()
 
@@ -179,6 +219,8 @@ class HandUNetForPoseEstimation(HandUNetPreTrainedModel):
             labels: target heatmaps (B, num_keypoints, image_size, image_size) from `render_heatmaps`.
             visibility: (B, num_keypoints) bool, the keypoints that count in the loss; by default all.
 
+        With `labels`, the [`HandClassifier`] is not asked: they do not teach it.
+
         Raises `ValueError` when an input's shape does not fit the configuration.
         """
         expected = (self.config.num_channels, self.config.image_size, self.config.image_size)
@@ -199,12 +241,20 @@ class HandUNetForPoseEstimation(HandUNetPreTrainedModel):
             features = nn.functional.interpolate(features, scale_factor=2, mode="bilinear", align_corners=False)
             features = block(torch.cat([features, skips.pop()], dim=1))
             hidden_states.append(features)
+        hand_logits = None
+        if self.classifier is not None and labels is None:
+            hand_logits = self.classifier(*self.deepest(hidden_states))
         heatmaps = self.head(features).sigmoid()  # (B, num_keypoints, image_size, image_size)
         return HandUNetPoseEstimatorOutput(
             loss=None if labels is None else self.loss(heatmaps, labels, visibility),
             heatmaps=heatmaps,
+            hand_logits=hand_logits,
             hidden_states=tuple(hidden_states) if output_hidden_states else None,
         )
+
+    def deepest(self, hidden_states: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Of all hidden states those that the [`HandClassifier`] reads: the deepest level's, and the first on the way up."""
+        return hidden_states[len(self.down) - 1 :][:2]
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs):
         """As in transformers; `AutoModel` and `pipeline` load the saved folder too, not only `AutoModelForPoseEstimation`."""
@@ -220,4 +270,4 @@ class HandUNetForPoseEstimation(HandUNetPreTrainedModel):
         return super().save_pretrained(save_directory, *args, **kwargs)
 
 
-__all__ = ["HandUNetForPoseEstimation", "HandUNetPoseEstimatorOutput", "HandUNetPreTrainedModel"]
+__all__ = ["HandClassifier", "HandUNetForPoseEstimation", "HandUNetPoseEstimatorOutput", "HandUNetPreTrainedModel"]

@@ -170,11 +170,11 @@ class HandKeypointDetectionPipeline(Pipeline):
             found = self.hands.detect_all([items[index]["image"] for index in unseen]) if unseen else []
             given = dict(zip(unseen, found))
             placed = [(items[index]["image"], crop) for index, (_, crops) in now.items() for crop in crops or ()]
-            keypoints, scores = self.hands.read_all(placed)
+            readings = self.hands.read_all(placed)
             first = 0
             for index, (asker, crops) in now.items():
                 last = first + len(crops or ())
-                go_on(index, asker, given[index] if crops is None else (keypoints[first:last], scores[first:last]))
+                go_on(index, asker, given[index] if crops is None else tuple(values[first:last] for values in readings))
                 first = last
         return answers
 

@@ -57,23 +57,27 @@ class TorchHands:
         """[`detect`] of several photographs."""
         return detect_hands(*self.detector, photos)
 
-    def read(self, photo: Image.Image, crops: Sequence[Crop]) -> tuple[np.ndarray, np.ndarray]:
-        """Keypoints (N, 21, 2) in pixels of the photograph and scores (N, 21), of N crops of it."""
+    def read(self, photo: Image.Image, crops: Sequence[Crop]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Keypoints (N, 21, 2) in pixels of the photograph, scores (N, 21) and chances (N, 2), of N crops of it."""
         return self.read_all([(photo, crop) for crop in crops])
 
     @torch.inference_mode()
-    def read_all(self, crops: Sequence[tuple[Image.Image, Crop]]) -> tuple[np.ndarray, np.ndarray]:
+    def read_all(self, crops: Sequence[tuple[Image.Image, Crop]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """[`read`] of N crops, each given with its photograph."""
         count = len(self.keypoint_names)
-        keypoints, scores = [np.zeros((0, count, 2))], [np.zeros((0, count), np.float32)]
+        keypoints, scores, chances = [np.zeros((0, count, 2))], [np.zeros((0, count), np.float32)], [np.zeros((0, 2))]
         for first in range(0, len(crops), BATCH_SIZE):
             batch = crops[first : first + BATCH_SIZE]
             pixels = np.stack([np.asarray(crop.cut(photo)) for photo, crop in batch])  # (B, size, size, 3)
             pixel_values = torch.from_numpy(self.processor.normalize_pixels(pixels)).to(self.model.device, self.model.dtype)
-            points, confidences = self.processor.decode(self.model(pixel_values).heatmaps, self.method)
+            outputs = self.model(pixel_values)
+            points, confidences = self.processor.decode(outputs.heatmaps, self.method)
             keypoints.append(np.stack([crop.back(own) for (_, crop), own in zip(batch, points.double().numpy())]))
             scores.append(confidences.numpy())
-        return np.concatenate(keypoints), np.concatenate(scores)
+            logits = getattr(outputs, "hand_logits", None)
+            sides = torch.full((len(batch), 2), torch.nan) if logits is None else logits.float().softmax(1)[:, :2]
+            chances.append(sides.cpu().double().numpy())
+        return np.concatenate(keypoints), np.concatenate(scores), np.concatenate(chances)
 
 
 @torch.inference_mode()

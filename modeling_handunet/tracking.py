@@ -170,12 +170,12 @@ class Sight:
 
     @property
     def hand_score(self) -> float:
-        return 0.0 if self.detection is None else sureness(self.detection.score, self.score)
+        return 0.0 if self.detection is None else sureness(self.detection.score, self.reading.hand_score)
 
     @property
     def vote(self) -> float:
         """Above 0 for a right hand: by how much the reading is surer than the one as the other side."""
-        margin = self.score - (self.reading.rival or 0.0)
+        margin = self.reading.hand_score - (self.reading.rival or 0.0)
         return margin if self.side == "right" else -margin
 
 

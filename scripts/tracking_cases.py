@@ -71,7 +71,8 @@ class PlayedHands:
     def read(self, photo, crops):
         answers = [self._read(*crop.square, "left" if crop.mirrored else "right", crop.angle) for crop in crops]
         self.places += len(crops)
-        return np.stack([points for points, _ in answers]), np.stack([scores for _, scores in answers])
+        points, scores = (np.stack(values) for values in zip(*answers))
+        return points, scores, np.full((len(crops), 2), np.nan)  # as of a network without a hand classifier
 
     def _read(self, left: float, top: float, side: float, hand_side: str, angle: float):
         x, y, extent = left + side / 2, top + side / 2, side * self.box_fill

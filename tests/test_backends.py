@@ -29,13 +29,13 @@ def photo() -> Image.Image:
 
 def test_torch_and_onnxruntime_read_the_same_keypoints(photo):
     crops = [Crop.around_box((119, 82, 211, 268), 128, 0.45), Crop.around_box((100, 80, 150, 90), 128, 0.45, mirrored=True)]
-    points, scores = load(SMALL, "torch", finds=False).read(photo, crops)
-    other_points, other_scores = OnnxHands(str(OWN_MODEL)).read(photo, crops)
+    points, scores, chances = load(SMALL, "torch", finds=False).read(photo, crops)
+    other_points, other_scores, other_chances = OnnxHands(str(OWN_MODEL)).read(photo, crops)
+    assert np.isnan(chances).all() and np.isnan(other_chances).all()  # this model has no hand classifier
     assert points.shape == (2, 21, 2) and scores.shape == (2, 21)
     np.testing.assert_allclose(points[0], other_points[0], atol=0.05)
     np.testing.assert_allclose(scores, other_scores, atol=1e-3)
-    empty_points, empty_scores = OnnxHands(str(OWN_MODEL)).read(photo, [])
-    assert empty_points.shape == (0, 21, 2) and empty_scores.shape == (0, 21)
+    assert [values.shape for values in OnnxHands(str(OWN_MODEL)).read(photo, [])] == [(0, 21, 2), (0, 21), (0, 2)]
 
 
 def test_a_detectors_boxes_are_moved_into_the_photograph(tmp_path):

@@ -53,7 +53,7 @@ class DrawnHands:
             keypoints.append(np.array(box[:2]) + HAND * np.subtract(box[2:], box[:2]))
             is_right_way = crop.mirrored == (true_side == "left")
             scores.append(np.full(21, (0.9 if is_right_way else 0.6) if distance < side / 4 else 0.1))
-        return np.array(keypoints), np.array(scores)
+        return np.array(keypoints), np.array(scores), np.full((len(crops), 2), np.nan)
 
 
 PHOTO = Image.new("RGB", (400, 300))
@@ -176,11 +176,35 @@ def test_a_hand_that_is_not_upright_is_looked_at_again_in_a_crop_where_it_is(mir
             assert degrees_from_upright(crop.to(points)) == pytest.approx(0, abs=1e-6) and crop.mirrored == mirrored
 
 
+def test_a_hand_classifier_tells_hands_and_sides_by_what_it_says_of_both_readings():
+    class Classified(DrawnHands):
+        """What is said of ONE is (right, left) of the crop as it is, and of the mirrored one (left, right); of TWO as well."""
+
+        said = {ONE: ((0.6, 0.4), (0.9, 0.1)), TWO: ((0.9, 0.05), (0.9, 0.05))}
+
+        def read(self, photo, crops):
+            keypoints, scores, _ = super().read(photo, crops)
+            boxes = [ONE if crop.square[0] + crop.square[2] / 2 < 200 else TWO for crop in crops]
+            return keypoints, scores, np.array([self.said[box][crop.mirrored] for box, crop in zip(boxes, crops)])
+
+    found = [FoundHand(ONE, "right", 0.64, UP), FoundHand(TWO, "right", 0.64, UP)]
+    models = Classified(found, [(ONE, "right"), (TWO, "right")])
+    # ONE: right (0.6 + 0.1) / 2, left (0.4 + 0.9) / 2. TWO looks like a hand of its side in both crops: each is half as likely.
+    one, two = sorted(find_hands(models, PHOTO, detection_threshold=0.2), key=lambda hand: hand["box"]["xmin"])
+    assert one["label"] == "left hand" and one["hand_score"] == pytest.approx(0.8 * 0.65**0.5)
+    assert one["score"] == pytest.approx(0.6)  # the heatmaps alone would call it a right hand, with 0.9
+    assert two["hand_score"] == pytest.approx(0.8 * 0.475**0.5)
+    assert [hand["label"] for hand in find_hands(models, PHOTO, detection_threshold=0.6)] == ["left hand"]
+    # With a known side there is one reading, whose word counts.
+    known = find_hands(models, PHOTO, handedness="right", detection_threshold=0.2)
+    assert sorted(hand["hand_score"] for hand in known) == pytest.approx([0.8 * 0.6**0.5, 0.8 * 0.9**0.5])
+
+
 def test_the_surer_look_counts():
     class Unsure(DrawnHands):
         def read(self, photo, crops):
-            keypoints, scores = super().read(photo, crops)
-            return keypoints, scores * (1 if len(self.read_counts) == 1 else 0.5)
+            keypoints, scores, chances = super().read(photo, crops)
+            return keypoints, scores * (1 if len(self.read_counts) == 1 else 0.5), chances
 
     models = Unsure(hands=[(ONE, "left")])
     (hand,) = find_hands(models, PHOTO, boxes=[[-10, 20, 180, 180]], handedness="left")

@@ -13,6 +13,7 @@ from modeling_handunet import (
     HandUNetPoseEstimatorOutput,
     render_heatmaps,
 )
+from modeling_handunet.modeling_handunet import HandClassifier
 
 SIZE = 32
 
@@ -106,6 +107,25 @@ class TestOutputs:
         assert isinstance(as_tuple, tuple) and len(as_tuple) == 2
         assert torch.equal(as_tuple[0], outputs.loss) and torch.equal(as_tuple[1], outputs.heatmaps)
         assert list(model(inputs["pixel_values"])) == ["heatmaps"]
+
+    @pytest.mark.parametrize("sizes", [(4, 8, 8), (4,)])
+    def test_a_hand_classifier_reads_features_and_changes_no_heatmap(self, sizes):
+        model = HandUNetForPoseEstimation(HandUNetConfig(image_size=SIZE, hidden_sizes=sizes, classifier_size=5))
+        inputs = torch.randn(3, 3, SIZE, SIZE)
+        before = model.classifier.layers[0].running_mean.clone()
+        assert model(inputs, labels=torch.zeros(3, 21, SIZE, SIZE)).hand_logits is None
+        assert torch.equal(model.classifier.layers[0].running_mean, before)  # training on heatmaps leaves it alone
+        outputs = model.eval()(inputs, output_hidden_states=True)
+        assert outputs.hand_logits.shape == (3, 3)
+        pooled = HandClassifier.pool(*model.deepest(outputs.hidden_states))
+        deep = outputs.hidden_states[len(sizes) - 1]
+        assert torch.allclose(pooled[:, : sizes[-1]], deep.mean((2, 3)), atol=1e-6)
+        quarter = deep.shape[-1] // 4
+        middle = deep[..., quarter : deep.shape[-1] - quarter, quarter : deep.shape[-1] - quarter]
+        assert torch.equal(pooled[:, 3 * sizes[-1] : 4 * sizes[-1]], middle.amax((2, 3)))
+        assert torch.equal(model.classifier.layers(pooled), outputs.hand_logits)
+        heatmaps, model.classifier = outputs.heatmaps, None
+        assert torch.equal(model(inputs).heatmaps, heatmaps) and model(inputs).hand_logits is None
 
     def test_hidden_states_are_the_blocks_outputs_in_order(self, model):
         outputs = model(torch.randn(2, 3, SIZE, SIZE), output_hidden_states=True)

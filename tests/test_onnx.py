@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,9 +25,11 @@ from modeling_handunet import (
     decode_heatmaps,
 )
 from modeling_handunet.crops import Crop
+from modeling_handunet.modeling_handunet import HandClassifier
 
 ROOT = Path(__file__).resolve().parents[1]
 USAGE = ROOT / "docs" / "usage.md"
+EXAMPLES = sorted((ROOT / "demo" / "space" / "examples").glob("*.jpg"))
 
 
 def run(*command, cwd=ROOT) -> subprocess.CompletedProcess:
@@ -46,7 +49,7 @@ def exported(tmp_path_factory) -> Path:
     pytest.importorskip("onnxscript", reason="onnxscript is not installed: pip install -e '.[onnx]'")
     folder = tmp_path_factory.mktemp("onnx")
     torch.manual_seed(0)
-    model = HandUNetForPoseEstimation(HandUNetConfig(image_size=64, hidden_sizes=(4, 8), skeleton=((0, 1),)))
+    model = HandUNetForPoseEstimation(HandUNetConfig(image_size=64, hidden_sizes=(4, 8), skeleton=((0, 1),), classifier_size=4))
     model.save_pretrained(folder / "model")
     options = {"image_mean": [0.25, 0.5, 0.75], "box_fill": 0.6, "temperature": 2}
     processor = HandUNetImageProcessor(size={"height": 64, "width": 64}, **options)
@@ -111,10 +114,11 @@ def test_the_graph_says_its_shapes_and_takes_any_batch(exported):
         "heatmaps": ["batch", 21, 64, 64],
         "keypoints": ["batch", 21, 2],
         "scores": ["batch", 21],
+        "chances": ["batch", 2],
     }
     for batch in (1, 2, 5):
         outputs = onnx_model.run(None, {"pixel_values": np.zeros((batch, 3, 64, 64), np.float32)})
-        assert [len(output) for output in outputs] == [batch] * 3
+        assert [len(output) for output in outputs] == [batch] * 4
 
 
 @pytest.mark.slow
@@ -324,3 +328,38 @@ def test_a_processor_of_another_size_is_refused():
     model = HandUNetForPoseEstimation(HandUNetConfig(image_size=64, hidden_sizes=(4, 8)))
     with pytest.raises(ValueError, match="crops of 128 pixels, but the model reads 64"):
         settings_of(model, HandUNetImageProcessor())
+
+
+@pytest.mark.slow
+def test_in_8_bits_a_hand_classifier_stays_in_float_and_reads_its_features_as_they_were(tmp_path):
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install -e '.[onnx]'")
+    from handunet.export import export
+    from handunet.quantization import quantize
+
+    write_hands(tmp_path / "photographs")
+    model, processor = (
+        kind.from_pretrained(ROOT / "weights" / "handunet") for kind in (HandUNetForPoseEstimation, HandUNetImageProcessor)
+    )
+    torch.manual_seed(0)
+    model.classifier = HandClassifier(sum(model.config.hidden_sizes[-2:]), 8)
+    crops = [np.asarray(Image.open(path).convert("RGB").resize((128, 128))) for path in EXAMPLES]
+    inputs = processor.normalize_pixels(np.stack(crops))
+    export(model, processor, tmp_path / "whole.onnx")
+    quantize(tmp_path / "whole.onnx", tmp_path / "eight.onnx", tmp_path / "photographs")
+    expected, found = (
+        session(tmp_path / name).run(["chances"], {"pixel_values": inputs})[0] for name in ("whole.onnx", "eight.onnx")
+    )
+    expected, found = (np.log(chances[:, 0] / chances[:, 1]) for chances in (expected, found))
+    assert np.abs(found - expected).mean() < 0.4 * expected.std()  # of random weights, which amplify every rounding
+
+
+def write_hands(folder: Path) -> None:
+    """The Space's examples as photographs for training, a hand in the middle of each, as a COCO file."""
+    (folder / "images").mkdir(parents=True)
+    images, hands = [], []
+    for index, path in enumerate(EXAMPLES):
+        shutil.copy(path, folder / "images")
+        width, height = Image.open(path).size
+        images.append({"id": index, "file_name": path.name, "width": width, "height": height})
+        hands.append({"image_id": index, "bbox": [width / 4, height / 4, width / 2, height / 2], "handedness": "right"})
+    (folder / "annotations.json").write_text(json.dumps({"images": images, "annotations": hands}))

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from modeling_handunet import HandUNetForPoseEstimation, HandUNetImageProcessor
+from modeling_handunet import HandUNetConfig, HandUNetForPoseEstimation, HandUNetImageProcessor
 from modeling_handunet.crops import Crop
 from modeling_handunet.image_processing_handunet_detector import HandUNetDetectorImageProcessor
 from modeling_handunet.torch_hands import TorchHands
@@ -30,12 +31,13 @@ def test_both_networks_answer_in_pixels_of_the_photograph(photo):
 
     boxes = [[30.0, 20.0, 60.0, 45.0], [100.5, 40.2, 33.3, 50.1]]
     crops = [Crop.around_box(box, 128, 0.45, mirrored=mirrored) for box, mirrored in zip(boxes, (False, True))]
-    keypoints, scores = hands.read(photo, crops)
+    keypoints, scores, chances = hands.read(photo, crops)
     heatmaps = pose(processor(photo, boxes, ["right", "left"]).pixel_values).heatmaps
     (expected,) = processor.post_process_pose_estimation({"heatmaps": heatmaps}, boxes, handedness=["right", "left"])
     np.testing.assert_allclose(keypoints, [pose["keypoints"] for pose in expected], atol=1e-2)
     np.testing.assert_allclose(scores, [pose["scores"] for pose in expected], atol=1e-5)
-    assert hands.read(photo, [])[0].shape == (0, 21, 2)
+    assert np.isnan(chances).all() and chances.shape == (2, 2)
+    assert [values.shape for values in hands.read(photo, [])] == [(0, 21, 2), (0, 21), (0, 2)]
 
 
 def test_the_detector_lies_where_the_pose_model_says(tmp_path, photo):
@@ -51,3 +53,14 @@ def test_the_detector_lies_where_the_pose_model_says(tmp_path, photo):
     expected = TorchHands(pose, HandUNetImageProcessor(), small_detector()).detect(photo)
     assert hands.detect(photo) == expected
     assert TorchHands(small_network(), HandUNetImageProcessor(), tmp_path / "finder").detect(photo) == expected
+
+
+def test_the_chances_are_those_of_the_hand_classifier(photo):
+    torch.manual_seed(0)
+    pose = HandUNetForPoseEstimation(HandUNetConfig(hidden_sizes=(4, 8), classifier_size=4)).eval()
+    processor = HandUNetImageProcessor()
+    boxes = [[30.0, 20.0, 60.0, 45.0], [100.5, 40.2, 33.3, 50.1]]
+    crops = [Crop.around_box(box, 128, 0.45, mirrored=mirrored) for box, mirrored in zip(boxes, (False, True))]
+    *_, chances = TorchHands(pose, processor).read(photo, crops)
+    logits = pose(processor(photo, boxes, ["right", "left"]).pixel_values).hand_logits
+    np.testing.assert_allclose(chances, logits.softmax(1)[:, :2].detach(), atol=1e-6)

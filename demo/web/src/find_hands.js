@@ -44,12 +44,26 @@ export function isOneHand(one, other, rules) {
 }
 
 const meanOf = (values) => sum(values) / values.length;
-/** The surest reading; of equal ones the first. */
-const surest = (readings) => readings.reduce((one, other) => (other.score > one.score ? other : one));
+/** The reading with the highest value; of equal ones the first. */
+const highest = (readings, valueOf) => readings.reduce((one, other) => (valueOf(other) > valueOf(one) ? other : one));
+
+/** How sure the network is that there is a hand of the reading's side: its classifier's chance, or else the mean score. */
+export const sureOf = ({ chances, score }) => chances?.[0] ?? score;
+
+/** The readings of a place; if it was read as both sides, what both say of each side is averaged. */
+function agreed(readings) {
+  if (readings.length < 2 || !readings[0].chances) return readings;
+  const [[own, rival], [itsOwn, itsRival]] = readings.map(({ chances }) => chances);
+  const chances = [(own + itsRival) / 2, (rival + itsOwn) / 2];
+  return [
+    { ...readings[0], chances },
+    { ...readings[1], chances: chances.toReversed() },
+  ];
+}
 
 /**
  * What a generator of steps returns, if the networks answer all that it asks for: null for the detections [{box, side,
- * score}], a list of places [{box, side, angle}] for their {keypoints, scores}.
+ * score}], a list of places [{box, side, angle}] for their {keypoints, scores, chances}.
  *
  * @param models `detect(picture)` and `read(picture, places)`, asynchronous, as hand_model.js has them.
  */
@@ -75,7 +89,7 @@ export async function findHands(models, picture, rules, handedness = null) {
   const places = found.map(({ box }) => ({ box, sides: possibleSides(handedness), again: true }));
   const readings = await answered(readPlaces(places, rules, rules.upright), models, picture);
   const hands = readings.map((reading, index) => {
-    return { ...reading, box: places[index].box, handScore: sureness(found[index].score, reading.score, rules) };
+    return { ...reading, box: places[index].box, handScore: sureness(found[index].score, sureOf(reading), rules) };
   });
   return chooseHands(hands, rules);
 }
@@ -110,31 +124,35 @@ function chooseHands(found, rules) {
 }
 
 /**
- * The reading {box, side, keypoints, scores, score, rival} of each place {box, sides, again}, the surest of all looks at it;
- * its box is the look's.  `rival` is the score of the same place read as the other side, or null; with `again` the place may
- * get a second look, also if its hand points more than `upright` degrees away from up.  A generator for [`answered`].
+ * The reading {box, side, keypoints, scores, score, chances, rival} of each place {box, sides, again}, the surest of all looks
+ * at it; its box is the look's.  `chances` are [of a hand of its side, of one of the other side], or null without a classifier.
+ * `rival` is how sure the network is of the same place read as the other side, or null; with `again` the place may get a second
+ * look, also if its hand points more than `upright` degrees away from up.  A generator for [`answered`].
  */
 export function* readPlaces(places, rules, upright = Infinity) {
   if (!places.length) return [];
   const looks = yield* read(places.flatMap(({ box, sides }) => sides.map((side) => ({ box, side }))));
   const best = places.map(({ sides }) => {
-    const own = looks.splice(0, sides.length);
-    const reading = surest(own);
-    const rivals = own.filter((other) => other !== reading).map(({ score }) => score);
+    const own = agreed(looks.splice(0, sides.length));
+    const reading = highest(own, sureOf);
+    const rivals = own.filter((other) => other !== reading).map(sureOf);
     return { ...reading, rival: rivals.length ? Math.max(...rivals) : null };
   });
   const again = best.map((reading, index) => (places[index].again ? secondLook(reading, rules, upright) : null));
   const second = yield* read(again.filter(Boolean));
   return best.map((reading, index) => {
-    return again[index] ? surest([reading, { ...second.shift(), rival: reading.rival }]) : reading;
+    if (!again[index]) return reading;
+    const { chances, rival } = reading; // of the hand itself both looks of the first time know more than the second
+    return highest([reading, { ...second.shift(), chances, rival }], ({ score }) => score);
   });
 }
 
 function* read(places) {
   if (!places.length) return [];
-  const { keypoints, scores } = yield places;
+  const { keypoints, scores, chances } = yield places;
   return places.map((place, index) => {
-    return { ...place, keypoints: keypoints[index], scores: scores[index], score: meanOf(scores[index]) };
+    const score = meanOf(scores[index]);
+    return { ...place, keypoints: keypoints[index], scores: scores[index], score, chances: chances?.[index] ?? null };
   });
 }
 

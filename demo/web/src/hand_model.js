@@ -171,8 +171,8 @@ class HandModels {
    * Keypoints of the hands at places {box, side, angle} of a picture; a left hand is mirrored on the way in and on the way
    * back, and a place with an angle is turned.
    *
-   * @returns {Promise<{keypoints: number[][][], scores: number[][]}>} (places, 21, 2) in pixels of the picture, and (places,
-   *   21) in [0, 1].
+   * @returns {Promise<{keypoints: number[][][], scores: number[][], chances: ?number[][]}>} (places, 21, 2) in pixels of the
+   *   picture, (places, 21) in [0, 1], and (places, 2) or null without a classifier: of a hand of its side and of the other.
    */
   async read(picture, places) {
     const { image_size: size, box_fill: fill } = this.settings;
@@ -190,6 +190,8 @@ class HandModels {
         return fromCrop([mirrored[hand] ? size - x : x, y], square, size, places[hand].angle);
       }),
     );
-    return { keypoints, scores: squares.map((_, hand) => answer.scores.slice(hand * count, (hand + 1) * count)) };
+    const perHand = (values, each) => squares.map((_, hand) => values.slice(hand * each, (hand + 1) * each));
+    const chances = answer.chances ? perHand(answer.chances, 2) : null;
+    return { keypoints, scores: perHand(answer.scores, count), chances };
   }
 }

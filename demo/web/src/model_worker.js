@@ -38,14 +38,15 @@ const calls = {
     return Object.fromEntries(Object.entries(answers).map(([name, { data }]) => [name, Array.from(data, Number)]));
   },
 
-  /** Keypoints, in pixels of each crop as the network saw it, and scores of crops (size, size, 3), as flat lists. */
+  /**
+   * Keypoints, in pixels of each crop as the network saw it, and scores of crops (size, size, 3), as flat lists; and the chances
+   * of a hand of the side that it reads and of one of the other side, if it has a classifier.
+   */
   async read({ crops, mirrored }) {
     const { session, settings } = pose;
-    const { keypoints, scores } = await session.run({ pixel_values: toTensor(crops, mirrored, settings) }, [
-      "keypoints",
-      "scores",
-    ]);
-    return { keypoints: Array.from(keypoints.data), scores: Array.from(scores.data) };
+    const names = ["keypoints", "scores", "chances"].filter((name) => session.outputNames.includes(name));
+    const answers = await session.run({ pixel_values: toTensor(crops, mirrored, settings) }, names);
+    return Object.fromEntries(Object.entries(answers).map(([name, { data }]) => [name, Array.from(data)]));
   },
 };
 
