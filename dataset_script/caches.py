@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+import datasets
 import numpy as np
 import torch
 from filelock import FileLock
@@ -13,6 +14,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 MAX_WORKERS = 8  # processes that fill a cache
+
+
+def default_cache() -> Path:
+    """The folder of prepared images where none is named."""
+    return Path(datasets.config.HF_DATASETS_CACHE) / "handunet"
 
 
 def written_once(cache_dir: Path, name: str, write: Callable[[Path], None]) -> Path:

@@ -27,6 +27,18 @@ def start(**settings) -> HandUNetForPoseEstimation:
     return make_model(make_arguments(**settings).model, seed=0)
 
 
+def test_a_hand_classifier_is_kept_as_it_is_and_left_out_of_networks_of_another_shape(tmp_path):
+    model = HandUNetForPoseEstimation(HandUNetConfig(hidden_sizes=(4, 8), image_size=32, sigma=2.0, classifier_size=3))
+    model.save_pretrained(tmp_path / "model")
+    HandUNetImageProcessor().save_pretrained(tmp_path / "model")
+    same = start(init=str(tmp_path / "model"))
+    assert torch.equal(same.classifier.layers[1].weight, model.classifier.layers[1].weight)
+    assert not any(values.requires_grad for values in same.classifier.parameters())
+    assert all(values.requires_grad for values in same.down.parameters())
+    assert start(init=str(tmp_path / "model"), init_hidden_sizes=[6, 8]).classifier is None
+    assert without_deep_levels(model, 1).classifier is None
+
+
 def test_a_shallower_network_keeps_the_weights_of_the_levels_that_it_shares():
     deep = network(4, 6, 8, 10)
     shallow = without_deep_levels(deep, 2)

@@ -18,7 +18,10 @@ from modeling_handunet import (
 
 
 def make_model(settings, seed: int) -> HandUNetForPoseEstimation:
-    """A new model, or the one that --init names; `settings` are a run's `ModelArguments`."""
+    """A new model, or the one that --init names; `settings` are a run's `ModelArguments`.
+
+    A hand classifier stays as it is: `training/hand_classifier.py` teaches it.  A network of another shape has none.
+    """
     if not settings.init:
         torch.manual_seed(seed)
         config = HandUNetConfig(hidden_sizes=settings.hidden_sizes, sigma=settings.sigma, image_size=settings.image_size)
@@ -30,6 +33,8 @@ def make_model(settings, seed: int) -> HandUNetForPoseEstimation:
     if settings.init_hidden_sizes is not None:
         torch.manual_seed(seed)
         model = widened(model, tuple(settings.init_hidden_sizes))
+    if model.classifier is not None:
+        model.classifier.requires_grad_(False)
     return model
 
 
@@ -58,7 +63,7 @@ def without_deep_levels(model: HandUNetForPoseEstimation, levels: int) -> HandUN
     sizes = model.config.hidden_sizes
     if not 1 <= levels <= len(sizes):
         raise ValueError(f"--init_levels {levels}: the model to start from has {len(sizes)} levels, give 1 to {len(sizes)}.")
-    config = HandUNetConfig(**{**model.config.to_diff_dict(), "hidden_sizes": sizes[:levels]})
+    config = HandUNetConfig(**{**model.config.to_diff_dict(), "hidden_sizes": sizes[:levels], "classifier_size": 0})
     smaller, weights = HandUNetForPoseEstimation(config), {}
     for name in smaller.state_dict():
         part, _, rest = name.partition(".")
@@ -83,7 +88,8 @@ def widened(model: HandUNetForPoseEstimation, sizes: tuple[int, ...]) -> HandUNe
         raise ValueError(
             f"--init_hidden_sizes {asked}: the model to start from has {found}. Give as many levels, none of fewer channels."
         )
-    wide = HandUNetForPoseEstimation(HandUNetConfig(**{**model.config.to_diff_dict(), "hidden_sizes": sizes}))
+    config = HandUNetConfig(**{**model.config.to_diff_dict(), "hidden_sizes": sizes, "classifier_size": 0})
+    wide = HandUNetForPoseEstimation(config)
     with torch.no_grad():
         for level in range(len(sizes)):
             own, read = torch.arange(old[level]), torch.arange(old[level - 1] if level else model.config.num_channels)

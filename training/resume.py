@@ -85,7 +85,8 @@ def best_model(run: Run) -> PreTrainedModel:
     model.load_state_dict(run.averaged_weights() if run.args.model.last_weights else run.best_weights)
     if name := run.args.model.average_with:
         mine, other = (one.state_dict() for one in (model, run.task.model_class.from_pretrained(name, dtype=torch.float32)))
-        mean = {key: (value + other[key]) / 2 if value.is_floating_point() else value for key, value in mine.items()}
+        both = {key for key, value in mine.items() if key in other and value.is_floating_point()}  # a hand classifier may lack
+        mean = {key: (value + other[key]) / 2 if key in both else value for key, value in mine.items()}
         model.load_state_dict(mean)
     return model
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dataset_script.augmentation import Augmentation
+from dataset_script.caches import default_cache
 
 RESEARCH_ONLY = "research-only"  # the license_name of weights that may not be used commercially
 UNKNOWN = "unknown"
@@ -250,7 +251,7 @@ class Source:
     @property
     def cache(self) -> Path:
         """The folder of prepared images."""
-        return Path(self.options.cache_dir or Path(datasets.config.HF_DATASETS_CACHE) / "handunet")
+        return Path(self.options.cache_dir or default_cache())
 
 
 def negatives_by_default(init: str | None) -> dict[str, float]:

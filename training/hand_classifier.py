@@ -1,0 +1,190 @@
+"""Teach a pose network's hand classifier what is a right hand, a left hand and no hand; the network stays as it is.
+
+    python -m training.hand_classifier weights/handunet-base --detector weights/handunet-detector --people people \\
+        --photographs photographs --false_hands false_hands --output outputs/handunet-base
+
+Keypoints are known of few natural hands, but boxes of many, and that is enough here: the classifier is two layers on what the
+network sees, which is computed once for each crop (dataset_script/hand_looks.py).  So it takes minutes.  The folder --output is
+the model's with the classifier; its keypoints do not change.
+"""
+
+import argparse
+import functools
+import json
+import shutil
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dataset_script.caches import default_cache
+from dataset_script.hand_looks import KINDS, LEFT, NO_HAND, RIGHT, UNKNOWN_SIDE, Look, Looks
+from metrics.hand_keypoints.hand_keypoints import area_under_roc
+from modeling_handunet import (
+    HandUNetDetectorImageProcessor,
+    HandUNetForObjectDetection,
+    HandUNetForPoseEstimation,
+    HandUNetImageProcessor,
+)
+from modeling_handunet.modeling_handunet import HandClassifier
+from modeling_handunet.torch_hands import detect_hands
+from release.card import make_card
+from release.files import write_json, written_whole
+from training.arguments import bf16_is_fast
+
+HIDDEN_SIZE = 64
+BATCH_SIZE = 64  # crops that go through the network together
+EPOCHS, STEP_SIZE = 8, 256  # passes over all crops, and crops of a step
+LEARNING_RATE, WEIGHT_DECAY = 1e-3, 1e-2
+
+
+@torch.inference_mode()
+def see(model: HandUNetForPoseEstimation, processor: HandUNetImageProcessor, looks: Iterable[Look]) -> dict:
+    """What the classifier reads of N crops, `features` (N, F) float16, with their `shows` (N,), `kind` and `source` (N,)."""
+    features, shows, kinds, sources, pixels = [], [], [], [], []
+
+    def flush() -> None:
+        inputs = torch.from_numpy(processor.normalize_pixels(np.stack(pixels))).to(model.device)
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16_is_fast()):
+            states = model(inputs, output_hidden_states=True).hidden_states
+        features.append(HandClassifier.pool(*(state.float() for state in model.deepest(states))).half().cpu())
+        pixels.clear()
+
+    for look in looks:
+        pixels.append(look.pixels)
+        shows.append(look.shows)
+        kinds.append(look.kind)
+        sources.append(look.source)
+        if len(pixels) == BATCH_SIZE:
+            flush()
+    if pixels:
+        flush()
+    return {"features": torch.cat(features), "shows": torch.tensor(shows), "kind": kinds, "source": sources}
+
+
+def fit(classifier: HandClassifier, seen: dict, seed: int = 0) -> None:
+    """Train the classifier's layers on what [`see`] gave, by AdamW with a cosine."""
+    torch.manual_seed(seed)
+    features, shows = seen["features"], seen["shows"]
+    weights = torch.tensor([KINDS[kind][1] for kind in seen["kind"]])
+    for layer in classifier.layers:
+        if hasattr(layer, "reset_parameters"):
+            layer.reset_parameters()
+    steps = EPOCHS * -(-len(shows) // STEP_SIZE)
+    optimizer = torch.optim.AdamW(classifier.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    classifier.train()
+    for _ in range(EPOCHS):
+        for rows in torch.randperm(len(shows)).split(STEP_SIZE):
+            if len(rows) == 1:
+                continue  # of one crop there is no variance
+            loss = cross_entropy(classifier.layers(features[rows].float()), shows[rows]) * weights[rows]
+            optimizer.zero_grad()
+            (loss.sum() / weights[rows].sum()).backward()
+            optimizer.step()
+            schedule.step()
+    classifier.eval()
+
+
+def cross_entropy(logits: Tensor, shows: Tensor) -> Tensor:
+    """The loss (N,) of logits (N, 3); a hand of unknown side is right or left, whichever."""
+    chances = logits.log_softmax(1)
+    known = -chances.gather(1, shows.clamp_min(0)[:, None])[:, 0]
+    return torch.where(shows == UNKNOWN_SIDE, -chances[:, [RIGHT, LEFT]].logsumexp(1), known)
+
+
+@torch.inference_mode()
+def figures(classifier: HandClassifier, seen: dict) -> dict:
+    """How well it tells hands from what is none (AUROC) and right from left (share), of all crops and of each kind.
+
+    A kind's AUROC is that of its hands against everything that is no hand.
+    """
+    chances = classifier.layers(seen["features"].float()).softmax(1).double().numpy()
+    shows, kinds = seen["shows"].numpy(), np.array(seen["kind"])
+    hand, nothing = 1 - chances[:, NO_HAND], shows == NO_HAND
+    sided = (shows == RIGHT) | (shows == LEFT)
+    is_right = chances[:, [RIGHT, LEFT]].argmax(1) == shows
+
+    def of(rows: np.ndarray) -> dict:
+        hands, found = rows & ~nothing, {"crops": int(rows.sum())}
+        if hands.any() and nothing.any():
+            found["auroc"] = area_under_roc(hand[hands | nothing], hands[hands | nothing])
+        if (rows & sided).any():
+            found["side_accuracy"] = float(is_right[rows & sided].mean())
+        return found
+
+    names = [kind for kind in KINDS if (kinds == kind).any() and not nothing[kinds == kind].all()]
+    return {**of(np.ones(len(shows), bool)), "by_kind": {kind: of(kinds == kind) for kind in names}}
+
+
+def save(model: HandUNetForPoseEstimation, source: Path, output: Path, found: dict, command: str) -> None:
+    """Write the model's folder with its classifier: new weights, and what its report, its figures and its card say of it."""
+    with written_whole(output) as partial:
+        shutil.copytree(source, partial, dirs_exist_ok=True)
+        config = json.loads((source / "config.json").read_text())
+        model.save_pretrained(partial)
+        write_json(partial / "config.json", {**config, "classifier_size": model.config.classifier_size})
+        if (source / "report.json").is_file():
+            names = ("report", "metrics", "training_arguments")
+            parts = {name: json.loads((source / f"{name}.json").read_text()) for name in names}
+            parts["report"]["model"]["num_parameters"] = model.num_parameters()
+            parts["metrics"]["hand_classifier"] = {**found, "command": command}
+            for name, content in parts.items():
+                write_json(partial / f"{name}.json", content)
+            report = parts["report"] | {"metrics": parts["metrics"], "arguments": parts["training_arguments"]}
+            make_card(report).save(partial / "README.md")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="a folder of a pose model")
+    parser.add_argument("--detector", required=True, help="a folder or Hub id of a hand detector, whose finds are looked at")
+    parser.add_argument("--people", help="a folder of photographs with boxes round hands")
+    parser.add_argument("--photographs", help="a folder of labelled close hands")
+    parser.add_argument("--false_hands", help="a folder of what a detector took for hands")
+    parser.add_argument("--output", required=True)
+    parser.add_argument("--cache_dir", help="where prepared images are stored (default: the cache of the datasets library)")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+    if not (args.people or args.photographs or args.false_hands):
+        sys.exit("hand_classifier: There is nothing to learn from: name --people, --photographs or --false_hands.")
+    try:
+        teach(args, "python -m training.hand_classifier " + " ".join(sys.argv[1:] if argv is None else argv))
+    except (ValueError, OSError) as error:
+        sys.exit(f"hand_classifier: {error}")
+
+
+def teach(args: argparse.Namespace, command: str) -> None:
+    """What the command line asks for."""
+    model = HandUNetForPoseEstimation.from_pretrained(args.model).eval()
+    processor = HandUNetImageProcessor.from_pretrained(args.model)
+    finder = HandUNetForObjectDetection.from_pretrained(args.detector).eval()
+    finder_processor = HandUNetDetectorImageProcessor.from_pretrained(args.detector)
+    model.classifier = None
+    looks = functools.partial(
+        Looks,
+        detect=lambda photo: detect_hands(finder, finder_processor, [photo])[0],
+        people=args.people,
+        photographs=args.photographs,
+        false_hands=args.false_hands,
+        cache_dir=Path(args.cache_dir or default_cache()),
+        size=model.config.image_size,
+        box_fill=processor.box_fill,
+        seed=args.seed,
+    )
+    seen = {part: see(model, processor, looks(part)) for part in ("train", "validation")}
+    sizes = model.config.hidden_sizes
+    model.config.classifier_size = HIDDEN_SIZE
+    model.classifier = HandClassifier(sum(sizes[-2:]), HIDDEN_SIZE)
+    fit(model.classifier, seen["train"], args.seed)
+    found = {part: figures(model.classifier, rows) for part, rows in seen.items()}
+    print(json.dumps(found, indent=2))
+    save(model, Path(args.model), Path(args.output), found, command)
+
+
+if __name__ == "__main__":
+    main()
