@@ -7,7 +7,8 @@ class says what the mirrored crop shows.  They are from
 
 - `people`: hands that were marked, by eye or by a teacher, and what a detector finds in the photographs marked by eye;
 - `photographs`: close hands (dataset_script/photographs.py);
-- `false_hands`: what another detector found and is none (dataset_script/false_hands.py).
+- `false_hands`: what another detector found and is none (dataset_script/false_hands.py);
+- `scenes`: drawn and cut-out hands, whose side is exact (dataset_script/sources/scenes.py).
 """
 
 import os
@@ -19,9 +20,11 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from dataset_script.false_hands import FalseHands
+from dataset_script.augmentation import augmentation_keys
+from dataset_script.false_hands import FalseHands, read_index
 from dataset_script.files import MAX_JSON_BYTES, FileTree, parse_json
 from dataset_script.photographs import FILL, SIDE, Photographs
+from dataset_script.sources.base import Source
 from modeling_handunet.crops import Crop
 from modeling_handunet.hands import BOX_MARGIN, FoundHand, overlap
 from modeling_handunet.images import load_image
@@ -40,7 +43,9 @@ KINDS = {
     "found, no hand": (2, 2.0),
     "found before, no hand": (1, 1.0),
     "close": (1, 0.5),
+    "in a scene": (1, 0.5),
 }
+SCENES_AT_ONCE = 64
 
 Detect = Callable[[Image.Image], list[FoundHand]]
 
@@ -58,7 +63,8 @@ class Look:
 class Looks:
     """An iterator over crops of one part, "train" or "validation", of `size` pixels; the latter as they are, once each.
 
-    Training crops are moved, scaled, turned, recoloured and blurred.  The same arguments give the same crops.
+    Training crops are moved, scaled, turned, recoloured and blurred.  The samples of `scenes`, a source of right hands, are for
+    training and stay as they are.  The same arguments give the same crops.
     Raises as [`Photographs`], [`FalseHands`] and `dataset_script.people.People` do for their folders.
     """
 
@@ -70,6 +76,7 @@ class Looks:
         people: str | os.PathLike | None = None,
         photographs: str | os.PathLike | None = None,
         false_hands: str | os.PathLike | None = None,
+        scenes: Source | None = None,
         cache_dir: str | os.PathLike,
         size: int = 128,
         box_fill: float = 0.45,
@@ -77,6 +84,7 @@ class Looks:
     ):
         self.part, self.detect, self.size, self.box_fill = part, detect, size, box_fill
         self.people, self.photographs, self.false_hands, self.cache_dir = people, photographs, false_hands, cache_dir
+        self.scenes, self.seed = scenes, seed
         self.random = np.random.default_rng([seed, len(part)])
 
     def __iter__(self) -> Iterator[Look]:
@@ -86,6 +94,8 @@ class Looks:
             yield from self._of_photographs()
         if self.false_hands:
             yield from self._of_false_hands()
+        if self.scenes and self.part == "train":
+            yield from self._of_scenes()
 
     def _of_people(self) -> Iterator[Look]:
         for path, hands, by_eye, source in tqdm(marked_photographs(self.people, self.part), unit="photograph", leave=False):
@@ -112,10 +122,21 @@ class Looks:
 
     def _of_false_hands(self) -> Iterator[Look]:
         squares = FalseHands(self.false_hands, self.part, self.cache_dir)
+        sources = [entry["source"] for entry in read_index(self.false_hands) if entry["split"] == self.part]
         low, high = SIDE * (1 - FILL) / 2, SIDE * (1 + FILL) / 2
-        for number in range(len(squares)):
+        for number, source in enumerate(sources):
             image = squares[number]["image"]
-            yield from self._looks(image, (low, low, high, high), NO_HAND, "found before, no hand", "false hands")
+            yield from self._looks(image, (low, low, high, high), NO_HAND, "found before, no hand", source)
+
+    def _of_scenes(self) -> Iterator[Look]:
+        stream = self.scenes.splits().train
+        for first in range(0, len(stream), SCENES_AT_ONCE):
+            batch = stream.__getitems__(list(range(first, min(first + SCENES_AT_ONCE, len(stream)))))
+            images = self.scenes.make_inputs(batch, augmentation_keys(self.seed, 0, batch["index"])).images
+            for pixels in (images * 255).round().byte().permute(0, 2, 3, 1).numpy():
+                mirrored = bool(self.random.random() < 0.5)
+                pixels = np.ascontiguousarray(pixels[:, ::-1]) if mirrored else pixels
+                yield Look(pixels, LEFT if mirrored else RIGHT, "in a scene", "scenes")
 
     def _looks(self, photo: Image.Image, box: Sequence[float], shows: int, kind: str, source: str) -> Iterator[Look]:
         is_training = self.part == "train"

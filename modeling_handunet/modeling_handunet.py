@@ -90,14 +90,14 @@ class HandClassifier(nn.Module):
 
     @staticmethod
     def pool(*maps: Tensor) -> Tensor:
-        """What the layers read, (B, 4 * channels of all maps)."""
+        """What the layers read, (B, 4 * channels of all maps): logarithms, because a feature can be a thousand times another."""
         pooled = []
         for features in maps:
             border = features.shape[-1] // 4
             middle = features[..., border : features.shape[-2] - border, border : features.shape[-1] - border]
             for part in (features.flatten(2), middle.flatten(2)):
                 pooled += [part.mean(2), part.amax(2)]
-        return torch.cat(pooled, 1)
+        return torch.cat(pooled, 1).log1p()  # none is below 0
 
 
 class HandUNetPreTrainedModel(PreTrainedModel):

@@ -11,12 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
+from dataset_script.augmentation import augmentation_keys
 from dataset_script.hand_looks import LEFT, NO_HAND, RIGHT, UNKNOWN_SIDE, Looks, MarkedHand, what_it_is
 from modeling_handunet import HandUNetForPoseEstimation
 from modeling_handunet.hands import FoundHand
 from modeling_handunet.modeling_handunet import HandClassifier
 from tests.small_model import save_small_model
-from training.hand_classifier import cross_entropy, figures, fit
+from tests.test_sources import load
+from training.hand_classifier import cross_entropy, figures, fit, of_other_sources
 
 ROOT = Path(__file__).resolve().parents[1]
 GREY, RED, GREEN = (60, 60, 60), (255, 0, 0), (0, 255, 0)
@@ -37,8 +39,9 @@ def write_people(folder: Path) -> Path:
         for index, color in enumerate(colors):
             picture.paste(color, (80 + 20 * index, 50, 100 + 20 * index, 90))
         picture.save(folder / "images" / f"{number}.png")
-        image = {"id": number, "file_name": f"{number}.png", "width": 200, "height": 150, "source": "ours", "marked": "by eye"}
-        images.append({**image, "split": "validation" if number == 4 else "train"})
+        image = {"id": number, "file_name": f"{number}.png", "width": 200, "height": 150, "marked": "by eye"}
+        split, source = ("validation", "b") if number == 4 else ("train", "a")
+        images.append({**image, "split": split, "source": source})
         annotations.append({"image_id": number, "bbox": [80, 50, 40, 40], "handedness": side, "ignore": False})
     (folder / "annotations.json").write_text(json.dumps({"images": images, "annotations": annotations}))
     return folder
@@ -86,6 +89,18 @@ def test_crops_show_what_they_are_said_to_also_when_they_are_mirrored(people, tm
     assert np.argwhere(marked.pixels[..., 0] > 200).shape[0] == pytest.approx((128 * 0.45) ** 2 / 2, rel=0.1)
 
 
+def test_scenes_are_looked_at_as_they_come_or_mirrored(tmp_path):
+    settings = dict(dataset=["scenes"], layers=4, train_samples=6, validation_samples=1, test_samples=1, negatives=0.0)
+    source = load(**settings, cache_dir=str(tmp_path), image_size=64)
+    looks = list(Looks("train", None, scenes=source, cache_dir=tmp_path, size=64))
+    assert {look.shows for look in looks} == {RIGHT, LEFT} and {look.kind for look in looks} == {"in a scene"}
+    batch = source.splits().train.__getitems__(list(range(6)))
+    images = source.make_inputs(batch, augmentation_keys(0, 0, batch["index"])).images
+    for look, image in zip(looks, (images * 255).round().byte().permute(0, 2, 3, 1).numpy(), strict=True):
+        assert np.array_equal(look.pixels, image[:, ::-1] if look.shows == LEFT else image)
+    assert not list(Looks("validation", None, scenes=source, cache_dir=tmp_path, size=64))
+
+
 def test_a_hand_of_unknown_side_may_be_either():
     logits = torch.tensor([[2.0, 0.0, -1.0]]).expand(3, 3)
     chances = logits[0].softmax(0)
@@ -112,10 +127,18 @@ def test_the_classifier_learns_and_its_figures_say_so():
     assert all(torch.equal(one, other) for one, other in zip(first, classifier.state_dict().values()))
 
 
+def test_it_is_judged_by_sources_of_which_it_was_taught_no_hand():
+    taught = {"source": ["a", "b"], "kind": ["close", "found before, no hand"]}
+    seen = {"features": torch.eye(3), "shows": torch.arange(3), "kind": ["close"] * 3, "source": ["a", "b", "c"]}
+    left = of_other_sources(seen, taught)
+    assert left["source"] == ["b", "c"] and left["kind"] == ["close"] * 2 and torch.equal(left["features"], torch.eye(3)[1:])
+
+
 @pytest.mark.slow
 def test_a_saved_model_gets_its_classifier_by_one_command_and_keeps_its_keypoints(people, tmp_path):
     model = HandUNetForPoseEstimation.from_pretrained(save_small_model(tmp_path)).eval()
     teach = ["model", "--detector", "finder", "--people", people, "--output", "taught", "--cache_dir", "cache"]
+    teach += ["--scenes", 4, "--layers", 2]
 
     def run(*arguments):
         command = [sys.executable, "-m", "training.hand_classifier", *map(str, arguments)]

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from dataset_script.caches import default_cache
 from dataset_script.hand_looks import KINDS, LEFT, NO_HAND, RIGHT, UNKNOWN_SIDE, Look, Looks
+from dataset_script.sources import Source, make_source
 from metrics.hand_keypoints.hand_keypoints import area_under_roc
 from modeling_handunet import (
     HandUNetDetectorImageProcessor,
@@ -33,11 +34,11 @@ from modeling_handunet.modeling_handunet import HandClassifier
 from modeling_handunet.torch_hands import detect_hands
 from release.card import make_card
 from release.files import write_json, written_whole
-from training.arguments import bf16_is_fast
+from training.arguments import bf16_is_fast, make_arguments
 
 HIDDEN_SIZE = 64
 BATCH_SIZE = 64  # crops that go through the network together
-EPOCHS, STEP_SIZE = 8, 256  # passes over all crops, and crops of a step
+EPOCHS, STEP_SIZE = 16, 256  # passes over all crops, and crops of a step
 LEARNING_RATE, WEIGHT_DECAY = 1e-3, 1e-2
 
 
@@ -63,6 +64,15 @@ def see(model: HandUNetForPoseEstimation, processor: HandUNetImageProcessor, loo
     if pixels:
         flush()
     return {"features": torch.cat(features), "shows": torch.tensor(shows), "kind": kinds, "source": sources}
+
+
+def of_other_sources(seen: dict, taught: dict) -> dict:
+    """The rows of `seen` whose source has no photograph of people or hands in `taught`."""
+    known = {source for source, kind in zip(taught["source"], taught["kind"]) if kind != "found before, no hand"}
+    rows = [row for row, source in enumerate(seen["source"]) if source not in known]
+    return {
+        name: values[rows] if isinstance(values, Tensor) else [values[row] for row in rows] for name, values in seen.items()
+    }
 
 
 def fit(classifier: HandClassifier, seen: dict, seed: int = 0) -> None:
@@ -126,6 +136,9 @@ def save(model: HandUNetForPoseEstimation, source: Path, output: Path, found: di
         shutil.copytree(source, partial, dirs_exist_ok=True)
         config = json.loads((source / "config.json").read_text())
         model.save_pretrained(partial)
+        for path in partial.iterdir():
+            if not (source / path.name).exists():  # code, in a folder that was stored without it
+                path.unlink()
         write_json(partial / "config.json", {**config, "classifier_size": model.config.classifier_size})
         if (source / "report.json").is_file():
             names = ("report", "metrics", "training_arguments")
@@ -146,6 +159,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--people", help="a folder of photographs with boxes round hands")
     parser.add_argument("--photographs", help="a folder of labelled close hands")
     parser.add_argument("--false_hands", help="a folder of what a detector took for hands")
+    parser.add_argument("--scenes", type=int, default=0, help="so many drawn hands or, with --cutouts, cut-out ones")
+    parser.add_argument("--hand_mesh", help="scenes: a second body, a rigged glTF hand")
+    parser.add_argument("--cutouts", help="scenes: a folder of cut-out hands")
+    parser.add_argument("--photos", help="scenes: a folder of photographs to put behind")
+    parser.add_argument("--layers", type=int, help="scenes: hands that are drawn once and used in many")
     parser.add_argument("--output", required=True)
     parser.add_argument("--cache_dir", help="where prepared images are stored (default: the cache of the datasets library)")
     parser.add_argument("--seed", type=int, default=0)
@@ -171,12 +189,14 @@ def teach(args: argparse.Namespace, command: str) -> None:
         people=args.people,
         photographs=args.photographs,
         false_hands=args.false_hands,
+        scenes=make_scenes(args, model.config.image_size, processor.box_fill) if args.scenes else None,
         cache_dir=Path(args.cache_dir or default_cache()),
         size=model.config.image_size,
         box_fill=processor.box_fill,
         seed=args.seed,
     )
     seen = {part: see(model, processor, looks(part)) for part in ("train", "validation")}
+    seen["validation"] = of_other_sources(seen["validation"], seen["train"])
     sizes = model.config.hidden_sizes
     model.config.classifier_size = HIDDEN_SIZE
     model.classifier = HandClassifier(sum(sizes[-2:]), HIDDEN_SIZE)
@@ -184,6 +204,16 @@ def teach(args: argparse.Namespace, command: str) -> None:
     found = {part: figures(model.classifier, rows) for part, rows in seen.items()}
     print(json.dumps(found, indent=2))
     save(model, Path(args.model), Path(args.output), found, command)
+
+
+def make_scenes(args: argparse.Namespace, image_size: int, box_fill: float) -> Source:
+    """The source of scenes that the command line asks for, all of them with a right hand."""
+    names = ("hand_mesh", "cutouts", "photos", "layers", "cache_dir")
+    options = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    data = make_arguments(
+        dataset=["scenes"], negatives=0.0, train_samples=args.scenes, validation_samples=1, test_samples=1, **options
+    ).data
+    return make_source(data.dataset, None, data, validate_on=None, image_size=image_size, box_fill=box_fill, seed=args.seed)
 
 
 if __name__ == "__main__":
