@@ -40,6 +40,7 @@ LEAST_FILL, MOST_FILL = 0.75, 1.35
 OFF_CENTRE = 0.2
 # In photographs, look again also if the first reading points more degrees away from upright; the second crop is turned.
 UPRIGHT = 20.0
+UNKNOWN = (math.nan, math.nan)  # chances of hands, without a hand classifier
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class Reading:
     crop: Crop
     keypoints: np.ndarray
     scores: np.ndarray
-    chances: tuple[float, float] = (math.nan, math.nan)
+    chances: tuple[float, float] = UNKNOWN
     rival: float | None = None
 
     @property
@@ -238,13 +239,17 @@ def least_detection(threshold: float) -> float:
     return max(min(DETECTION_THRESHOLD, threshold), threshold ** (1 / DETECTION_WEIGHT))
 
 
-def read_places(places: list[Place], box_fill: float, again: Container[int], upright: float = math.inf):
+def read_places(
+    places: list[Place], box_fill: float, again: Container[int], upright: float = math.inf, *, classified: bool = True
+):
     """The reading of each place, the surest of all looks at it; those of the numbers `again` may get a second look, see
-    [`second_crop`].
+    [`second_crop`].  Unless `classified`, what a hand classifier says is left aside.
 
     A generator that asks for readings as [`steps`].
     """
     looks = yield from _read([place.crops for place in places])
+    if not classified:
+        looks = [[replace(reading, chances=UNKNOWN) for reading in own] for own in looks]
     best = [_surest(own) for own in looks]
     crops = {index: second_crop(reading, box_fill, upright) for index, reading in enumerate(best) if index in again}
     crops = {index: crop for index, crop in crops.items() if crop}

@@ -170,12 +170,12 @@ class Sight:
 
     @property
     def hand_score(self) -> float:
-        return 0.0 if self.detection is None else sureness(self.detection.score, self.reading.hand_score)
+        return 0.0 if self.detection is None else sureness(self.detection.score, self.score)
 
     @property
     def vote(self) -> float:
         """Above 0 for a right hand: by how much the reading is surer than the one as the other side."""
-        margin = self.reading.hand_score - (self.reading.rival or 0.0)
+        margin = self.score - (self.reading.rival or 0.0)
         return margin if self.side == "right" else -margin
 
 
@@ -276,7 +276,8 @@ class HandTracks:
                 both = detected and self.handedness is None and must_ask(look.track, self.tracks, self.time, self.rules)
                 sides = HANDEDNESS if both else (look.side,)
                 places.append(Place(look.box, [box_crop(look.box, side, size, fill) for side in sides]))
-        readings = yield from read_places(places, fill, new)
+        # The classifier was taught on photographs of people; near a camera, the keypoints tell the side better.
+        readings = yield from read_places(places, fill, new, classified=False)
         return [Sight(reading, look.detection, look.side is None) for reading, look in zip(readings, looks)]
 
     def _start_frame(self, size: tuple[int, int], time: float) -> None:

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from modeling_handunet import HandTracker, HandUNetImageProcessor
-from modeling_handunet.hands import find_hands
+from modeling_handunet.hands import FoundHand, find_hands
 from modeling_handunet.tracking import RULES, HandTracks, one_euro
 from scripts.tracking_cases import (
     CASES_FILE,
@@ -22,6 +22,7 @@ from scripts.tracking_cases import (
     shared_rules,
 )
 from tests.small_model import small_network
+from tests.test_hands import ONE, PHOTO, UP, DrawnHands
 from tests.test_torch_hands import small_detector
 
 CASES = {case["name"]: case for case in shared_cases()["cases"]}
@@ -117,6 +118,18 @@ def test_hands_are_taken_up_as_in_a_photograph():
 
 def without(hand: dict, *names: str) -> dict:
     return {name: value for name, value in hand.items() if name not in names}
+
+
+def test_films_leave_a_hand_classifier_aside():
+    class Sceptical(DrawnHands):
+        def read(self, photo, crops):
+            keypoints, scores, _ = super().read(photo, crops)
+            return keypoints, scores, np.zeros((len(crops), 2))
+
+    models = Sceptical([FoundHand(ONE, "right", 0.9, UP)], [(ONE, "right")])
+    assert find_hands(models, PHOTO) == []
+    (found,) = HandTracks(models)(PHOTO, 0.0)
+    assert found["label"] == "right hand" and found["hand_score"] == pytest.approx(0.9)
 
 
 def test_a_known_side_is_kept():

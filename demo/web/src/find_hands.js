@@ -48,7 +48,7 @@ const meanOf = (values) => sum(values) / values.length;
 const highest = (readings, valueOf) => readings.reduce((one, other) => (valueOf(other) > valueOf(one) ? other : one));
 
 /** How sure the network is that there is a hand of the reading's side: its classifier's chance, or else the mean score. */
-export const sureOf = ({ chances, score }) => chances?.[0] ?? score;
+const sureOf = ({ chances, score }) => chances?.[0] ?? score;
 
 /** The readings of a place; if it was read as both sides, what both say of each side is averaged. */
 function agreed(readings) {
@@ -127,11 +127,13 @@ function chooseHands(found, rules) {
  * The reading {box, side, keypoints, scores, score, chances, rival} of each place {box, sides, again}, the surest of all looks
  * at it; its box is the look's.  `chances` are [of a hand of its side, of one of the other side], or null without a classifier.
  * `rival` is how sure the network is of the same place read as the other side, or null; with `again` the place may get a second
- * look, also if its hand points more than `upright` degrees away from up.  A generator for [`answered`].
+ * look, also if its hand points more than `upright` degrees away from up.  Unless `classified`, what a classifier says is left
+ * aside.  A generator for [`answered`].
  */
-export function* readPlaces(places, rules, upright = Infinity) {
+export function* readPlaces(places, rules, upright = Infinity, classified = true) {
   if (!places.length) return [];
-  const looks = yield* read(places.flatMap(({ box, sides }) => sides.map((side) => ({ box, side }))));
+  const answers = yield* read(places.flatMap(({ box, sides }) => sides.map((side) => ({ box, side }))));
+  const looks = classified ? answers : answers.map((reading) => ({ ...reading, chances: null }));
   const best = places.map(({ sides }) => {
     const own = agreed(looks.splice(0, sides.length));
     const reading = highest(own, sureOf);

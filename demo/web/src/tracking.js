@@ -13,7 +13,6 @@ import {
   possibleSides,
   readPlaces,
   sureness,
-  sureOf,
 } from "./find_hands.js";
 
 const distance = ([x, y], [otherX, otherY]) => Math.hypot(x - otherX, y - otherY);
@@ -43,7 +42,7 @@ function expected(track, time, rules) {
 
 const sideOf = (track) => (track.votes >= 0 ? "right" : "left");
 /** A sight's vote for its side: by how much the reading is surer than the one as the other side. */
-const voteOf = (sight) => (sight.side === "right" ? 1 : -1) * (sureOf(sight) - (sight.rival ?? 0));
+const voteOf = (sight) => (sight.side === "right" ? 1 : -1) * (sight.score - (sight.rival ?? 0));
 
 /** Whether a hand is new, is near another one, or was missing in the last frame, so that the detector is needed soon. */
 function mustSearch(tracks, lastTime, rules) {
@@ -230,7 +229,7 @@ export class HandTracks {
   *steps(size, time) {
     const { rules, findingRules } = this;
     const threshold = findingRules.hand_threshold;
-    const scoreOf = (sight) => (sight.detection ? sureness(sight.detection.score, sureOf(sight), findingRules) : 0);
+    const scoreOf = (sight) => (sight.detection ? sureness(sight.detection.score, sight.score, findingRules) : 0);
     const lastTime = this.#time;
     this.#startFrame(size, time);
     let found = null;
@@ -243,6 +242,8 @@ export class HandTracks {
     const readings = yield* readPlaces(
       looks.map((look) => this.#toPlace(look, found !== null, time)),
       findingRules,
+      Infinity,
+      false,
     );
     const read = readings.map((reading, index) => {
       return { ...reading, detection: looks[index].detection, isNew: !looks[index].track };
