@@ -229,7 +229,8 @@ def sureness(detection_score: float, reading_score: float) -> float:
     """How sure both networks are that there is a hand, in [0, 1]: a weighted geometric mean of what each says.
 
     A detector takes faces and elbows for hands, in which the other network sees no keypoints.  On 91 photographs of people
-    marked by eye, with handunet-base, the average precision is 0.38 by the detector's score alone, and 0.69 by this one.
+    marked by eye, with handunet-base, the average precision is 0.38 by the detector's score alone, and 0.74 by this one; by the
+    mean of the keypoints' scores in place of the hand classifier's chance, it is 0.69.
     """
     return detection_score**DETECTION_WEIGHT * reading_score ** (1 - DETECTION_WEIGHT)
 
