@@ -26,7 +26,7 @@ BOX_MARGIN = 0.07
 # Detections of a lower score are not worth a look.
 DETECTION_THRESHOLD = 0.2
 # Found hands of which both networks together are less sure are none.
-HAND_THRESHOLD = 0.5
+HAND_THRESHOLD = 0.45
 # The detector's weight in that, see [`hand_score`].
 DETECTION_WEIGHT = 0.5
 # Two found hands are one if their keypoints lie, on average, within this share of the larger one's size.  Of pairs of different

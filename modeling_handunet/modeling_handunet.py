@@ -90,7 +90,7 @@ class HandClassifier(nn.Module):
 
     @staticmethod
     def pool(*maps: Tensor) -> Tensor:
-        """What the layers read, (B, 4 * channels of all maps): logarithms, since one feature can be a thousand times another."""
+        """What the layers read, (B, 4 * channels of all maps): logarithms, as one feature can be a thousand times another."""
         pooled = []
         for features in maps:
             border = features.shape[-1] // 4

@@ -18,7 +18,6 @@ from PIL import Image
 from .crops import Crop
 from .hands import (
     BOX_MARGIN,
-    HAND_THRESHOLD,
     FoundHand,
     HandModels,
     Place,
@@ -47,6 +46,8 @@ class TrackingRules:
     search_every: float = 0.09
     # and otherwise.
     look_every: float = 0.3
+    # A new hand needs this `hand_score`: more than in a photograph, because a false one stays.
+    begin_score: float = 0.5
     # A reading of a lower mean score is none.
     lost_score: float = 0.2
     # A detection that was read and is no hand is not read again for this time, unless its score grows by so much.
@@ -192,7 +193,7 @@ class HandTracks:
         max_hands: follow at most so many hands; all by default.
         handedness: "right" or "left" if all hands are known to be; by default each is read both ways now and then, and
             the readings vote.
-        detection_threshold: a hand begins with at least this `hand_score`, as in `find_hands`.
+        detection_threshold: a hand begins with at least this `hand_score`.
         rules: other constants than [`RULES`].
     """
 
@@ -203,7 +204,7 @@ class HandTracks:
         smooth: bool = True,
         max_hands: int | None = None,
         handedness: str | None = None,
-        detection_threshold: float = HAND_THRESHOLD,
+        detection_threshold: float = RULES.begin_score,
         rules: TrackingRules = RULES,
     ):
         if handedness not in (None, *HANDEDNESS):
@@ -471,7 +472,7 @@ def assign(
     sights: list[Sight],
     time: float,
     detected: bool,
-    threshold: float = HAND_THRESHOLD,
+    threshold: float = RULES.begin_score,
     rules: TrackingRules = RULES,
 ) -> list[tuple[Track, Sight]]:
     """Which hand is at which sight: the nearest to where its keypoints are expected, if it can have come there.

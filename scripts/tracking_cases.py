@@ -249,7 +249,7 @@ def photographs() -> list[dict]:
         {"name": "no hand", "hands": []},
         {"name": "a face, which cannot be read", "hands": [right, hand(450, 100, read=0.2, found=0.95)]},
         {"name": "a weak detection that is read surely", "hands": [hand(150, 240, read=0.95, found=0.28)]},
-        {"name": "a detection too weak for a look", "hands": [hand(150, 240, read=1, found=0.24)]},
+        {"name": "a detection too weak for a look", "hands": [hand(150, 240, read=1, found=0.19)]},
         {"name": "the reading decides the order", "hands": [hand(150, 240, read=0.7, found=0.9), hand(450, 240, read=0.9)]},
         {"name": "a hand found twice", "hands": [hand(300, 240, 150), hand(315, 255, 140, found=0.7)]},
         {"name": "a box too wide", "hands": [hand(180, 240, found_box=wide)]},

@@ -25,7 +25,7 @@ MEASURED = {
     for name in NAMES
 }
 # The calibration error on validation that each keeps below.
-CALIBRATION = {"handunet": 0.07, "handunet-base": 0.06}
+CALIBRATION = {"handunet": 0.09, "handunet-base": 0.06}
 every_model = pytest.mark.parametrize("name", MEASURED)
 
 

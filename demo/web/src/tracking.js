@@ -228,7 +228,7 @@ export class HandTracks {
   /** One frame of `size` [width, height] as a generator for `answered`. It returns the hands. */
   *steps(size, time) {
     const { rules, findingRules } = this;
-    const threshold = findingRules.hand_threshold;
+    const threshold = rules.begin_score;
     const scoreOf = (sight) => (sight.detection ? sureness(sight.detection.score, sight.score, findingRules) : 0);
     const lastTime = this.#time;
     this.#startFrame(size, time);
@@ -310,7 +310,7 @@ export class HandTracks {
   }
 
   #usable(found) {
-    const least = Math.min(this.rules.confirm_score, this.findingRules.hand_threshold);
+    const least = Math.min(this.rules.confirm_score, this.rules.begin_score);
     return found.filter(({ score }) => score >= least);
   }
 
@@ -321,7 +321,7 @@ export class HandTracks {
   #worthReading(looks, isFirst) {
     const followed = looks.filter(({ track }) => track);
     if (followed.filter(({ detection }) => detection).length >= this.maxHands) return followed;
-    const least = leastDetection(this.findingRules);
+    const least = leastDetection({ ...this.findingRules, hand_threshold: this.rules.begin_score });
     const isNew = ({ track, detection }) => !track && detection.score >= least && !this.#isRefused(detection);
     const fresh = looks.filter(isNew).toSorted((one, other) => other.detection.score - one.detection.score);
     return [...followed, ...fresh.slice(0, isFirst ? undefined : this.rules.new_at_once)];
@@ -338,7 +338,7 @@ export class HandTracks {
   /** Begin a new hand, if both networks are sure enough, it is no other one, and there is room; whether it began. */
   #begin(sight, handScore, time) {
     const { keypoints, scores, score, detection } = sight;
-    if (!detection || handScore < this.findingRules.hand_threshold) return false;
+    if (!detection || handScore < this.rules.begin_score) return false;
     const isKnown = (track) =>
       track.seen === time && isOneHand(sight, { keypoints: track.keypoints, side: sideOf(track) }, this.findingRules);
     if (this.#tracks.some(isKnown)) return false;
