@@ -114,7 +114,7 @@ def use_onnx(path: Path, _) -> None:
 
     photo = Image.new("RGB", (40, 30), "white")
     hands = OnnxHands(str(path))
-    keypoints, scores = hands.read(photo, [Crop.of_image(*photo.size, hands.image_size)])
+    keypoints, scores, _ = hands.read(photo, [Crop.of_image(*photo.size, hands.image_size)])
     if keypoints.shape != (1, 21, 2) or scores.shape != (1, 21):
         raise Failure(f"keypoints {keypoints.shape}, scores {scores.shape}")
 
