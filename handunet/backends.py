@@ -226,7 +226,7 @@ def leave_out_torch() -> None:
         sys.modules["modeling_handunet"] = importlib.util.module_from_spec(spec)
 
 
-def open_onnx(model: str, kind: str | None = None):
+def open_onnx(model: str, kind: str | None = None, options=None):
     """The session and settings of an exported file.
 
     Raises `OSError` for another file or one of the other `kind`, "pose" or "detector", `ImportError` without onnxruntime.
@@ -236,8 +236,6 @@ def open_onnx(model: str, kind: str | None = None):
         from onnxruntime.capi import onnxruntime_pybind11_state as errors
     except ImportError as error:
         raise ImportError(f"an ONNX model needs onnxruntime ({error}): pip install onnxruntime") from None
-    options = onnxruntime.SessionOptions()
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # threads that wait leave the cores to others
     try:
         session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         settings = json.loads(session.get_modelmeta().custom_metadata_map["handunet"])
