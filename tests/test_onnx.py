@@ -25,6 +25,7 @@ from modeling_handunet import (
     decode_heatmaps,
 )
 from modeling_handunet.crops import Crop
+from modeling_handunet.images import load_image
 from modeling_handunet.modeling_handunet import HandClassifier
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -342,7 +343,7 @@ def test_in_8_bits_a_hand_classifier_stays_in_float_and_reads_its_features_as_th
     )
     torch.manual_seed(0)
     model.classifier = HandClassifier(sum(model.config.hidden_sizes[-2:]), 8)
-    crops = [np.asarray(Image.open(path).convert("RGB").resize((128, 128))) for path in EXAMPLES]
+    crops = [np.asarray(load_image(path).resize((128, 128))) for path in EXAMPLES]
     inputs = processor.normalize_pixels(np.stack(crops))
     export(model, processor, tmp_path / "whole.onnx")
     quantize(tmp_path / "whole.onnx", tmp_path / "eight.onnx", tmp_path / "photographs")
@@ -359,7 +360,7 @@ def write_hands(folder: Path) -> None:
     images, hands = [], []
     for index, path in enumerate(EXAMPLES):
         shutil.copy(path, folder / "images")
-        width, height = Image.open(path).size
+        width, height = load_image(path).size
         images.append({"id": index, "file_name": path.name, "width": width, "height": height})
         hands.append({"image_id": index, "bbox": [width / 4, height / 4, width / 2, height / 2], "handedness": "right"})
     (folder / "annotations.json").write_text(json.dumps({"images": images, "annotations": hands}))
