@@ -21,17 +21,16 @@ from PIL import Image
 from tqdm import tqdm
 
 from dataset_script.augmentation import augmentation_keys
-from dataset_script.false_hands import FalseHands, read_index
+from dataset_script.false_hands import LEAST_SIZE, FalseHands, read_index
 from dataset_script.files import MAX_JSON_BYTES, FileTree, parse_json
+from dataset_script.people import SIDES
 from dataset_script.photographs import FILL, SIDE, Photographs
 from dataset_script.sources.base import Source
 from modeling_handunet.crops import Crop
 from modeling_handunet.hands import BOX_MARGIN, FoundHand, overlap
 from modeling_handunet.images import load_image
 
-RIGHT, LEFT, NO_HAND, UNKNOWN_SIDE = 0, 1, 2, -1
-SIDES = {"right": RIGHT, "left": LEFT}
-LEAST_SIZE = 0.03  # of the photograph's longer side: people did not mark smaller hands
+RIGHT, LEFT, NO_HAND, UNKNOWN_SIDE = SIDES["right"], SIDES["left"], 2, -1
 # Of what a detector finds: what overlaps a hand's box by this IoU is that hand, and by less than the second share no hand.
 HAND_IOU, NO_HAND_IOU = 0.4, 0.15
 LEAST_SCORE = 0.15

@@ -180,7 +180,7 @@ class HandUNetForPoseEstimation(HandUNetPreTrainedModel):
         self.head = nn.Conv2d(sizes[0], config.num_keypoints, 3, padding=1, bias=False)
         self.classifier = None
         if config.classifier_size:
-            self.classifier = HandClassifier(sum(sizes[-2:]), config.classifier_size)
+            self.add_classifier(config.classifier_size)
         self.loss = self.loss_class(config.sigma)
         self.post_init()
 
@@ -251,6 +251,11 @@ class HandUNetForPoseEstimation(HandUNetPreTrainedModel):
             hand_logits=hand_logits,
             hidden_states=tuple(hidden_states) if output_hidden_states else None,
         )
+
+    def add_classifier(self, hidden_size: int) -> None:
+        """Give the model a [`HandClassifier`] that knows nothing yet, in place of an older one."""
+        self.config.classifier_size = hidden_size
+        self.classifier = HandClassifier(sum(self.config.hidden_sizes[-2:]), hidden_size)
 
     def deepest(self, hidden_states: Sequence[Tensor]) -> Sequence[Tensor]:
         """Of all hidden states those that the [`HandClassifier`] reads: the deepest level's, and the first on the way up."""

@@ -193,7 +193,7 @@ class HandTracks:
         max_hands: follow at most so many hands; all by default.
         handedness: "right" or "left" if all hands are known to be; by default each is read both ways now and then, and
             the readings vote.
-        detection_threshold: a hand begins with at least this `hand_score`.
+        detection_threshold: a hand begins with at least this `hand_score`; by default `rules.begin_score`.
         rules: other constants than [`RULES`].
     """
 
@@ -204,11 +204,12 @@ class HandTracks:
         smooth: bool = True,
         max_hands: int | None = None,
         handedness: str | None = None,
-        detection_threshold: float = RULES.begin_score,
+        detection_threshold: float | None = None,
         rules: TrackingRules = RULES,
     ):
         if handedness not in (None, *HANDEDNESS):
             raise ValueError(f"handedness={handedness!r}: give 'right' or 'left' for all hands, or nothing.")
+        detection_threshold = rules.begin_score if detection_threshold is None else detection_threshold
         check_limits(detection_threshold, max_hands)
         self.models, self.smooth, self.max_hands, self.handedness = models, smooth, max_hands, handedness
         self.detection_threshold, self.rules = detection_threshold, rules

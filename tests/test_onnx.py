@@ -26,7 +26,6 @@ from modeling_handunet import (
 )
 from modeling_handunet.crops import Crop
 from modeling_handunet.images import load_image
-from modeling_handunet.modeling_handunet import HandClassifier
 
 ROOT = Path(__file__).resolve().parents[1]
 USAGE = ROOT / "docs" / "usage.md"
@@ -342,7 +341,7 @@ def test_in_8_bits_a_hand_classifier_stays_in_float_and_reads_its_features_as_th
         kind.from_pretrained(ROOT / "weights" / "handunet") for kind in (HandUNetForPoseEstimation, HandUNetImageProcessor)
     )
     torch.manual_seed(0)
-    model.classifier = HandClassifier(sum(model.config.hidden_sizes[-2:]), 8)
+    model.add_classifier(8)
     crops = [np.asarray(load_image(path).resize((128, 128))) for path in EXAMPLES]
     inputs = processor.normalize_pixels(np.stack(crops))
     export(model, processor, tmp_path / "whole.onnx")

@@ -11,6 +11,7 @@ the model's with the classifier; its keypoints do not change.
 import argparse
 import functools
 import json
+import shlex
 import shutil
 import sys
 from collections.abc import Iterable
@@ -34,7 +35,7 @@ from modeling_handunet.modeling_handunet import HandClassifier
 from modeling_handunet.torch_hands import detect_hands
 from release.card import make_card
 from release.files import write_json, written_whole
-from training.arguments import bf16_is_fast, make_arguments
+from training.arguments import bf16_is_fast, make_arguments, public_name
 
 HIDDEN_SIZE = 64
 BATCH_SIZE = 64  # crops that go through the network together
@@ -171,18 +172,20 @@ def main(argv: list[str] | None = None) -> None:
     if not (args.people or args.photographs or args.false_hands):
         sys.exit("hand_classifier: There is nothing to learn from: name --people, --photographs or --false_hands.")
     try:
-        teach(args, "python -m training.hand_classifier " + " ".join(sys.argv[1:] if argv is None else argv))
+        words = map(public_name, sys.argv[1:] if argv is None else argv)
+        teach(args, f"python -m training.hand_classifier {shlex.join(words)}")
     except (ValueError, OSError) as error:
         sys.exit(f"hand_classifier: {error}")
 
 
 def teach(args: argparse.Namespace, command: str) -> None:
     """What the command line asks for."""
-    model = HandUNetForPoseEstimation.from_pretrained(args.model).eval()
+    model = HandUNetForPoseEstimation.from_pretrained(args.model)
+    model.add_classifier(HIDDEN_SIZE)
+    model.eval()
     processor = HandUNetImageProcessor.from_pretrained(args.model)
     finder = HandUNetForObjectDetection.from_pretrained(args.detector).eval()
     finder_processor = HandUNetDetectorImageProcessor.from_pretrained(args.detector)
-    model.classifier = None
     looks = functools.partial(
         Looks,
         detect=lambda photo: detect_hands(finder, finder_processor, [photo])[0],
@@ -197,9 +200,6 @@ def teach(args: argparse.Namespace, command: str) -> None:
     )
     seen = {part: see(model, processor, looks(part)) for part in ("train", "validation")}
     seen["validation"] = of_other_sources(seen["validation"], seen["train"])
-    sizes = model.config.hidden_sizes
-    model.config.classifier_size = HIDDEN_SIZE
-    model.classifier = HandClassifier(sum(sizes[-2:]), HIDDEN_SIZE)
     fit(model.classifier, seen["train"], args.seed)
     found = {part: figures(model.classifier, rows) for part, rows in seen.items()}
     print(json.dumps(found, indent=2))
