@@ -95,7 +95,7 @@ def run_torch(graph, dtype: torch.dtype, compiled: bool = False) -> Run:
     if compiled:
         model.compile()
     maps = ("heatmaps",) if graph.kind == "pose" else ("centres", "boxes", "directions")
-    names = graph.outputs[-2:] if graph.kind == "pose" else graph.outputs
+    names = ("keypoints", "scores") if graph.kind == "pose" else graph.outputs
 
     @torch.inference_mode()
     def run(inputs: np.ndarray) -> dict[str, np.ndarray]:
