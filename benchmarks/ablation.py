@@ -6,29 +6,40 @@
     python -m benchmarks.ablation --folder outputs/precision --rows base bf16 --base ""    # train.py's defaults, in bf16
     python -m benchmarks.ablation --folder outputs/photographs --on photographs -- --photographs photographs \
         --init weights/handunet --hand_mesh right.glb --cutouts cutouts --photos photos    # the choices for photographs
-    python -m benchmarks.ablation --loss squared_error -- --output_dir outputs/squared     # train.py with another loss
+    python -m benchmarks.ablation --change squared_error -- --output_dir outputs/squared   # train.py with another loss
 
 Options after `--` go to train.py in every row.  A training that was stopped goes on where it was.  The figures are those of
 each run's metrics.json, on validation and on test.
 """
 
 import argparse
+import functools
 import json
+import math
 import shlex
 import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
 from itertools import product
 from pathlib import Path
 
+import torch
 from torch import Tensor
+from torch.nn import functional
 
+from dataset_script import counter_rng
+from dataset_script.people import MIDDLE_KNUCKLE, WRIST
+from dataset_script.sources import Inputs
+from dataset_script.sources.mixture import Mixture
 from modeling_handunet import HandUNetForPoseEstimation
 from modeling_handunet.heatmaps import decode_heatmaps
 from modeling_handunet.losses import HeatmapLoss
+from training import evaluation
+from training.arguments import bf16_is_fast
+from training.inputs import normalize
+from training.tasks.pose import PoseTask
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -55,7 +66,58 @@ class CoordinateLoss(HeatmapLoss):
         return super().per_heatmap(heatmaps, targets) + 10 * (centers - wanted).norm(dim=-1) / heatmaps.shape[-1]
 
 
+def use_loss(loss: type[HeatmapLoss]) -> None:
+    """Let models train on another loss."""
+    HandUNetForPoseEstimation.loss_class = loss
+
+
+def use_soft_targets() -> None:
+    """Let training learn the mean of each Gaussian and of what `TEACHER` draws in the same crop; empty maps stay empty."""
+    teacher = HandUNetForPoseEstimation.from_pretrained(TEACHER).eval()
+    usual = PoseTask.make_targets
+
+    def make_targets(task: PoseTask, inputs: Inputs) -> dict:
+        targets = usual(task, inputs)
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16_is_fast()):
+            drawn = teacher(normalize(inputs.images)).heatmaps.float()
+        is_there = ~inputs.keypoints.isnan().all(-1)[..., None, None]
+        return {**targets, "labels": torch.where(is_there, (targets["labels"] + drawn) / 2, targets["labels"])}
+
+    PoseTask.make_targets = make_targets
+
+
+def turn_upright() -> None:
+    """Turn every crop so that the hand points up: in training within 20 degrees, in validation and test exactly."""
+    make_inputs = Mixture.make_inputs
+
+    def in_training(source: Mixture, batch: dict, keys: Tensor) -> Inputs:
+        inputs = make_inputs(source, batch, keys)
+        return upright(inputs, math.radians(20) * (2 * counter_rng.uniform(keys, "upright").to(inputs.images) - 1))
+
+    Mixture.make_inputs = in_training
+    evaluation.Inputs = lambda *values: upright(Inputs(*values), values[0].new_zeros(len(values[0])))
+
+
+def upright(inputs: Inputs, off: Tensor) -> Inputs:
+    """The crops, turned about their middle until the way from the wrist to the middle knuckle is `off` (B,) radians from up."""
+    x, y = (inputs.keypoints[:, MIDDLE_KNUCKLE] - inputs.keypoints[:, WRIST]).unbind(-1)
+    angle = torch.atan2(x, -y).nan_to_num(0) - off  # clockwise from up
+    cos, sin = angle.cos(), angle.sin()
+    turn = torch.stack([torch.stack([cos, -sin], 1), torch.stack([sin, cos], 1)], 1)  # from the new crop to the old one
+    grid = functional.affine_grid(functional.pad(turn, (0, 1)), inputs.images.shape, align_corners=False)
+    images = functional.grid_sample(inputs.images, grid, align_corners=False)
+    middle = inputs.images.shape[-1] / 2
+    return inputs._replace(images=images, keypoints=(inputs.keypoints - middle) @ turn + middle)
+
+
+TEACHER = "weights/handunet-base"
+# What a row changes that no option does.
 LOSSES = {"squared_error": SquaredErrorLoss, "coordinates": CoordinateLoss}
+CHANGES = {
+    **{name: functools.partial(use_loss, loss) for name, loss in LOSSES.items()},
+    "soft": use_soft_targets,
+    "upright": turn_upright,
+}
 # Rows and figures of every study.
 COMMON_ROWS = {
     "squared_error": ("squared error beside the IoU loss", ""),
@@ -72,7 +134,7 @@ class Study:
     """Rows that are trained and compared.
 
     base: options of train.py in every row.
-    rows: by name, what the row changes, and its own options; a row of `LOSSES` trains with that loss.
+    rows: by name, what the row changes, and its own options; a row of `CHANGES` trains with that change.
     figures: where a run's metrics have a figure, and the column's name.
     """
 
@@ -125,6 +187,8 @@ PHOTOGRAPHS = Study(
         "lr_3e-4": ("learning rate 3e-4", "--learning_rate 3e-4"),
         "lr_2e-3": ("learning rate 2e-3", "--learning_rate 2e-3"),
         "size_160": ("crops of 160 px", "--image_size 160"),
+        "soft": ("soft targets: the mean of each Gaussian and of what `handunet-base` draws", ""),
+        "upright": ("crops that are turned upright by the true direction, in training, validation and test", ""),
     },
     {
         **COMMON_FIGURES,
@@ -138,7 +202,7 @@ STUDIES = {"scenes": SCENES, "photographs": PHOTOGRAPHS}
 def train_row(name: str, changes: str, seed: int, folder: Path, options: Sequence[str]) -> None:
     """Run a row's training, or go on with it, in a process of its own that writes to a log."""
     output = folder / f"{name}-{seed}"
-    program = ["-m", "benchmarks.ablation", "--loss", name, "--"] if name in LOSSES else ["train.py"]
+    program = ["-m", "benchmarks.ablation", "--change", name, "--"] if name in CHANGES else ["train.py"]
     command = [sys.executable, *program, *options, *changes.split(), "--seed", str(seed), "--output_dir", str(output)]
     command += ["--resume"] if output.exists() else []
     with open(folder / f"{output.name}.log", "a") as log:
@@ -152,7 +216,7 @@ def table(study: Study, results: dict[str, list[dict]]) -> str:
     for name, runs in results.items():
         cells = [study.rows[name][0], str(len(runs))]
         for *path, last in study.figures:
-            values = [reduce(lambda part, key: part.get(key, {}), path, run).get(last) for run in runs]
+            values = [functools.reduce(lambda part, key: part.get(key, {}), path, run).get(last) for run in runs]
             values = [value for value in values if value is not None]
             spread = f" ({min(values):.3f}-{max(values):.3f})" if len(values) > 1 and last == "mean_error_over_box" else ""
             cells.append(f"{statistics.mean(values):.3f}{spread}" if values else "")
@@ -167,14 +231,14 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", help="only these (default: all of the study)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--base", help="options of train.py in every row (default: the study's)")
-    parser.add_argument("--loss", choices=LOSSES, help="no table: run train.py with this loss and the options after --")
+    parser.add_argument("--change", choices=CHANGES, help="no table: run train.py with this change and the options after --")
     parser.add_argument("--print", action="store_true", help="only the table of what is done")
     parser.add_argument("options", nargs="*", help="further options of train.py, after --")
     args = parser.parse_args()
-    if args.loss:
+    if args.change:
         import train
 
-        HandUNetForPoseEstimation.loss_class = LOSSES[args.loss]
+        CHANGES[args.change]()
         sys.argv = ["train.py", *args.options]
         return train.main()
     if not args.folder:

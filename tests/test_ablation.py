@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.ablation import LOSSES, SCENES, STUDIES, table
+from benchmarks import ablation
+from benchmarks.ablation import CHANGES, LOSSES, SCENES, STUDIES, table, upright
+from dataset_script.sources import Inputs
 from modeling_handunet import HandUNetConfig, HandUNetForPoseEstimation, render_heatmaps
 from modeling_handunet.losses import HeatmapLoss
 
@@ -16,11 +18,11 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.parametrize("study", STUDIES.values(), ids=STUDIES)
-def test_every_row_changes_one_option_or_the_loss(study):
+def test_every_row_changes_one_thing(study):
     base = dict(option.split(" ", 1) for option in study.base.removeprefix("--").split(" --"))
     for name, (_, options) in study.rows.items():
         changes = [change.split(" ", 1) for change in options.split("--")[1:]]
-        assert len(changes) + (name in LOSSES) == (name != "base"), name
+        assert len(changes) + (name in CHANGES) == (name != "base"), name
         assert all(base.get(option) != value.strip() for option, value in changes), name
 
 
@@ -47,6 +49,41 @@ def test_the_coordinate_loss_counts_the_distance_in_tenths_of_the_side():
 def test_a_model_trains_on_the_loss_that_is_set(name, monkeypatch):
     monkeypatch.setattr(HandUNetForPoseEstimation, "loss_class", LOSSES[name])
     assert isinstance(HandUNetForPoseEstimation(HandUNetConfig(hidden_sizes=(4, 8))).loss, LOSSES[name])
+
+
+def test_a_crop_is_turned_with_its_keypoints_until_the_hand_points_up():
+    keypoints = 16 + 32 * torch.rand(40, 21, 2)
+    images = render_heatmaps(keypoints[:, [0, 9, 4]], 64, 1.5)  # in red the wrist, in green the middle knuckle
+    keypoints[0] = torch.nan  # no hand: as it is
+    turned = upright(Inputs(images, keypoints, torch.ones(40, 21, dtype=torch.bool)), torch.zeros(40))
+    way = turned.keypoints[1:, 9] - turned.keypoints[1:, 0]
+    torch.testing.assert_close(way, torch.stack([torch.zeros(39), -way.norm(dim=1)], 1), atol=1e-4, rtol=0)
+    torch.testing.assert_close(turned.images[0], images[0])
+    inside = ((turned.keypoints > 4) & (turned.keypoints < 60)).all(-1)
+    for channel, point in enumerate((0, 9, 4)):
+        found = ablation.decode_heatmaps(turned.images[:, [channel]])[0][:, 0]
+        away = (found - turned.keypoints[:, point]).norm(dim=1)[inside[:, point]]
+        assert len(away) > 20 and away.max() < 0.5
+    aside = upright(Inputs(images, keypoints, turned.visibility), torch.full((40,), 0.3))
+    way = aside.keypoints[1:, 9] - aside.keypoints[1:, 0]
+    torch.testing.assert_close(torch.atan2(way[:, 0], -way[:, 1]), torch.full((39,), 0.3), atol=1e-4, rtol=0)
+
+
+def test_soft_targets_are_half_of_what_the_teacher_draws_where_a_hand_is(monkeypatch, tmp_path):
+    teacher = HandUNetForPoseEstimation(HandUNetConfig(hidden_sizes=(4, 8), image_size=32, sigma=2.0)).eval()
+    teacher.save_pretrained(tmp_path)
+    monkeypatch.setattr(ablation, "TEACHER", str(tmp_path))
+    monkeypatch.setattr(ablation, "bf16_is_fast", lambda: False)
+    usual = {"labels": torch.zeros(2, 21, 32, 32), "more": 1}
+    monkeypatch.setattr(ablation.PoseTask, "make_targets", lambda task, inputs: usual)
+    CHANGES["soft"]()
+    keypoints = 32 * torch.rand(2, 21, 2)
+    keypoints[1] = torch.nan
+    inputs = Inputs(torch.rand(2, 3, 32, 32), keypoints, torch.ones(2, 21, dtype=torch.bool))
+    made = ablation.PoseTask.make_targets(None, inputs)
+    drawn = teacher(ablation.normalize(inputs.images)).heatmaps.detach()
+    torch.testing.assert_close(made["labels"][0], drawn[0] / 2)
+    assert made["more"] == 1 and not made["labels"][1].any()
 
 
 def test_the_table_has_the_mean_over_seeds_and_their_range():
