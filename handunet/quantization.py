@@ -7,7 +7,8 @@ The quantiser alone gains nothing on these networks, so the graph is made ready 
   At the border, where the padding is, a part of the shift is missing; that part is added as a map of its own.
 - The channels of each activation are scaled to one range, which the next weights take back.  So one 8-bit scale fits all of
   them, and what is concatenated has the same one.
-- Enlarging and concatenating work on the 8-bit values; the decoder follows one dequantisation.
+- Concatenating works on the 8-bit values; the decoder follows one dequantisation.  Enlarging works on floats in between, since
+  onnxruntime enlarges 8-bit values several times as slowly.
 - A pose model's last convolution gives log-odds.  Those below `LEAST_LOGIT` are all the same to the decoder, so the 8 bits are
   spent on the others.  The detector's last convolution, whose channels mean different things, stays in float.
 
@@ -292,7 +293,6 @@ class Graph:
             logging.root.setLevel(root_level)
             folded.unlink()
         finished = Graph(onnx.load(path))
-        finished.enlarge_eight_bits()
         finished.pack_borders()
         del finished.model.metadata_props[:]
         finished.model.metadata_props.extend(self.model.metadata_props)
@@ -310,16 +310,6 @@ class Graph:
                 lowest[name] = min(lowest[name], float(lifted.min()))
         for name in names:
             self.ranges[name] = (max(lowest[name], -LOWEST), HIGHEST)
-
-    def enlarge_eight_bits(self) -> None:
-        """Let each Resize work on the 8-bit values, whose scale it keeps."""
-        nodes, dropped = list(self.model.graph.node), []
-        for node in nodes:
-            if node.op_type == "Resize":
-                before, (behind,) = self.maker[node.input[0]], self.takers[node.output[0]]
-                node.input[0], node.output[0] = before.input[0], behind.output[0]
-                dropped.append(behind)
-        self._set_nodes([node for node in nodes if not any(node is other for other in dropped)])
 
     def pack_borders(self) -> None:
         """Store of each border's map the first, the last and one inner row and column; onnxruntime unpacks it on loading."""
