@@ -3,11 +3,13 @@
 Both give a [`HandModels`], so that everything behind them is the same.
 """
 
+import ctypes
 import importlib.util
 import json
 import math
 import os
 import sys
+import weakref
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -226,7 +228,20 @@ def leave_out_torch() -> None:
         sys.modules["modeling_handunet"] = importlib.util.module_from_spec(spec)
 
 
-def open_onnx(model: str, kind: str | None = None, options=None):
+# The sessions of this process, which a forked one must not free: it would wait for their threads, which it does not have.
+_sessions = weakref.WeakSet()
+
+
+def _keep_sessions() -> None:
+    for session in _sessions:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_keep_sessions)
+
+
+def open_onnx(model: str, kind: str | None = None):
     """The session and settings of an exported file.
 
     Raises `OSError` for another file or one of the other `kind`, "pose" or "detector", `ImportError` without onnxruntime.
@@ -236,8 +251,11 @@ def open_onnx(model: str, kind: str | None = None, options=None):
         from onnxruntime.capi import onnxruntime_pybind11_state as errors
     except ImportError as error:
         raise ImportError(f"an ONNX model needs onnxruntime ({error}): pip install onnxruntime") from None
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # threads that wait leave the cores to others
     try:
         session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        _sessions.add(session)
         settings = json.loads(session.get_modelmeta().custom_metadata_map["handunet"])
         is_kind = check_settings(settings, session)
     except (

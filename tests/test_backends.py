@@ -1,5 +1,6 @@
 """torch and onnxruntime are two ways to the same hands."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -103,3 +104,24 @@ from modeling_handunet.hands import find_hands
 print(len(find_hands(models, Image.new("RGB", (64, 48)), detection_threshold=0)))"""
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert result.stdout == "1\n", result.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="only Unix forks")
+def test_a_forked_process_that_frees_a_session_of_its_parent_ends():
+    """Its threads live in the parent alone: to free it, the child would wait for them for ever."""
+    script = """
+import gc, os, signal, sys
+from handunet.backends import OWN_MODEL, open_onnx
+class Loop: pass
+gc.disable()
+loop = Loop()
+loop.itself, (loop.session, _) = loop, open_onnx(str(OWN_MODEL))
+del loop
+child = os.fork()
+if not child:
+    signal.alarm(20)
+    gc.collect()
+    os._exit(0)
+sys.exit(os.waitpid(child, 0)[1])
+"""
+    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, timeout=120).returncode == 0
