@@ -26,7 +26,7 @@ import datasets
 import torch
 from accelerate import Accelerator, skip_first_batches
 from accelerate.utils import InitProcessGroupKwargs, broadcast, broadcast_object_list, gather_object
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from transformers.utils import logging as transformers_logging
 
 from dataset_script.sources import Source, make_source
@@ -252,13 +252,14 @@ def finish(run: Run, metric, output: Path) -> None:
     def answers(loader: DataLoader) -> dict:
         return task.predict(accelerator, model, loader)
 
+    def prepared(images: Dataset) -> DataLoader:
+        return accelerator.prepare(make_loader(images, args.optimisation.batch_size, args.data.workers))
+
     test, validation = answers(run.test_loader), answers(run.validation_loader)
-    negatives = {
-        kind: answers(accelerator.prepare(make_loader(images, args.optimisation.batch_size, args.data.workers)))
-        for kind, images in splits.test_negatives.items()
-    }
+    negatives = {kind: answers(prepared(images)) for kind, images in splits.test_negatives.items()}
+    boxed = answers(prepared(splits.boxed_hands)) if splits.boxed_hands else None
     if accelerator.is_main_process:
-        metrics = task.final_metrics(run, metric, test, validation, negatives)
+        metrics = task.final_metrics(run, metric, test, validation, negatives, boxed)
         write_json(output / "metrics.json", metrics)
         figures = task.draw_figures(output / "figures", metrics, test, splits.test, model.loss.name)
         report = make_report(run, model, metrics)

@@ -7,7 +7,8 @@ keypoints to doubt them.
 The folder --output gets `images/`, squares of 224 px of which what was found fills 0.3, as `dataset_script/photographs.py` has
 hands; and `index.json`, a list of their `file_name`, `source`, `license`, `split` ("train" or "validation") and the detector's
 `score`.
-People are photographs as `dataset_script/people.py` describes; their part "test" is not read.
+People are photographs as `dataset_script/people.py` describes; their part "test" is not read, nor are those that a teacher
+marked, since it misses hands.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dataset_script.files import MAX_JSON_BYTES, FileTree, parse_json
+from dataset_script.people import read_people
 from dataset_script.photographs import FILL, PARTS, SIDE, read_licenses
 from dataset_script.squares import Squares
 from modeling_handunet import HandUNetDetectorImageProcessor, HandUNetForObjectDetection
@@ -37,6 +39,7 @@ LEAST_SCORE = 0.1
 LEAST_SIZE = 0.03  # of the photograph's longer side: people did not mark smaller hands
 # What was found is no hand if it overlaps none by more than this share of its own area.
 MOST_OVERLAP = 0.1
+TURN = torch.arange(21) * (2 * torch.pi / 21)
 
 
 def read_index(folder: str | os.PathLike) -> list[dict]:
@@ -51,26 +54,22 @@ def read_index(folder: str | os.PathLike) -> list[dict]:
             ):
                 raise ValueError(entry)
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{where} is not an index of false hands ({error!r})") from error
+        raise ValueError(f"{where} is not an index of squares ({error!r})") from error
     return entries
 
 
-class FalseHands:
-    """The squares of one part, kept in `cache_dir`; 150 kB each.
+class Places:
+    """Squares of what may be a hand, kept in `cache_dir`; 150 kB each.
 
-    `keypoints` (21, 2), in pixels of a square, lie on a circle that touches what was found: they stand for the place where a
-    hand would be, for the augmentation.
-
-    Raises `FileNotFoundError` for missing files and `ValueError` for an index that is not as described above, naming them.
+    `keypoints` (21, 2), in pixels of a square, lie on a circle that touches what is there: they stand for a hand in the
+    augmentation, and are none.
     """
 
-    def __init__(self, folder: str | os.PathLike, part: str, cache_dir: str | os.PathLike):
-        paths = [(Path(folder) / "images" / entry["file_name"], None) for entry in read_index(folder) if entry["split"] == part]
-        if not paths:
-            raise ValueError(f"{folder} has no false hand of the split {part!r}")
+    keypoints = SIDE / 2 * (1 + FILL * torch.stack([TURN.cos(), TURN.sin()], 1))
+
+    def __init__(self, folder: str | os.PathLike, entries: Sequence[dict], cache_dir: str | os.PathLike):
+        paths = [(Path(folder) / "images" / entry["file_name"], None) for entry in entries]
         self.squares = Squares(paths, SIDE, cache_dir)
-        turn = torch.arange(21) * (2 * torch.pi / 21)
-        self.keypoints = SIDE / 2 * (1 + FILL * torch.stack([turn.cos(), turn.sin()], 1))
 
     def __len__(self) -> int:
         return len(self.squares)
@@ -80,10 +79,28 @@ class FalseHands:
         return self.squares.rows([int(number) for number in numbers])["image"]
 
     def __getitem__(self, number: int) -> dict:
-        """One of them as [`HandCrops`] reads hands: `image` (PIL), `uv` (21, 2) and `box`, of what was found."""
+        """One of them as [`HandCrops`] reads hands: `image` (PIL), `uv` (21, 2) and `box`, of what is there."""
         pixels = self.images([number])[0].permute(1, 2, 0).numpy()
         corner, side = SIDE * (1 - FILL) / 2, SIDE * FILL
         return {"image": Image.fromarray(pixels), "uv": self.keypoints.numpy(), "box": (corner, corner, side, side)}
+
+
+class FalseHands(Places):
+    """The squares of one part.
+
+    Raises `FileNotFoundError` for missing files and `ValueError` for an index that is not as described above, naming them.
+    """
+
+    def __init__(self, folder: str | os.PathLike, part: str, cache_dir: str | os.PathLike):
+        super().__init__(folder, read_part(folder, part), cache_dir)
+
+
+def read_part(folder: str | os.PathLike, part: str) -> list[dict]:
+    """The entries of one part; raises `ValueError` if there is none."""
+    entries = [entry for entry in read_index(folder) if entry["split"] == part]
+    if not entries:
+        raise ValueError(f"{folder} has no square of the split {part!r}")
+    return entries
 
 
 def false_hand_credits(folder: str | os.PathLike) -> tuple[tuple[str, str, str], ...]:
@@ -104,17 +121,11 @@ def overlap_of_own(box, others: np.ndarray) -> float:
 
 def photographs(people: str | None, photos: str | None) -> Iterator[tuple[Path, np.ndarray, str, str]]:
     """Paths, boxes (N, 4) of all hands as corners, sources and splits."""
-    if people:
-        tree = FileTree(Path(people))
-        coco = parse_json(tree.read("annotations.json", MAX_JSON_BYTES), tree.where("annotations.json"))
-        boxes: dict[int, list] = {}
-        for hand in coco["annotations"]:
-            x, y, width, height = hand["bbox"]
-            boxes.setdefault(hand["image_id"], []).append((x, y, x + width, y + height))
-        for row in coco["images"]:
-            if row["split"] in PARTS:
-                found = np.array(boxes.get(row["id"], []), float).reshape(-1, 4)
-                yield Path(people) / "images" / row["file_name"], found, row["source"], row["split"]
+    for image, hands in read_people(people, PARTS) if people else ():
+        if image["marked"] == "by eye":
+            boxes = np.array([hand["bbox"] for hand in hands], float).reshape(-1, 4)
+            boxes[:, 2:] += boxes[:, :2]
+            yield image["path"], boxes, image["source"], image["split"]
     if photos:
         tree = FileTree(Path(photos))
         for row in parse_json(tree.read("index.json", MAX_JSON_BYTES), tree.where("index.json")):

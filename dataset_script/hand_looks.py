@@ -22,15 +22,14 @@ from tqdm import tqdm
 
 from dataset_script.augmentation import augmentation_keys
 from dataset_script.false_hands import LEAST_SIZE, FalseHands, read_index
-from dataset_script.files import MAX_JSON_BYTES, FileTree, parse_json
-from dataset_script.people import SIDES
+from dataset_script.people import SIDES, read_people
 from dataset_script.photographs import FILL, SIDE, Photographs
 from dataset_script.sources.base import Source
 from modeling_handunet.crops import Crop
 from modeling_handunet.hands import BOX_MARGIN, FoundHand, overlap
 from modeling_handunet.images import load_image
+from modeling_handunet.losses import LEFT, NO_HAND, RIGHT, SOME_HAND
 
-RIGHT, LEFT, NO_HAND, UNKNOWN_SIDE = SIDES["right"], SIDES["left"], 2, -1
 # Of what a detector finds: what overlaps a hand's box by this IoU is that hand, and by less than the second share no hand.
 HAND_IOU, NO_HAND_IOU = 0.4, 0.15
 LEAST_SCORE = 0.15
@@ -176,24 +175,15 @@ class MarkedHand:
 
 def marked_photographs(folder: str | os.PathLike, part: str) -> list[tuple[Path, list[MarkedHand], bool, str]]:
     """The photographs of one part as `dataset_script/people.py` describes them: path, hands, whether marked by eye, source."""
-    tree = FileTree(Path(folder))
-    where = tree.where("annotations.json")
-    coco = parse_json(tree.read("annotations.json", MAX_JSON_BYTES), where)
-    try:
-        hands: dict[int, list[MarkedHand]] = {}
-        for row in coco["annotations"]:
+    found = []
+    for image, rows in read_people(folder, (part,)):
+        hands = []
+        for row in rows:
             x, y, width, height = row["bbox"]
-            hand = MarkedHand(
-                (x, y, x + width, y + height), SIDES.get(row["handedness"], UNKNOWN_SIDE), bool(row["ignore"])
-            )
-            hands.setdefault(row["image_id"], []).append(hand)
-        return [
-            (Path(folder) / "images" / row["file_name"], hands.get(row["id"], []), row["marked"] == "by eye", row["source"])
-            for row in coco["images"]
-            if row["split"] == part
-        ]
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{where} is not a COCO file of marked hands ({error!r})") from error
+            shows = SIDES.get(row["handedness"], SOME_HAND)
+            hands.append(MarkedHand((x, y, x + width, y + height), shows, bool(row["ignore"])))
+        found.append((image["path"], hands, image["marked"] == "by eye", image["source"]))
+    return found
 
 
 def what_it_is(found: FoundHand, hands: Sequence[MarkedHand]) -> int | None:
@@ -206,4 +196,4 @@ def what_it_is(found: FoundHand, hands: Sequence[MarkedHand]) -> int | None:
     return hands[best].shows if overlaps[best] >= HAND_IOU and not hands[best].ignore else None
 
 
-__all__ = ["KINDS", "LEFT", "NO_HAND", "RIGHT", "UNKNOWN_SIDE", "Look", "Looks", "MarkedHand", "what_it_is"]
+__all__ = ["KINDS", "Look", "Looks", "MarkedHand", "what_it_is"]

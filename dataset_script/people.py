@@ -10,6 +10,7 @@ annotations have `bbox`, `handedness` ("right", "left" or null), `ignore` and, w
 
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,32 @@ def box_of_keypoints(keypoints: Tensor) -> Tensor:
     return torch.cat([low - margin, high + margin], -1)
 
 
+def read_people(folder: str | os.PathLike, parts: Sequence[str]) -> list[tuple[dict, list[dict]]]:
+    """The rows of `annotations.json` of some parts: each image, with its `path`, and the annotations of its hands.
+
+    Raises `FileNotFoundError` for a missing file and `ValueError` for annotations that are not as the module's docstring
+    says, naming them.
+    """
+    tree = FileTree(Path(folder))
+    where = tree.where("annotations.json")
+    coco = parse_json(tree.read("annotations.json", MAX_JSON_BYTES), where)
+    try:
+        hands: dict[int, list] = {}
+        for hand in coco["annotations"]:
+            _, _, width, height = (float(value) for value in hand["bbox"])
+            points = np.asarray(hand.get("keypoints") or [0.0] * 42, float)
+            if not (width >= 0 and height >= 0 and len(points) in (42, 63)) or {"handedness", "ignore"} - hand.keys():
+                raise ValueError(hand)
+            hands.setdefault(hand["image_id"], []).append(hand)
+        for image in coco["images"]:
+            if not (image["width"] > 0 and image["height"] > 0) or {"source", "marked"} - image.keys():
+                raise ValueError(image)
+            image["path"] = Path(folder) / "images" / image["file_name"]
+        return [(image, hands.get(image["id"], [])) for image in coco["images"] if image["split"] in parts]
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{where} is not a COCO file of marked hands ({error!r})") from error
+
+
 class People(Dataset):
     """The photographs of one part, letterboxed to squares of `size` pixels; with `marked`, those marked in that way alone.
 
@@ -54,22 +81,14 @@ class People(Dataset):
     ):
         if part not in PARTS:
             raise ValueError(f"part is {part!r}; choose {', '.join(PARTS)}")
-        tree = FileTree(Path(folder))
-        where = tree.where("annotations.json")
-        coco = parse_json(tree.read("annotations.json", MAX_JSON_BYTES), where)
-        try:
-            images = [row for row in coco["images"] if row["split"] == part and marked in (None, row["marked"])]
-            hands: dict[int, list] = {row["id"]: [] for row in images}
-            for hand in coco["annotations"]:
-                hands.get(hand["image_id"], []).append(hand)
-            self.names, self.sources = [row["file_name"] for row in images], [row["source"] for row in images]
-            self.by_eye = torch.tensor([row["marked"] == "by eye" for row in images])
-            self._read(images, [hands[row["id"]] for row in images])
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise ValueError(f"{where} is not a COCO file of marked hands ({error!r})") from error
-        if not images:
-            raise ValueError(f"{where} has no image of the part {part!r}")
-        self.squares = Squares([(Path(folder) / "images" / name, None) for name in self.names], size, cache_dir)
+        rows = [(image, hands) for image, hands in read_people(folder, (part,)) if marked in (None, image["marked"])]
+        if not rows:
+            raise ValueError(f"{folder} has no image of the part {part!r}")
+        images = [image for image, _ in rows]
+        self.sources = [image["source"] for image in images]
+        self.by_eye = torch.tensor([image["marked"] == "by eye" for image in images])
+        self._read(images, [hands for _, hands in rows])
+        self.squares = Squares([(image["path"], None) for image in images], size, cache_dir)
         self.weights = self._weights()
 
     def _read(self, images: list[dict], hands: list[list[dict]]) -> None:
@@ -107,7 +126,7 @@ class People(Dataset):
         return weights / weights.sum()
 
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self.sources)
 
     def labels(self, numbers: Tensor | list[int]) -> dict[str, Tensor]:
         """The padded labels of some pictures, as `modeling_handunet/detection_losses.py` describes them."""

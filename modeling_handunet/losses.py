@@ -90,4 +90,24 @@ class HeatmapLoss(IoULoss):
         return torch.where(empty, energy / self.energy, loss)
 
 
-__all__ = ["HeatmapLoss", "IoULoss"]
+# What a crop shows, for the hand classifier: the side that the network reads, the other one, no hand; or a hand of unknown
+# side, or that nothing is known.
+RIGHT, LEFT, NO_HAND, SOME_HAND, NOT_TOLD = 0, 1, 2, -1, -100
+# How much the hand classifier's loss counts beside that of the heatmaps.
+HAND_LOSS_WEIGHT = 0.3
+
+
+def hand_loss(hand_logits: Tensor, hand_classes: Tensor) -> Tensor:
+    """The cross entropy (B,) of what each crop shows, float32 also under autocast; 0 where nothing is told.
+
+    Args:
+        hand_logits: (B, 3), of `RIGHT`, `LEFT` and `NO_HAND`.
+        hand_classes: (B,), one of these, `SOME_HAND`, of which either side is right, or `NOT_TOLD`.
+    """
+    chances = hand_logits.float().log_softmax(1)
+    named = chances.gather(1, hand_classes.clamp_min(0)[:, None])[:, 0]
+    either = chances[:, [RIGHT, LEFT]].logsumexp(1)
+    return -torch.where(hand_classes == SOME_HAND, either, named) * (hand_classes != NOT_TOLD)
+
+
+__all__ = ["HeatmapLoss", "IoULoss", "hand_loss"]

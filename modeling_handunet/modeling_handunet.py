@@ -22,7 +22,7 @@ from transformers.utils import ModelOutput, logging
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_handunet import HandUNetConfig
-from .losses import HeatmapLoss
+from .losses import HAND_LOSS_WEIGHT, NOT_TOLD, HeatmapLoss, hand_loss
 
 logger = logging.get_logger(__name__)
 
@@ -210,6 +210,7 @@ class HandUNetForPoseEstimation(HandUNetPreTrainedModel):
         pixel_values: Tensor,
         labels: Tensor | None = None,
         visibility: Tensor | None = None,
+        hand_classes: Tensor | None = None,
         output_hidden_states: bool | None = None,
     ) -> HandUNetPoseEstimatorOutput:
         """From normalised crops to heatmaps.
@@ -218,8 +219,9 @@ class HandUNetForPoseEstimation(HandUNetPreTrainedModel):
             pixel_values: (B, num_channels, image_size, image_size), as [`HandUNetImageProcessor`] makes them.
             labels: target heatmaps (B, num_keypoints, image_size, image_size) from `render_heatmaps`.
             visibility: (B, num_keypoints) bool, the keypoints that count in the loss; by default all.
+            hand_classes: (B,) what each crop shows, as [`hand_loss`] says; the [`HandClassifier`] is taught by them.
 
-        With `labels`, the [`HandClassifier`] is not asked: they do not teach it.
+        With `labels` alone, the classifier is not asked: they do not teach it.
 
         Raises `ValueError` when an input's shape does not fit the configuration.
         """
@@ -241,12 +243,17 @@ class HandUNetForPoseEstimation(HandUNetPreTrainedModel):
             features = nn.functional.interpolate(features, scale_factor=2, mode="bilinear", align_corners=False)
             features = block(torch.cat([features, skips.pop()], dim=1))
             hidden_states.append(features)
-        hand_logits = None
-        if self.classifier is not None and labels is None:
+        hand_logits = loss = None
+        if self.classifier is not None and (labels is None or hand_classes is not None):
             hand_logits = self.classifier(*self.deepest(hidden_states))
         heatmaps = self.head(features).sigmoid()  # (B, num_keypoints, image_size, image_size)
+        if labels is not None:
+            loss = self.loss(heatmaps, labels, visibility)
+            if hand_classes is not None:
+                told = (hand_classes != NOT_TOLD).sum().clamp_min(1)
+                loss = loss + HAND_LOSS_WEIGHT * hand_loss(hand_logits, hand_classes).sum() / told
         return HandUNetPoseEstimatorOutput(
-            loss=None if labels is None else self.loss(heatmaps, labels, visibility),
+            loss=loss,
             heatmaps=heatmaps,
             hand_logits=hand_logits,
             hidden_states=tuple(hidden_states) if output_hidden_states else None,

@@ -12,13 +12,14 @@ import torch
 from PIL import Image
 
 from dataset_script.augmentation import augmentation_keys
-from dataset_script.hand_looks import LEFT, NO_HAND, RIGHT, UNKNOWN_SIDE, Looks, MarkedHand, what_it_is
+from dataset_script.hand_looks import Looks, MarkedHand, what_it_is
 from modeling_handunet import HandUNetForPoseEstimation
 from modeling_handunet.hands import FoundHand
+from modeling_handunet.losses import LEFT, NO_HAND, RIGHT, SOME_HAND, hand_loss
 from modeling_handunet.modeling_handunet import HandClassifier
 from tests.small_model import save_small_model
 from tests.test_sources import load
-from training.hand_classifier import cross_entropy, figures, fit, of_other_sources
+from training.hand_classifier import figures, fit, of_other_sources
 
 ROOT = Path(__file__).resolve().parents[1]
 GREY, RED, GREEN = (60, 60, 60), (255, 0, 0), (0, 255, 0)
@@ -104,7 +105,7 @@ def test_scenes_are_looked_at_as_they_come_or_mirrored(tmp_path):
 def test_a_hand_of_unknown_side_may_be_either():
     logits = torch.tensor([[2.0, 0.0, -1.0]]).expand(3, 3)
     chances = logits[0].softmax(0)
-    loss = cross_entropy(logits, torch.tensor([LEFT, NO_HAND, UNKNOWN_SIDE]))
+    loss = hand_loss(logits, torch.tensor([LEFT, NO_HAND, SOME_HAND]))
     expected = [-chances[LEFT].log(), -chances[NO_HAND].log(), -(chances[RIGHT] + chances[LEFT]).log()]
     torch.testing.assert_close(loss, torch.stack(expected))
 
@@ -112,7 +113,7 @@ def test_a_hand_of_unknown_side_may_be_either():
 def test_the_classifier_learns_and_its_figures_say_so():
     torch.manual_seed(0)
     shows = torch.randint(-1, 3, (12_000,))
-    side = torch.where(shows == UNKNOWN_SIDE, torch.randint(0, 2, (12_000,)), shows)
+    side = torch.where(shows == SOME_HAND, torch.randint(0, 2, (12_000,)), shows)
     features = torch.randn(12_000, 8) + 4 * torch.nn.functional.one_hot(side, 8)
     kinds = ["found before, no hand" if shown == NO_HAND else "marked by eye" for shown in shows.tolist()]
     seen = {"features": features.half(), "shows": shows, "kind": kinds}

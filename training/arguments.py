@@ -145,7 +145,7 @@ BOUNDS = (
     (("weight_decay", "max_grad_norm", "augmentation", "max_rotation", "workers"), lambda value: value >= 0, "give 0 or more"),
     (
         ("ema_decay", "warmup_share", "validation_share", "max_unreadable_share", "cutouts_share", "negatives",
-         "photographs_share"),
+         "photographs_share", "boxed_share"),
         lambda value: 0 <= value < 1, "give a share in [0, 1)",
     ),
 )  # fmt: skip

@@ -15,7 +15,7 @@ from dataset_script.sources.scenes import gpu_has_room
 
 # So many samples of each split, evenly spread, are compared by a resumed run to check that the data is the same.
 FINGERPRINT_SAMPLES = 32
-DIGESTED = ("image", "keypoints", "visibility", "boxes", "class_labels", "directions", "ignore", "present")
+DIGESTED = ("image", "keypoints", "visibility", "boxes", "class_labels", "directions", "ignore", "present", "hand_classes")
 
 
 class EpochShuffle(Sampler[int]):

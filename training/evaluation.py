@@ -27,13 +27,15 @@ def predict(
     """Predictions for all samples of a prepared `loader`, in float32, gathered on every process and ordered by sample.
 
     Returns arrays over the N samples: `predictions` and `keypoints` (N, 21, 2) px of the crop, `scores` (N, 21),
-    `visibility` (N, 21), `box_size` (N,) px, `loss` (N,), the model's own loss of each sample, and `index` (N,).
+    `visibility` (N, 21), `box_size` (N,) px, `loss` (N,), the model's own loss of each sample, `index` (N,) and, of a model
+    with a hand classifier, `hand_chances` (N, 3).
     """
     model.eval()
     parts = []
     for batch in loader:
         inputs = Inputs(batch["image"].float() / 255, batch["keypoints"], batch["visibility"])
-        heatmaps = model(normalize(inputs.images)).heatmaps
+        outputs = model(normalize(inputs.images))
+        heatmaps = outputs.heatmaps
         losses = model.loss.per_heatmap(heatmaps, make_targets(inputs)) * inputs.visibility  # (B, 21)
         predictions, scores = decode_heatmaps(heatmaps, decoding)
         part = {
@@ -45,6 +47,8 @@ def predict(
             "loss": losses.sum(1) / inputs.visibility.sum(1).clamp_min(1),
             "index": batch["index"],
         }
+        if outputs.hand_logits is not None:
+            part["hand_chances"] = outputs.hand_logits.softmax(1)
         parts.append({name: value.cpu().numpy() for name, value in accelerator.gather_for_metrics(part).items()})
     arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     order = np.argsort(arrays["index"], kind="stable")

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from dataset_script.caches import default_cache
-from dataset_script.hand_looks import KINDS, LEFT, NO_HAND, RIGHT, UNKNOWN_SIDE, Look, Looks
+from dataset_script.hand_looks import KINDS, Look, Looks
 from dataset_script.sources import Source, make_source
 from metrics.hand_keypoints.hand_keypoints import area_under_roc
 from modeling_handunet import (
@@ -31,6 +31,7 @@ from modeling_handunet import (
     HandUNetForPoseEstimation,
     HandUNetImageProcessor,
 )
+from modeling_handunet.losses import LEFT, NO_HAND, RIGHT, hand_loss
 from modeling_handunet.modeling_handunet import HandClassifier
 from modeling_handunet.torch_hands import detect_hands
 from release.card import make_card
@@ -92,19 +93,12 @@ def fit(classifier: HandClassifier, seen: dict, seed: int = 0) -> None:
         for rows in torch.randperm(len(shows)).split(STEP_SIZE):
             if len(rows) == 1:
                 continue  # of one crop there is no variance
-            loss = cross_entropy(classifier.layers(features[rows].float()), shows[rows]) * weights[rows]
+            loss = hand_loss(classifier.layers(features[rows].float()), shows[rows]) * weights[rows]
             optimizer.zero_grad()
             (loss.sum() / weights[rows].sum()).backward()
             optimizer.step()
             schedule.step()
     classifier.eval()
-
-
-def cross_entropy(logits: Tensor, shows: Tensor) -> Tensor:
-    """The loss (N,) of logits (N, 3); a hand of unknown side is right or left, whichever."""
-    chances = logits.log_softmax(1)
-    known = -chances.gather(1, shows.clamp_min(0)[:, None])[:, 0]
-    return torch.where(shows == UNKNOWN_SIDE, -chances[:, [RIGHT, LEFT]].logsumexp(1), known)
 
 
 @torch.inference_mode()

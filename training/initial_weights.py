@@ -16,16 +16,20 @@ from modeling_handunet import (
     start_from_pose,
 )
 
+CLASSIFIER_SIZE = 64  # hidden units of a new hand classifier
 
-def make_model(settings, seed: int) -> HandUNetForPoseEstimation:
+
+def make_model(settings, seed: int, teaches_classifier: bool = False) -> HandUNetForPoseEstimation:
     """A new model, or the one that --init names; `settings` are a run's `ModelArguments`.
 
-    A hand classifier stays as it is: `training/hand_classifier.py` teaches it.  A network of another shape has none.
+    With `teaches_classifier` it has a hand classifier that learns; else one that is there stays as it is.  A network of
+    another shape has none.
     """
     if not settings.init:
         torch.manual_seed(seed)
         config = HandUNetConfig(hidden_sizes=settings.hidden_sizes, sigma=settings.sigma, image_size=settings.image_size)
-        return HandUNetForPoseEstimation(config)
+        model = HandUNetForPoseEstimation(config)
+        return with_classifier(model, seed) if teaches_classifier else model
     model = HandUNetForPoseEstimation.from_pretrained(
         settings.init, dtype=torch.float32, image_size=settings.image_size, sigma=settings.sigma
     )
@@ -33,8 +37,18 @@ def make_model(settings, seed: int) -> HandUNetForPoseEstimation:
     if settings.init_hidden_sizes is not None:
         torch.manual_seed(seed)
         model = widened(model, tuple(settings.init_hidden_sizes))
+    if teaches_classifier:
+        return with_classifier(model, seed)
     if model.classifier is not None:
         model.classifier.requires_grad_(False)
+    return model
+
+
+def with_classifier(model: HandUNetForPoseEstimation, seed: int) -> HandUNetForPoseEstimation:
+    """The model, with a new hand classifier if it has none."""
+    if model.classifier is None:
+        torch.manual_seed(seed)
+        model.add_classifier(CLASSIFIER_SIZE)
     return model
 
 

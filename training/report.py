@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from transformers import PreTrainedModel
 
+from metrics.hand_keypoints.hand_keypoints import area_under_roc
 from modeling_handunet import HandUNetImageProcessor
+from modeling_handunet.losses import LEFT, NO_HAND, RIGHT
 from training.arguments import Arguments
 from training.confidence import auroc_of_negatives, calibration
 from training.evaluation import mean_pose_arrays, score, score_by_group, worst_over_green_screen
@@ -19,7 +21,9 @@ if TYPE_CHECKING:
 Arrays = dict[str, np.ndarray]
 
 
-def final_metrics(run: "Run", metric, test: Arrays, validation: Arrays, negatives: dict[str, Arrays]) -> dict:
+def final_metrics(
+    run: "Run", metric, test: Arrays, validation: Arrays, negatives: dict[str, Arrays], boxed: Arrays | None = None
+) -> dict:
     """All figures of a pose run: `metrics.json`.  The arrays are those of `training.evaluation.predict`."""
     splits, image_size = run.splits, run.args.model.image_size
     seen = splits.validation if splits.mean_pose_of == "validation" else splits.train
@@ -37,12 +41,28 @@ def final_metrics(run: "Run", metric, test: Arrays, validation: Arrays, negative
     }
     if negatives:
         metrics["auroc_of_negatives"] = auroc_of_negatives(test, negatives, metrics["calibration"]["temperature"])
+    if boxed and "false hand" in negatives:
+        labels = np.array([int(item["hand_classes"]) for item in splits.boxed_hands])[boxed["index"]]
+        metrics["hand_classifier"] = hand_figures(boxed["hand_chances"], labels, negatives["false hand"]["hand_chances"])
     if splits.test_groups:
         metrics["grouped_by"] = splits.grouped_by
         metrics["test_by_group"] = score_by_group(metric, test, splits.test_groups, image_size)
         if (worst := worst_over_green_screen(metrics["test_by_group"])) is not None:
             metrics["worst_over_green_screen"] = worst
     return metrics
+
+
+def hand_figures(chances: np.ndarray, labels: np.ndarray, of_false_hands: np.ndarray) -> dict:
+    """What a hand classifier's `chances` (N, 3) of hands with boxes and of false hands (M, 3) are worth: the area under the ROC
+    curve of hand against none, and the share of the hands of known side whose side is right."""
+    hand = 1 - np.concatenate([chances, of_false_hands])[:, NO_HAND].astype(np.float64)
+    sided = (labels == RIGHT) | (labels == LEFT)
+    is_right = chances[sided][:, [RIGHT, LEFT]].argmax(1) == labels[sided]
+    return {
+        "crops": len(chances) + len(of_false_hands),
+        "auroc": area_under_roc(hand, np.repeat([True, False], [len(chances), len(of_false_hands)])),
+        "side_accuracy": float(is_right.mean()) if len(is_right) else None,
+    }
 
 
 def run_figures(run: "Run") -> dict:

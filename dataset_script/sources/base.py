@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 
 from dataset_script.augmentation import Augmentation
 from dataset_script.caches import default_cache
+from modeling_handunet.losses import NOT_TOLD, RIGHT
 
 RESEARCH_ONLY = "research-only"  # the license_name of weights that may not be used commercially
 UNKNOWN = "unknown"
@@ -100,6 +101,7 @@ class Splits:
     test_groups: list[str] | None = None  # for each test sample its background or source; None if all have the same
     grouped_by: str = "background"
     test_negatives: dict[str, Dataset] = field(default_factory=dict)  # images without a right hand in the middle
+    boxed_hands: Dataset | None = None  # items with `hand_classes` instead of keypoints: they test the hand classifier
     left_out: dict[str, str] = field(default_factory=dict)  # images that cannot be read, with the reasons
     mean_pose_of: str = "training"  # the split whose mean pose is the baseline
 
@@ -110,6 +112,7 @@ class Inputs(NamedTuple):
     images: Tensor  # (B, 3, S, S) float in [0, 1]
     keypoints: Tensor  # (B, 21, 2) px of the crop; NaN if a keypoint is known to be absent
     visibility: Tensor  # (B, 21) bool, the keypoints that count in the loss
+    hand_classes: Tensor | None = None  # (B,) what the crop shows, as `modeling_handunet.losses.hand_loss` says
 
 
 class Stream(Dataset):
@@ -235,7 +238,11 @@ class Source:
         """What the network is trained on, from a training batch and random keys (B, 2), on the device of the batch."""
         images, keypoints = self.make_pictures(batch, keys)
         inside = ((keypoints >= 0) & (keypoints < images.shape[-1])).all(-1)
-        return Inputs(images, keypoints, batch["visibility"] & (inside | keypoints.isnan().all(-1)))
+        absent = keypoints.isnan().all(-1)
+        hand_classes = batch.get("hand_classes")
+        if hand_classes is None:
+            hand_classes = torch.where(absent.all(1), NOT_TOLD, RIGHT)
+        return Inputs(images, keypoints, batch["visibility"] & (inside | absent), hand_classes)
 
     def make_pictures(self, batch: dict, keys: Tensor) -> tuple[Tensor, Tensor]:
         """Images (B, 3, S, S) float in [0, 1] and keypoints (B, 21, 2) px, augmented by `keys`.

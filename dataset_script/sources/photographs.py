@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dataset_script import counter_rng
 from dataset_script.augmentation import augmentation_keys
+from dataset_script.boxed_hands import BoxedHands, boxed_hand_credits
 from dataset_script.false_hands import FalseHands, false_hand_credits
 from dataset_script.hand_crops import HandCrops
 from dataset_script.photo_augmentation import PhotoAugmentation
@@ -27,6 +28,7 @@ from dataset_script.sources.base import (
     option,
 )
 from dataset_script.sources.synthetic import draws_on
+from modeling_handunet.losses import LEFT, NO_HAND, RIGHT
 
 
 @dataclass(frozen=True)
@@ -41,25 +43,41 @@ class PhotographsOptions(NegativeOptions):
         None, "photographs: a folder of what a detector took for hands, as `dataset_script.false_hands` makes it; they are two "
         "thirds of the negatives, left hands the others"
     )  # fmt: skip
+    boxed_hands: str | None = option(
+        None, "photographs: a folder of hands of which only the box is known, as `dataset_script.boxed_hands` makes it; they "
+        "and all others teach the hand classifier"
+    )  # fmt: skip
+    boxed_share: float = option(0.25, "photographs: the share of them that are such hands")
 
 
 FALSE_SHARE = 2 / 3  # of the negatives, where there are false hands
+# The keypoints of an item that has none.
+ABSENT = {"keypoints": torch.full((21, 2), torch.nan), "visibility": torch.zeros(21, dtype=torch.bool)}
 
 
 class PhotographStream(Stream):
     """`count` photographs an epoch, drawn so that a large source does not outweigh the small ones.
 
-    The share `negatives` of them are left hands or, with `false_hands`, two of three something else than a hand.
+    The share `negatives` of them are left hands or, with `false_hands`, two of three something else than a hand.  The share
+    `boxed_share` of the others are `boxed_hands`, right or left, of which no keypoint is known.
 
     Its `__getitems__` gives a batch: `image` (B, 3, 224, 224) uint8, `keypoints` (B, 21, 2) px of it, `visibility`,
-    `is_negative` (B,) and `index`, on the device of the photographs.
+    `hand_classes` (B,) and `index`, on the device of the photographs.
     """
 
     def __init__(
-        self, photographs: Photographs, count: int, seed: int, negatives: float = 0.0, false_hands: FalseHands | None = None
+        self,
+        photographs: Photographs,
+        count: int,
+        seed: int,
+        negatives: float = 0.0,
+        false_hands: FalseHands | None = None,
+        boxed_hands: BoxedHands | None = None,
+        boxed_share: float = 0.0,
     ):
         super().__init__(count)
         self.photographs, self.seed, self.negatives, self.false_hands = photographs, seed, negatives, false_hands
+        self.boxed_hands, self.boxed_share = boxed_hands, boxed_share if boxed_hands else 0.0
 
     def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
         """The batch of these items."""
@@ -78,8 +96,16 @@ class PhotographStream(Stream):
             which = (draw[chosen, 2] * len(self.false_hands)).long()
             rows["image"][chosen] = self.false_hands.images(which).to(device)
             rows["keypoints"][chosen] = self.false_hands.keypoints.to(device)
-        rows["visibility"] = rows["visibility"] | is_negative[:, None]
-        return {**rows, "is_negative": is_negative, "index": numbers}
+        hand_classes = torch.where(is_false, NO_HAND, torch.where(left, LEFT, RIGHT))
+        chosen = (~is_negative & (counter_rng.uniform(keys, "boxed") < self.boxed_share)).nonzero(as_tuple=True)[0]
+        if len(chosen):
+            images, labels = self.boxed_hands.sample(keys[chosen])
+            rows["image"][chosen], hand_classes[chosen] = images.to(device), labels.to(device)
+            rows["keypoints"][chosen] = self.boxed_hands.keypoints.to(device)
+            rows["visibility"][chosen] = False
+        # A network of right hands has nothing to say of a left one and of none.
+        rows["visibility"] = rows["visibility"] | ((hand_classes == LEFT) | (hand_classes == NO_HAND))[:, None]
+        return {**rows, "hand_classes": hand_classes, "index": numbers}
 
 
 class PhotographsSource(Source):
@@ -88,7 +114,7 @@ class PhotographsSource(Source):
     name = "photographs"
     Options = PhotographsOptions
     defaults = {"train_samples": 10_000, "epochs": 30, "batch_size": 32, "augmentation": 1.0}
-    places = ("cache_dir", "photographs", "false_hands")
+    places = ("cache_dir", "photographs", "false_hands", "boxed_hands")
 
     @classmethod
     def is_named_by(cls, options) -> bool:
@@ -105,7 +131,10 @@ class PhotographsSource(Source):
 
     @classmethod
     def rules(cls, args) -> list[Rule]:
-        return [(("false_hands",), args.negatives != 0, "--negatives says how many")]
+        return [
+            (("false_hands",), args.negatives != 0, "--negatives says how many"),
+            (("boxed_share",), bool(args.boxed_hands), "--boxed_hands has them"),
+        ]
 
     def load(self) -> Splits:
         options = self.options
@@ -129,6 +158,7 @@ class PhotographsSource(Source):
             return splits
         splits.validation = Items(crops[row] for row in spread(chosen["validation"], options.validation_samples))
         splits.test_negatives = self._test_negatives(crops, test)
+        splits.boxed_hands = self._test_boxed_hands()
         photographs = read("train")
         photographs = photographs.to(device) if device.type != "cpu" else photographs
         photos = getattr(options, "photos", None)  # of scenes, where both are mixed
@@ -136,22 +166,33 @@ class PhotographsSource(Source):
             self.image_size, self.box_fill, others=photographs, photos=load_photos(photos).to(device) if photos else None
         )
         false_hands = FalseHands(options.false_hands, "train", self.cache) if options.false_hands else None
-        splits.train = PhotographStream(photographs, options.train_samples, self.seed, options.negatives, false_hands)
+        boxed_hands = BoxedHands(options.boxed_hands, "train", self.cache) if options.boxed_hands else None
+        splits.train = PhotographStream(
+            photographs, options.train_samples, self.seed, options.negatives, false_hands, boxed_hands, options.boxed_share
+        )
         return splits
 
     def _test_negatives(self, crops: HandCrops, test: list[int]) -> dict[str, Items]:
         """The test hands as left ones, and false hands of pictures that are not trained on."""
-        absent = {"keypoints": torch.full((21, 2), torch.nan), "visibility": torch.zeros(21, dtype=torch.bool)}
-        kinds = {"left hand": Items({**crops[row], "image": crops[row]["image"].flip(-1), **absent} for row in test)}
+        kinds = {"left hand": Items({**crops[row], "image": crops[row]["image"].flip(-1), **ABSENT} for row in test)}
         if self.options.false_hands:
             others = FalseHands(self.options.false_hands, "validation", self.cache)
             found = HandCrops(others, self.image_size, box_fill=self.box_fill)
-            kinds["false hand"] = Items({**found[row], **absent} for row in range(len(found)))
+            kinds["false hand"] = Items({**found[row], **ABSENT} for row in range(len(found)))
         return kinds
+
+    def _test_boxed_hands(self) -> Items | None:
+        """Hands with boxes of pictures that are not trained on."""
+        if not self.options.boxed_hands:
+            return None
+        hands = BoxedHands(self.options.boxed_hands, "validation", self.cache)
+        crops = HandCrops(hands, self.image_size, box_fill=self.box_fill)
+        return Items({**crops[row], **ABSENT, "hand_classes": label} for row, label in enumerate(hands.labels))
 
     def make_pictures(self, batch: dict, keys: Tensor) -> tuple[Tensor, Tensor]:
         images, keypoints = self.augment(batch["image"], batch["keypoints"], keys)
-        return images, torch.where(batch["is_negative"][:, None, None], torch.nan, keypoints)
+        absent = (batch["hand_classes"] == LEFT) | (batch["hand_classes"] == NO_HAND)
+        return images, torch.where(absent[:, None, None], torch.nan, keypoints)
 
     def describe(self) -> Description:
         rows = read_terms(self.options.photographs, self.options.max_disagreement)
@@ -169,7 +210,8 @@ class PhotographsSource(Source):
                 (row.source, row.license or "not stated", f"{row.train} hands for training, {row.validation} held out")
                 for row in rows
             )
-            + (false_hand_credits(self.options.false_hands) if self.options.false_hands else ()),
+            + (false_hand_credits(self.options.false_hands) if self.options.false_hands else ())
+            + (boxed_hand_credits(self.options.boxed_hands) if self.options.boxed_hands else ()),
         )
 
     def terms(self) -> Terms:

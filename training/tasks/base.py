@@ -95,8 +95,8 @@ class Task:
         """The figures of the validation split for tensorboard, beside its loss."""
         raise NotImplementedError
 
-    def final_metrics(self, run, metric, test: Arrays, validation: Arrays, negatives: dict[str, Arrays]) -> dict:
-        """All figures of a run: `metrics.json`."""
+    def final_metrics(self, run, metric, test: Arrays, validation: Arrays, negatives: dict[str, Arrays], boxed=None) -> dict:
+        """All figures of a run: `metrics.json`.  `boxed` are the answers for `Splits.boxed_hands`, if there are any."""
         raise NotImplementedError
 
     def draw_figures(self, folder: Path, metrics: dict, arrays: Arrays, test: Dataset, loss_name: str) -> list[Path]:

@@ -115,7 +115,7 @@ class DetectionTask(Task):
         names = ("ap@0.4", "ap@0.5", "recall@0.1_false", "side_accuracy")
         return {f"validation/{name}": figures[name] for name in names if figures[name] is not None}
 
-    def final_metrics(self, run, metric, test: Arrays, validation: Arrays, negatives: dict[str, Arrays]) -> dict:
+    def final_metrics(self, run, metric, test: Arrays, validation: Arrays, negatives: dict[str, Arrays], boxed=None) -> dict:
         return {
             **report.run_figures(run),
             "test": self.score(metric, test),

@@ -24,14 +24,20 @@ class PoseTask(Task):
     shape = ("hidden_sizes", "num_keypoints", "image_size", "num_channels")
 
     def make_model(self) -> HandUNetForPoseEstimation:
-        return make_model(self.args.model, self.args.optimisation.seed)
+        return make_model(self.args.model, self.args.optimisation.seed, self.teaches_classifier)
+
+    @property
+    def teaches_classifier(self) -> bool:
+        """Whether hands with boxes teach the hand classifier."""
+        return bool(self.args.data.boxed_hands)
 
     def load_model(self, name: str) -> HandUNetForPoseEstimation:
         return load_any_model(name)
 
     def make_targets(self, inputs: Inputs) -> dict:
-        """`labels` (B, 21, S, S) and `visibility` (B, 21)."""
-        return {"labels": targets_of(self.args)(inputs), "visibility": inputs.visibility}
+        """`labels` (B, 21, S, S), `visibility` (B, 21) and, where the hand classifier is taught, `hand_classes` (B,)."""
+        targets = {"labels": targets_of(self.args)(inputs), "visibility": inputs.visibility}
+        return targets | ({"hand_classes": inputs.hand_classes} if self.teaches_classifier else {})
 
     def load_metric(self):
         return evaluation.load_metric()
@@ -62,8 +68,8 @@ class PoseTask(Task):
     def logged(self, figures: dict) -> dict[str, float]:
         return {"error/validation_percent": figures["mean_error_percent"]}
 
-    def final_metrics(self, run, metric, test: Arrays, validation: Arrays, negatives: dict[str, Arrays]) -> dict:
-        return report.final_metrics(run, metric, test, validation, negatives)
+    def final_metrics(self, run, metric, test: Arrays, validation: Arrays, negatives: dict[str, Arrays], boxed=None) -> dict:
+        return report.final_metrics(run, metric, test, validation, negatives, boxed)
 
     def draw_figures(self, folder: Path, metrics: dict, arrays: Arrays, test, loss_name: str) -> list[Path]:
         return figures.draw_figures(folder, metrics, arrays, test, loss_name)
