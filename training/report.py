@@ -39,6 +39,8 @@ def final_metrics(
         "calibration": calibration(validation, test),
         "history": run.history,
     }
+    if run.args.model.average_with:  # the figures so far are of the weights before the mean
+        metrics["validation"] = score(metric, validation, image_size)
     if negatives:
         metrics["auroc_of_negatives"] = auroc_of_negatives(test, negatives, metrics["calibration"]["temperature"])
     if boxed and "false hand" in negatives:
