@@ -135,8 +135,9 @@ def train_one_epoch(run: Run, stop_if_asked: Callable[[], None]) -> float:
                 statistics = [buffer.clone() for buffer in model.buffers()]
             samples.append(batch["index"])
             with accelerator.accumulate(model):
-                targets = run.make_targets(inputs)  # of pose: labels (B, 21, S, S) and visibility (B, 21)
+                targets = run.make_targets(inputs)  # of pose: labels (B, 21, S, S), visibility (B, 21)
                 pixel_values = normalize(inputs.images).contiguous(memory_format=torch.channels_last)  # (B, 3, S, S)
+                run.seed_batch()
                 loss = model(pixel_values=pixel_values, **targets).loss
                 losses.append(loss.detach())
                 accelerator.backward(loss * (1 + 0 * loss.detach()))  # makes gradients NaN if the loss is infinite

@@ -31,8 +31,7 @@ from torch.nn import functional
 
 from dataset_script import counter_rng
 from dataset_script.people import MIDDLE_KNUCKLE, WRIST
-from dataset_script.sources import Inputs
-from dataset_script.sources.mixture import Mixture
+from dataset_script.sources import Inputs, Source
 from modeling_handunet import HandUNetForPoseEstimation
 from modeling_handunet.heatmaps import decode_heatmaps
 from modeling_handunet.losses import HeatmapLoss
@@ -42,6 +41,7 @@ from training.inputs import normalize
 from training.tasks.pose import PoseTask
 
 ROOT = Path(__file__).resolve().parents[1]
+TEACHER = "weights/handunet-base"  # of soft targets
 
 
 class SquaredErrorLoss(HeatmapLoss):
@@ -78,8 +78,9 @@ def use_soft_targets() -> None:
 
     def make_targets(task: PoseTask, inputs: Inputs) -> dict:
         targets = usual(task, inputs)
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16_is_fast()):
-            drawn = teacher(normalize(inputs.images)).heatmaps.float()
+        device = inputs.images.device
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16_is_fast()):
+            drawn = teacher.to(device)(normalize(inputs.images)).heatmaps.float()
         is_there = ~inputs.keypoints.isnan().all(-1)[..., None, None]
         return {**targets, "labels": torch.where(is_there, (targets["labels"] + drawn) / 2, targets["labels"])}
 
@@ -88,31 +89,32 @@ def use_soft_targets() -> None:
 
 def turn_upright() -> None:
     """Turn every crop so that the hand points up: in training within 20 degrees, in validation and test exactly."""
-    make_inputs = Mixture.make_inputs
+    make_inputs = Source.make_inputs
 
-    def in_training(source: Mixture, batch: dict, keys: Tensor) -> Inputs:
+    def in_training(source: Source, batch: dict, keys: Tensor) -> Inputs:
         inputs = make_inputs(source, batch, keys)
         return upright(inputs, math.radians(20) * (2 * counter_rng.uniform(keys, "upright").to(inputs.images) - 1))
 
-    Mixture.make_inputs = in_training
+    Source.make_inputs = in_training
     evaluation.Inputs = lambda *values: upright(Inputs(*values), values[0].new_zeros(len(values[0])))
 
 
-def upright(inputs: Inputs, off: Tensor) -> Inputs:
-    """The crops, turned about their middle until the way from the wrist to the middle knuckle is `off` (B,) radians from up."""
+def upright(inputs: Inputs, tilt: Tensor) -> Inputs:
+    """The crops, turned about their middle until the direction from wrist to middle knuckle is `tilt` (B,) radians from up."""
     x, y = (inputs.keypoints[:, MIDDLE_KNUCKLE] - inputs.keypoints[:, WRIST]).unbind(-1)
-    angle = torch.atan2(x, -y).nan_to_num(0) - off  # clockwise from up
+    angle = torch.atan2(x, -y).nan_to_num(0) - tilt  # clockwise from up
     cos, sin = angle.cos(), angle.sin()
     turn = torch.stack([torch.stack([cos, -sin], 1), torch.stack([sin, cos], 1)], 1)  # from the new crop to the old one
     grid = functional.affine_grid(functional.pad(turn, (0, 1)), inputs.images.shape, align_corners=False)
     images = functional.grid_sample(inputs.images, grid, align_corners=False)
     middle = inputs.images.shape[-1] / 2
-    return inputs._replace(images=images, keypoints=(inputs.keypoints - middle) @ turn + middle)
+    keypoints = (inputs.keypoints - middle) @ turn + middle
+    inside = ((keypoints >= 0) & (keypoints < 2 * middle)).all(-1) | keypoints.isnan().all(-1)
+    return inputs._replace(images=images, keypoints=keypoints, visibility=inputs.visibility & inside)
 
 
-TEACHER = "weights/handunet-base"
-# What a row changes that no option does.
 LOSSES = {"squared_error": SquaredErrorLoss, "coordinates": CoordinateLoss}
+# What a row changes that no option does.
 CHANGES = {
     **{name: functools.partial(use_loss, loss) for name, loss in LOSSES.items()},
     "soft": use_soft_targets,

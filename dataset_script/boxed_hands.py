@@ -1,18 +1,17 @@
-"""Hands of which only the box and perhaps the side is known: they teach a pose network's hand classifier.
+"""Hands of which only the box and perhaps the handedness is known: they teach a pose network's hand classifier.
 
     python -m dataset_script.boxed_hands --people people --output boxed_hands
+    accelerate launch train.py --photographs photographs --false_hands false_hands --boxed_hands boxed_hands --init ...
 
 The folder --output gets `images/`, squares of 224 px of which the hand's box fills 0.3, as `dataset_script/photographs.py` has
-hands; and `index.json`, a list of their `file_name`, `source`, `license`, `split` ("train" or "validation"), `side` ("right",
-"left" or null) and `marked` ("by eye" or "teacher").
+hands; and `index.json`, a list of their `file_name`, `source`, `license`, `split` ("train" or "validation"), `handedness`
+("right", "left" or null) and `marked` ("by eye" or "teacher").
 People are photographs as `dataset_script/people.py` describes; their part "test" is not read, nor are hands that are to be
 ignored or too small.
 """
 
 import argparse
-import json
 import os
-from collections import Counter
 from pathlib import Path
 
 import torch
@@ -20,8 +19,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dataset_script import counter_rng
-from dataset_script.false_hands import LEAST_SIZE, Places, read_index, read_part
-from dataset_script.people import SIDES, read_people
+from dataset_script.false_hands import LEAST_SIZE, PlaceSquares, read_part, write_index
+from dataset_script.people import MARKED, SIDES, read_people
 from dataset_script.photographs import FILL, PARTS, SIDE, read_licenses
 from modeling_handunet.crops import Crop
 from modeling_handunet.images import load_image
@@ -31,43 +30,35 @@ from modeling_handunet.losses import LEFT, RIGHT, SOME_HAND
 BY_EYE_SHARE = 0.7
 
 
-class BoxedHands(Places):
-    """The squares of one part, and `labels` (N,), as `modeling_handunet.losses.hand_loss` has them.
+class BoxedHands(PlaceSquares):
+    """The squares of one part, and their `hand_classes` (N,), as `modeling_handunet.losses.hand_loss` has them.
 
     Raises `FileNotFoundError` for missing files and `ValueError` for an index that is not as described above, naming them.
     """
 
     def __init__(self, folder: str | os.PathLike, part: str, cache_dir: str | os.PathLike):
-        entries = read_part(folder, part)
-        sides = SIDES | {None: SOME_HAND}
-        try:
-            self.labels = torch.tensor([sides[entry["side"]] for entry in entries])
-            by_eye = torch.tensor([entry["marked"] == "by eye" for entry in entries])
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{Path(folder) / 'index.json'} is not an index of hands with boxes ({error!r})") from error
-        self.kinds = [numbers.nonzero(as_tuple=True)[0] for numbers in (by_eye, ~by_eye)]
+        entries, classes = read_part(folder, part), SIDES | {None: SOME_HAND}
+        for entry in entries:
+            if entry.get("handedness", "") not in classes or entry.get("marked") not in MARKED:
+                raise ValueError(
+                    f"{Path(folder) / 'index.json'} is not an index of hands with boxes: {entry['file_name']} needs a "
+                    f"handedness, right, left or null, and marked, one of {', '.join(MARKED)}"
+                )
+        self.hand_classes = torch.tensor([classes[entry["handedness"]] for entry in entries])
+        is_by_eye = torch.tensor([entry["marked"] == "by eye" for entry in entries])
+        self.by_eye, self.others = (mask.nonzero(as_tuple=True)[0] for mask in (is_by_eye, ~is_by_eye))
         super().__init__(folder, entries, cache_dir)
 
     def sample(self, keys: Tensor) -> tuple[Tensor, Tensor]:
-        """Squares (B, 3, 224, 224) uint8 and their labels (B,), half of them mirrored, drawn by `keys` (B, 2)."""
+        """Squares (B, 3, 224, 224) uint8 and their classes (B,), half of them mirrored, drawn by `keys` (B, 2)."""
         draw = counter_rng.uniform(keys, "boxed hand", (3,)).cpu().double()
-        by_eye, others = self.kinds
-        is_by_eye = ((draw[:, 0] < BY_EYE_SHARE) | (len(others) == 0)) & (len(by_eye) > 0)
-        kinds = [by_eye if chosen else others for chosen in is_by_eye.tolist()]
-        numbers = torch.stack([kind[int(place * len(kind))] for kind, place in zip(kinds, draw[:, 1].tolist())])
-        images, labels = self.images(numbers), self.labels[numbers]
-        mirrored = draw[:, 2] < 0.5
-        images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
-        other = torch.where(labels == RIGHT, LEFT, torch.where(labels == LEFT, RIGHT, labels))
-        return images, torch.where(mirrored, other, labels)
-
-
-def boxed_hand_credits(folder: str | os.PathLike) -> tuple[tuple[str, str, str], ...]:
-    """The sources of the training hands of a folder, with their licences and numbers."""
-    counts = Counter((entry["source"], entry["license"]) for entry in read_index(folder) if entry["split"] == "train")
-    return tuple(
-        (source.replace("+", "/"), terms, f"{count} hands with boxes") for (source, terms), count in sorted(counts.items())
-    )
+        is_by_eye = ((draw[:, 0] < BY_EYE_SHARE) | (len(self.others) == 0)) & (len(self.by_eye) > 0)
+        groups = [self.by_eye if by_eye else self.others for by_eye in is_by_eye.tolist()]
+        rows = torch.stack([group[int(place * len(group))] for group, place in zip(groups, draw[:, 1].tolist())])
+        images, classes = self.images(rows), self.hand_classes[rows]
+        is_mirrored = draw[:, 2] < 0.5
+        images = torch.where(is_mirrored[:, None, None, None], images.flip(-1), images)
+        return images, torch.where(is_mirrored & (classes != SOME_HAND), RIGHT + LEFT - classes, classes)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -88,11 +79,9 @@ def main(argv: list[str] | None = None) -> None:
             name = f"{len(index):05}.webp"
             Crop.around_box(hand["bbox"], SIDE, FILL).cut(photo).save(images / name, quality=85)
             known = {"source": row["source"], "license": licenses.get(row["source"], "not stated")}
-            known |= {"split": row["split"], "side": hand["handedness"], "marked": row["marked"]}
+            known |= {"split": row["split"], "handedness": hand["handedness"], "marked": row["marked"]}
             index.append({"file_name": name, **known})
-    Path(args.output, "index.json").write_text(json.dumps(index))
-    counts = {part: sum(entry["split"] == part for entry in index) for part in PARTS}
-    print(f"{args.output}: {counts['train']} for training, {counts['validation']} for validation")
+    write_index(Path(args.output), index)
 
 
 if __name__ == "__main__":

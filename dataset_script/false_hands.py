@@ -58,11 +58,11 @@ def read_index(folder: str | os.PathLike) -> list[dict]:
     return entries
 
 
-class Places:
+class PlaceSquares:
     """Squares of what may be a hand, kept in `cache_dir`; 150 kB each.
 
-    `keypoints` (21, 2), in pixels of a square, lie on a circle that touches what is there: they stand for a hand in the
-    augmentation, and are none.
+    `keypoints` (21, 2), in pixels of a square, are none of a hand.  They lie on a circle that touches what is there, so that
+    the augmentation moves it as it moves a hand.
     """
 
     keypoints = SIDE / 2 * (1 + FILL * torch.stack([TURN.cos(), TURN.sin()], 1))
@@ -85,14 +85,17 @@ class Places:
         return {"image": Image.fromarray(pixels), "uv": self.keypoints.numpy(), "box": (corner, corner, side, side)}
 
 
-class FalseHands(Places):
+class FalseHands(PlaceSquares):
     """The squares of one part.
 
     Raises `FileNotFoundError` for missing files and `ValueError` for an index that is not as described above, naming them.
     """
 
     def __init__(self, folder: str | os.PathLike, part: str, cache_dir: str | os.PathLike):
-        super().__init__(folder, read_part(folder, part), cache_dir)
+        entries = read_part(folder, part)
+        if any("handedness" in entry for entry in entries):
+            raise ValueError(f"{folder} has hands, not false ones")
+        super().__init__(folder, entries, cache_dir)
 
 
 def read_part(folder: str | os.PathLike, part: str) -> list[dict]:
@@ -103,14 +106,18 @@ def read_part(folder: str | os.PathLike, part: str) -> list[dict]:
     return entries
 
 
-def false_hand_credits(folder: str | os.PathLike) -> tuple[tuple[str, str, str], ...]:
-    """The sources of the training squares of a folder, with their licences and numbers."""
+def credits_of_squares(folder: str | os.PathLike, what: str) -> tuple[tuple[str, str, str], ...]:
+    """The sources of the training squares of a folder, with their licences and the numbers of `what` they are."""
     entries = read_index(folder)
     counts = Counter((entry["source"], entry["license"]) for entry in entries if entry["split"] == "train")
-    return tuple(
-        (source.replace("+", "/"), terms, f"{count} squares without a hand")
-        for (source, terms), count in sorted(counts.items())
-    )
+    return tuple((source.replace("+", "/"), terms, f"{count} {what}") for (source, terms), count in sorted(counts.items()))
+
+
+def write_index(folder: Path, index: list[dict]) -> None:
+    """Write `index.json`, and tell the numbers."""
+    (folder / "index.json").write_text(json.dumps(index))
+    counts = Counter(entry["split"] for entry in index)
+    print(f"{folder}: {counts['train']} for training, {counts['validation']} for validation")
 
 
 def overlap_of_own(box, others: np.ndarray) -> float:
@@ -169,9 +176,7 @@ def main(argv: list[str] | None = None) -> None:
             square.save(images / name, quality=85)
             terms = {"source": source, "license": licenses.get(source, "not stated")}
             index.append({"file_name": name, **terms, "split": split, "score": round(hand.score, 3)})
-    Path(args.output, "index.json").write_text(json.dumps(index))
-    counts = {part: sum(entry["split"] == part for entry in index) for part in PARTS}
-    print(f"{args.output}: {counts['train']} for training, {counts['validation']} for validation")
+    write_index(Path(args.output), index)
 
 
 if __name__ == "__main__":

@@ -22,9 +22,11 @@ from dataset_script.files import MAX_JSON_BYTES, FileTree, parse_json
 from dataset_script.squares import Squares
 from modeling_handunet.crops import Crop
 from modeling_handunet.hands import BOX_MARGIN
+from modeling_handunet.losses import LEFT, RIGHT
 
 PARTS = ("train", "validation", "test")
-SIDES = {"right": 0, "left": 1}
+SIDES = {"right": RIGHT, "left": LEFT}
+MARKED = ("by eye", "teacher")
 WRIST, MIDDLE_KNUCKLE = 0, 9
 # A source counts as often as this many pictures at most, since frames of one source are alike.
 SOURCE_PICTURES = 400
@@ -49,19 +51,39 @@ def read_people(folder: str | os.PathLike, parts: Sequence[str]) -> list[tuple[d
     coco = parse_json(tree.read("annotations.json", MAX_JSON_BYTES), where)
     try:
         hands: dict[int, list] = {}
-        for hand in coco["annotations"]:
-            _, _, width, height = (float(value) for value in hand["bbox"])
-            points = np.asarray(hand.get("keypoints") or [0.0] * 42, float)
-            if not (width >= 0 and height >= 0 and len(points) in (42, 63)) or {"handedness", "ignore"} - hand.keys():
-                raise ValueError(hand)
+        for number, hand in enumerate(coco["annotations"]):
+            check(hand["handedness"] in (None, *SIDES), f"annotation {number}: handedness is right, left or null")
+            check(isinstance(hand["ignore"], (bool, int)), f"annotation {number}: ignore is true or false")
+            hand["bbox"] = numbers_of(hand["bbox"], (4,), f"annotation {number}: bbox has 4 finite numbers")
+            check(min(hand["bbox"][2:]) >= 0, f"annotation {number}: a bbox is not smaller than 0")
+            if hand.get("keypoints"):
+                rule = f"annotation {number}: keypoints has 21 times 2 or 3 finite numbers"
+                hand["keypoints"] = numbers_of(hand["keypoints"], (42, 63), rule)
             hands.setdefault(hand["image_id"], []).append(hand)
-        for image in coco["images"]:
-            if not (image["width"] > 0 and image["height"] > 0) or {"source", "marked"} - image.keys():
-                raise ValueError(image)
+        for number, image in enumerate(coco["images"]):
+            check(image["split"] in PARTS, f"image {number}: split is one of {', '.join(PARTS)}")
+            check(image["marked"] in MARKED, f"image {number}: marked is one of {', '.join(MARKED)}")
+            check(isinstance(image["source"], str), f"image {number}: source is a text")
+            rule = f"image {number}: width and height are numbers above 0"
+            check(min(numbers_of([image["width"], image["height"]], (2,), rule)) > 0, rule)
             image["path"] = Path(folder) / "images" / image["file_name"]
         return [(image, hands.get(image["id"], [])) for image in coco["images"] if image["split"] in parts]
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{where} is not a COCO file of marked hands ({error!r})") from error
+        reason = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else error
+        raise ValueError(f"{where} is not a COCO file of marked hands: {reason}") from error
+
+
+def check(condition: bool, rule: str) -> None:
+    """Raise `ValueError` with the rule that a file breaks."""
+    if not condition:
+        raise ValueError(rule)
+
+
+def numbers_of(values, counts: tuple[int, ...], rule: str) -> list[float]:
+    """A list of finite numbers, as many as one of `counts`; raises `ValueError` with the `rule` for something else."""
+    check(isinstance(values, list) and len(values) in counts, rule)
+    check(all(type(value) in (int, float) and math.isfinite(value) for value in values), rule)
+    return [float(value) for value in values]
 
 
 class People(Dataset):

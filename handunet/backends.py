@@ -233,6 +233,7 @@ _sessions = weakref.WeakSet()
 
 
 def _keep_sessions() -> None:
+    """One reference more than there are: so nothing frees them, not even the end of the process."""
     for session in _sessions:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
 

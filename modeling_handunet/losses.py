@@ -1,4 +1,4 @@
-"""The loss between predicted heatmaps and their targets: one minus their intersection over union.
+"""The loss between predicted heatmaps and their targets, one minus their intersection over union; and the hand classifier's.
 
 To train on another loss, write a class with the interface of [`HeatmapLoss`] and set it where the model is made:
 
@@ -90,24 +90,24 @@ class HeatmapLoss(IoULoss):
         return torch.where(empty, energy / self.energy, loss)
 
 
-# What a crop shows, for the hand classifier: the side that the network reads, the other one, no hand; or a hand of unknown
-# side, or that nothing is known.
-RIGHT, LEFT, NO_HAND, SOME_HAND, NOT_TOLD = 0, 1, 2, -1, -100
+# Classes of what a crop shows, for the hand classifier: a hand of the side that the network reads, one of the other side, no
+# hand; and for training a hand of unknown side, or that nothing is known.
+RIGHT, LEFT, NO_HAND, SOME_HAND, UNLABELED = 0, 1, 2, -1, -100
 # How much the hand classifier's loss counts beside that of the heatmaps.
 HAND_LOSS_WEIGHT = 0.3
 
 
 def hand_loss(hand_logits: Tensor, hand_classes: Tensor) -> Tensor:
-    """The cross entropy (B,) of what each crop shows, float32 also under autocast; 0 where nothing is told.
+    """The cross entropy (B,) of what each crop shows, float32 also under autocast; 0 where that is not known.
 
     Args:
         hand_logits: (B, 3), of `RIGHT`, `LEFT` and `NO_HAND`.
-        hand_classes: (B,), one of these, `SOME_HAND`, of which either side is right, or `NOT_TOLD`.
+        hand_classes: (B,), one of these; `SOME_HAND`, for which either side is correct; or `UNLABELED`.
     """
-    chances = hand_logits.float().log_softmax(1)
-    named = chances.gather(1, hand_classes.clamp_min(0)[:, None])[:, 0]
-    either = chances[:, [RIGHT, LEFT]].logsumexp(1)
-    return -torch.where(hand_classes == SOME_HAND, either, named) * (hand_classes != NOT_TOLD)
+    log_chances = hand_logits.float().log_softmax(1)
+    of_class = log_chances.gather(1, hand_classes.clamp_min(0)[:, None])[:, 0]
+    of_any_hand = log_chances[:, :NO_HAND].logsumexp(1)
+    return -torch.where(hand_classes == SOME_HAND, of_any_hand, of_class) * (hand_classes != UNLABELED)
 
 
 __all__ = ["HeatmapLoss", "IoULoss", "hand_loss"]

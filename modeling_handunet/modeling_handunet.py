@@ -22,7 +22,7 @@ from transformers.utils import ModelOutput, logging
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_handunet import HandUNetConfig
-from .losses import HAND_LOSS_WEIGHT, NOT_TOLD, HeatmapLoss, hand_loss
+from .losses import HAND_LOSS_WEIGHT, UNLABELED, HeatmapLoss, hand_loss
 
 logger = logging.get_logger(__name__)
 
@@ -41,7 +41,7 @@ class HandUNetPoseEstimatorOutput(ModelOutput):
 
     loss (`torch.Tensor` of shape `()`): only if `labels` are given.
     heatmaps (`torch.Tensor` of shape `(batch_size, num_keypoints, image_size, image_size)`): values in [0, 1].
-    hand_logits (`torch.Tensor` of shape `(batch_size, 3)`): of the [`HandClassifier`], if there is one, without `labels`.
+    hand_logits (`torch.Tensor` of shape `(batch_size, 3)`): of the [`HandClassifier`], if there is one and it is asked.
     hidden_states (`tuple(torch.Tensor)`): only on request; the output of each `ConvBlock` in the order of the
         computation, down and up again, `(batch_size, hidden_size, height, width)` each.
     """
@@ -70,8 +70,9 @@ class HandClassifier(nn.Module):
     """What a crop shows: a right hand, which is the side that the network reads, a left hand, or no hand.
 
     It reads the network's deepest features and those one level up: their mean and their maximum, over the whole crop and over
-    the middle of it, where the hand should be.  The heatmaps do not depend on it.  It needs no keypoints to learn, so it can be
-    taught by all hands that have a box; `python -m training.hand_classifier` does that, with the network as it is.
+    the middle of it, where the hand should be.  It needs no keypoints to learn, so all hands that have a box can teach it:
+    `train.py --boxed_hands` in the same training as the keypoints, or `python -m training.hand_classifier` afterwards, which
+    leaves the network as it is.
     """
 
     def __init__(self, channels: int, hidden_size: int):
@@ -223,11 +224,13 @@ class HandUNetForPoseEstimation(HandUNetPreTrainedModel):
 
         With `labels` alone, the classifier is not asked: they do not teach it.
 
-        Raises `ValueError` when an input's shape does not fit the configuration.
+        Raises `ValueError` when an input's shape does not fit the configuration, and for `hand_classes` that teach nothing.
         """
         expected = (self.config.num_channels, self.config.image_size, self.config.image_size)
         if pixel_values.ndim != 4 or pixel_values.shape[1:] != expected:
             raise ValueError(f"pixel_values has shape {tuple(pixel_values.shape)}, expected (batch, {str(expected)[1:]}.")
+        if hand_classes is not None and (labels is None or self.classifier is None):
+            raise ValueError("hand_classes teach the hand classifier: give labels, too, and a model with a classifier_size.")
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         skips, hidden_states = [], []
@@ -250,8 +253,8 @@ class HandUNetForPoseEstimation(HandUNetPreTrainedModel):
         if labels is not None:
             loss = self.loss(heatmaps, labels, visibility)
             if hand_classes is not None:
-                told = (hand_classes != NOT_TOLD).sum().clamp_min(1)
-                loss = loss + HAND_LOSS_WEIGHT * hand_loss(hand_logits, hand_classes).sum() / told
+                known = (hand_classes != UNLABELED).sum().clamp_min(1)
+                loss = loss + HAND_LOSS_WEIGHT * hand_loss(hand_logits, hand_classes).sum() / known
         return HandUNetPoseEstimatorOutput(
             loss=loss,
             heatmaps=heatmaps,

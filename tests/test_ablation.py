@@ -56,8 +56,8 @@ def test_a_crop_is_turned_with_its_keypoints_until_the_hand_points_up():
     images = render_heatmaps(keypoints[:, [0, 9, 4]], 64, 1.5)  # in red the wrist, in green the middle knuckle
     keypoints[0] = torch.nan  # no hand: as it is
     turned = upright(Inputs(images, keypoints, torch.ones(40, 21, dtype=torch.bool)), torch.zeros(40))
-    way = turned.keypoints[1:, 9] - turned.keypoints[1:, 0]
-    torch.testing.assert_close(way, torch.stack([torch.zeros(39), -way.norm(dim=1)], 1), atol=1e-4, rtol=0)
+    direction = turned.keypoints[1:, 9] - turned.keypoints[1:, 0]
+    torch.testing.assert_close(direction, torch.stack([torch.zeros(39), -direction.norm(dim=1)], 1), atol=1e-4, rtol=0)
     torch.testing.assert_close(turned.images[0], images[0])
     inside = ((turned.keypoints > 4) & (turned.keypoints < 60)).all(-1)
     for channel, point in enumerate((0, 9, 4)):
@@ -65,8 +65,8 @@ def test_a_crop_is_turned_with_its_keypoints_until_the_hand_points_up():
         away = (found - turned.keypoints[:, point]).norm(dim=1)[inside[:, point]]
         assert len(away) > 20 and away.max() < 0.5
     aside = upright(Inputs(images, keypoints, turned.visibility), torch.full((40,), 0.3))
-    way = aside.keypoints[1:, 9] - aside.keypoints[1:, 0]
-    torch.testing.assert_close(torch.atan2(way[:, 0], -way[:, 1]), torch.full((39,), 0.3), atol=1e-4, rtol=0)
+    direction = aside.keypoints[1:, 9] - aside.keypoints[1:, 0]
+    torch.testing.assert_close(torch.atan2(direction[:, 0], -direction[:, 1]), torch.full((39,), 0.3), atol=1e-4, rtol=0)
 
 
 def test_soft_targets_are_half_of_what_the_teacher_draws_where_a_hand_is(monkeypatch, tmp_path):

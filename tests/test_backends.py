@@ -122,6 +122,6 @@ if not child:
     signal.alarm(20)
     gc.collect()
     os._exit(0)
-sys.exit(os.waitpid(child, 0)[1])
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
     assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, timeout=120).returncode == 0

@@ -9,7 +9,6 @@ from dataset_script import false_hands
 from dataset_script.false_hands import FalseHands, find_false_hands, overlap_of_own
 from modeling_handunet import HandUNetDetectorConfig, HandUNetDetectorImageProcessor, HandUNetForObjectDetection
 from modeling_handunet.hands import FoundHand
-from modeling_handunet.losses import LEFT, NO_HAND, RIGHT
 from tests.test_photographs import write_photographs
 from tests.test_sources import load
 
@@ -51,13 +50,12 @@ def test_negatives_are_left_hands_and_false_hands_with_empty_targets(tmp_path):
     )  # fmt: skip
     source = load(**settings, negatives=0.5, false_hands=str(tmp_path / "false"))
     batch = source.splits().train.__getitems__(list(range(400)))
-    negative = batch["hand_classes"] != RIGHT
+    negative = batch["is_absent"]
     false = (batch["image"][:, :, :5, :5] >= 50).flatten(1).all(1)  # a photograph's ground is 40
     assert 0.4 < negative.float().mean() < 0.6 and not (false & ~negative).any()
     assert 0.55 < false.sum() / negative.sum() < 0.78
     # The dot of a photograph lies left of the middle, and at keypoint 0: also in a left hand, which is mirrored.
     left = negative & ~false
-    assert (batch["hand_classes"][false] == NO_HAND).all() and (batch["hand_classes"][left] == LEFT).all()
     assert (batch["keypoints"][left][:, 0, 0] > 112).float().mean() > 0.4
     for image, (x, y) in zip(batch["image"][~false], batch["keypoints"][~false][:, 0]):
         assert (image[:, int(y) - 1 : int(y) + 2, int(x) - 1 : int(x) + 2] == 255).all()
@@ -69,7 +67,7 @@ def test_negatives_are_left_hands_and_false_hands_with_empty_targets(tmp_path):
     assert (tests["false hand"][0]["image"] == 53).all() and not tests["left hand"][0]["visibility"].any()
     assert torch.equal(tests["left hand"][0]["image"], source.splits().test[0]["image"].flip(-1))
     without = load(**settings, negatives=0.0)
-    assert not without.splits().train.__getitems__(list(range(50)))["hand_classes"].any()  # all are right
+    assert not without.splits().train.__getitems__(list(range(50)))["is_absent"].any()
 
 
 def test_the_command_writes_what_a_detector_finds_in_photographs(tmp_path, capsys):

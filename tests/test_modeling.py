@@ -13,7 +13,7 @@ from modeling_handunet import (
     HandUNetPoseEstimatorOutput,
     render_heatmaps,
 )
-from modeling_handunet.losses import HAND_LOSS_WEIGHT, LEFT, NO_HAND, NOT_TOLD, RIGHT, SOME_HAND
+from modeling_handunet.losses import HAND_LOSS_WEIGHT, LEFT, NO_HAND, RIGHT, SOME_HAND, UNLABELED
 from modeling_handunet.modeling_handunet import HandClassifier
 
 SIZE = 32
@@ -131,13 +131,13 @@ class TestOutputs:
     def test_what_crops_show_teaches_the_hand_classifier_beside_the_heatmaps(self):
         model = HandUNetForPoseEstimation(HandUNetConfig(image_size=SIZE, hidden_sizes=(4, 8), classifier_size=5)).eval()
         inputs, labels = torch.randn(5, 3, SIZE, SIZE), torch.zeros(5, 21, SIZE, SIZE)
-        classes = torch.tensor([RIGHT, LEFT, NO_HAND, SOME_HAND, NOT_TOLD])
+        classes = torch.tensor([RIGHT, LEFT, NO_HAND, SOME_HAND, UNLABELED])
         outputs = model(inputs, labels=labels, hand_classes=classes)
         chances = outputs.hand_logits.softmax(1)
         told = [chances[0, RIGHT], chances[1, LEFT], chances[2, NO_HAND], chances[3, RIGHT] + chances[3, LEFT]]
         added = HAND_LOSS_WEIGHT * -torch.stack(told).log().mean()
         torch.testing.assert_close(outputs.loss, model(inputs, labels=labels).loss + added)
-        nothing = model(inputs, labels=labels, hand_classes=torch.full((5,), NOT_TOLD))
+        nothing = model(inputs, labels=labels, hand_classes=torch.full((5,), UNLABELED))
         assert torch.equal(nothing.loss, model(inputs, labels=labels).loss)
         outputs.loss.backward()
         assert model.down[0][1].weight.grad.abs().sum() > 0  # the network learns from them, too

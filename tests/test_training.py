@@ -471,8 +471,8 @@ def test_the_weights_are_averaged_with_others_in_the_end_also_of_a_run_that_is_o
     assert "--average_with other" in (tmp_path / "run" / "model" / "README.md").read_text()
     before, after = (json.loads((folder / "metrics.json").read_text()) for folder in (trained.output, tmp_path / "run"))
     bins = after["calibration"]["validation"]["reliability"]  # of the mean's own answers
-    right = sum(row["count"] * row["share"] for row in bins) / sum(row["count"] for row in bins)
-    assert after["validation"]["pck@0.1"] == pytest.approx(right)  # so are these figures
+    correct = sum(row["count"] * row["share"] for row in bins) / sum(row["count"] for row in bins)
+    assert after["validation"]["pck@0.1"] == pytest.approx(correct)  # so are these figures
     assert after["validation"] != before["validation"]
     larger = ROOT / "weights" / "handunet"
     for name, error in ((tmp_path / "gone", "--average_with .* cannot be read"), (larger, "its channels are not those")):

@@ -37,8 +37,8 @@ from modeling_handunet.torch_hands import detect_hands
 from release.card import make_card
 from release.files import write_json, written_whole
 from training.arguments import bf16_is_fast, make_arguments, public_name
+from training.initial_weights import CLASSIFIER_SIZE
 
-HIDDEN_SIZE = 64
 BATCH_SIZE = 64  # crops that go through the network together
 EPOCHS, STEP_SIZE = 16, 256  # passes over all crops, and crops of a step
 LEARNING_RATE, WEIGHT_DECAY = 1e-3, 1e-2
@@ -175,7 +175,7 @@ def main(argv: list[str] | None = None) -> None:
 def teach(args: argparse.Namespace, command: str) -> None:
     """What the command line asks for."""
     model = HandUNetForPoseEstimation.from_pretrained(args.model)
-    model.add_classifier(HIDDEN_SIZE)
+    model.add_classifier(CLASSIFIER_SIZE)
     model.eval()
     processor = HandUNetImageProcessor.from_pretrained(args.model)
     finder = HandUNetForObjectDetection.from_pretrained(args.detector).eval()

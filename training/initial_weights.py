@@ -22,8 +22,8 @@ CLASSIFIER_SIZE = 64  # hidden units of a new hand classifier
 def make_model(settings, seed: int, teaches_classifier: bool = False) -> HandUNetForPoseEstimation:
     """A new model, or the one that --init names; `settings` are a run's `ModelArguments`.
 
-    With `teaches_classifier` it has a hand classifier that learns; else one that is there stays as it is.  A network of
-    another shape has none.
+    With `teaches_classifier` it has a hand classifier that learns, a new one if its shape is another.  Else one that is there
+    stays as it is, and a network of another shape has none.
     """
     if not settings.init:
         torch.manual_seed(seed)

@@ -44,8 +44,8 @@ def final_metrics(
     if negatives:
         metrics["auroc_of_negatives"] = auroc_of_negatives(test, negatives, metrics["calibration"]["temperature"])
     if boxed and "false hand" in negatives:
-        labels = np.array([int(item["hand_classes"]) for item in splits.boxed_hands])[boxed["index"]]
-        metrics["hand_classifier"] = hand_figures(boxed["hand_chances"], labels, negatives["false hand"]["hand_chances"])
+        shown = np.array([int(item["hand_classes"]) for item in splits.boxed_hands])[boxed["index"]]
+        metrics["hand_classifier"] = hand_figures(boxed["hand_chances"], shown, negatives["false hand"]["hand_chances"])
     if splits.test_groups:
         metrics["grouped_by"] = splits.grouped_by
         metrics["test_by_group"] = score_by_group(metric, test, splits.test_groups, image_size)
@@ -54,16 +54,16 @@ def final_metrics(
     return metrics
 
 
-def hand_figures(chances: np.ndarray, labels: np.ndarray, of_false_hands: np.ndarray) -> dict:
-    """What a hand classifier's `chances` (N, 3) of hands with boxes and of false hands (M, 3) are worth: the area under the ROC
-    curve of hand against none, and the share of the hands of known side whose side is right."""
+def hand_figures(chances: np.ndarray, hand_classes: np.ndarray, of_false_hands: np.ndarray) -> dict:
+    """How good a hand classifier's `chances` (N, 3) of hands and those (M, 3) of false hands are: the area under the ROC curve
+    of hand against none, and the share of the hands of known side whose side is correct, None without any."""
     hand = 1 - np.concatenate([chances, of_false_hands])[:, NO_HAND].astype(np.float64)
-    sided = (labels == RIGHT) | (labels == LEFT)
-    is_right = chances[sided][:, [RIGHT, LEFT]].argmax(1) == labels[sided]
+    sided = (hand_classes == RIGHT) | (hand_classes == LEFT)
+    is_correct = chances[sided][:, [RIGHT, LEFT]].argmax(1) == hand_classes[sided]
     return {
         "crops": len(chances) + len(of_false_hands),
         "auroc": area_under_roc(hand, np.repeat([True, False], [len(chances), len(of_false_hands)])),
-        "side_accuracy": float(is_right.mean()) if len(is_right) else None,
+        "side_accuracy": float(is_correct.mean()) if len(is_correct) else None,
     }
 
 

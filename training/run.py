@@ -1,6 +1,7 @@
 """What a training carries from step to step: its state, and nothing that acts on it."""
 
 import math
+import random
 from pathlib import Path
 
 import torch
@@ -69,6 +70,11 @@ class Run:
         """Tell the sampler and the training data the current epoch."""
         self.sampler.epoch = self.epoch
         set_epoch(self.splits.train, self.epoch)
+
+    def seed_batch(self) -> None:
+        """Let what the network draws at random, the hand classifier's dropout, depend on this batch and process alone."""
+        place = (self.args.optimisation.seed, self.epoch, self.batch, self.accelerator.process_index)
+        torch.manual_seed(random.Random(str(place)).getrandbits(63))
 
     @property
     def chosen(self) -> dict:

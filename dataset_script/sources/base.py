@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from dataset_script.augmentation import Augmentation
 from dataset_script.caches import default_cache
-from modeling_handunet.losses import NOT_TOLD, RIGHT
+from modeling_handunet.losses import RIGHT, UNLABELED
 
 RESEARCH_ONLY = "research-only"  # the license_name of weights that may not be used commercially
 UNKNOWN = "unknown"
@@ -241,7 +241,7 @@ class Source:
         absent = keypoints.isnan().all(-1)
         hand_classes = batch.get("hand_classes")
         if hand_classes is None:
-            hand_classes = torch.where(absent.all(1), NOT_TOLD, RIGHT)
+            hand_classes = torch.where(absent.all(1), UNLABELED, RIGHT)
         return Inputs(images, keypoints, batch["visibility"] & (inside | absent), hand_classes)
 
     def make_pictures(self, batch: dict, keys: Tensor) -> tuple[Tensor, Tensor]:

@@ -80,6 +80,7 @@ class Mixture(Source):
         if self.eval_only:
             return splits
         splits.validation = joined(part.validation for part in judges)
+        splits.boxed_hands = next((part.boxed_hands for part in judges if part.boxed_hands), None)
         splits.test_negatives = {kind: images for part in judges for kind, images in part.test_negatives.items()}
         count = self.options.train_samples or max(len(part.train) for part in parts)
         splits.train = MixedStream([part.train for part in parts], self.shares, count, self.seed)

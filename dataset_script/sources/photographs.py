@@ -9,8 +9,8 @@ from torch import Tensor
 
 from dataset_script import counter_rng
 from dataset_script.augmentation import augmentation_keys
-from dataset_script.boxed_hands import BoxedHands, boxed_hand_credits
-from dataset_script.false_hands import FalseHands, false_hand_credits
+from dataset_script.boxed_hands import BoxedHands
+from dataset_script.false_hands import FalseHands, credits_of_squares
 from dataset_script.hand_crops import HandCrops
 from dataset_script.photo_augmentation import PhotoAugmentation
 from dataset_script.photographs import MAX_DISAGREEMENT, SIDE, Photographs, read_terms
@@ -44,10 +44,12 @@ class PhotographsOptions(NegativeOptions):
         "thirds of the negatives, left hands the others"
     )  # fmt: skip
     boxed_hands: str | None = option(
-        None, "photographs: a folder of hands of which only the box is known, as `dataset_script.boxed_hands` makes it; they "
-        "and all others teach the hand classifier"
+        None, "photographs: a folder of hands of which only the box is known, as `dataset_script.boxed_hands` makes it; with "
+        "it, all photographs teach the hand classifier"
     )  # fmt: skip
-    boxed_share: float = option(0.25, "photographs: the share of them that are such hands")
+    boxed_share: float = option(
+        0.25, "photographs: the share of such hands among those that are no negatives; half are left hands, with empty targets"
+    )  # fmt: skip
 
 
 FALSE_SHARE = 2 / 3  # of the negatives, where there are false hands
@@ -59,10 +61,10 @@ class PhotographStream(Stream):
     """`count` photographs an epoch, drawn so that a large source does not outweigh the small ones.
 
     The share `negatives` of them are left hands or, with `false_hands`, two of three something else than a hand.  The share
-    `boxed_share` of the others are `boxed_hands`, right or left, of which no keypoint is known.
+    `boxed_share` of the others are `boxed_hands`, of which no keypoint is known.
 
-    Its `__getitems__` gives a batch: `image` (B, 3, 224, 224) uint8, `keypoints` (B, 21, 2) px of it, `visibility`,
-    `hand_classes` (B,) and `index`, on the device of the photographs.
+    Its `__getitems__` gives a batch: `image` (B, 3, 224, 224) uint8, `keypoints` (B, 21, 2) px of it, `visibility`, `is_absent`
+    (B,), whether there is no right hand, `index` and, with boxed hands, `hand_classes` (B,), on the device of the photographs.
     """
 
     def __init__(
@@ -103,9 +105,10 @@ class PhotographStream(Stream):
             rows["image"][chosen], hand_classes[chosen] = images.to(device), labels.to(device)
             rows["keypoints"][chosen] = self.boxed_hands.keypoints.to(device)
             rows["visibility"][chosen] = False
-        # A network of right hands has nothing to say of a left one and of none.
-        rows["visibility"] = rows["visibility"] | ((hand_classes == LEFT) | (hand_classes == NO_HAND))[:, None]
-        return {**rows, "hand_classes": hand_classes, "index": numbers}
+        is_absent = (hand_classes == LEFT) | (hand_classes == NO_HAND)  # the network reads right hands
+        rows["visibility"] = rows["visibility"] | is_absent[:, None]
+        taught = {"hand_classes": hand_classes} if self.boxed_hands else {}
+        return {**rows, "is_absent": is_absent, "index": numbers, **taught}
 
 
 class PhotographsSource(Source):
@@ -133,11 +136,14 @@ class PhotographsSource(Source):
     def rules(cls, args) -> list[Rule]:
         return [
             (("false_hands",), args.negatives != 0, "--negatives says how many"),
+            (("boxed_hands",), bool(args.false_hands), "--false_hands has what is no hand"),
             (("boxed_share",), bool(args.boxed_hands), "--boxed_hands has them"),
         ]
 
     def load(self) -> Splits:
         options = self.options
+        if options.boxed_hands and not options.negatives:
+            raise ValueError("--boxed_hands needs --negatives above 0: a hand classifier must see what is no hand.")
         device = draws_on(options, self.device)
         read = functools.partial(
             Photographs,
@@ -187,12 +193,11 @@ class PhotographsSource(Source):
             return None
         hands = BoxedHands(self.options.boxed_hands, "validation", self.cache)
         crops = HandCrops(hands, self.image_size, box_fill=self.box_fill)
-        return Items({**crops[row], **ABSENT, "hand_classes": label} for row, label in enumerate(hands.labels))
+        return Items({**crops[row], **ABSENT, "hand_classes": shown} for row, shown in enumerate(hands.hand_classes))
 
     def make_pictures(self, batch: dict, keys: Tensor) -> tuple[Tensor, Tensor]:
         images, keypoints = self.augment(batch["image"], batch["keypoints"], keys)
-        absent = (batch["hand_classes"] == LEFT) | (batch["hand_classes"] == NO_HAND)
-        return images, torch.where(absent[:, None, None], torch.nan, keypoints)
+        return images, torch.where(batch["is_absent"][:, None, None], torch.nan, keypoints)
 
     def describe(self) -> Description:
         rows = read_terms(self.options.photographs, self.options.max_disagreement)
@@ -210,8 +215,8 @@ class PhotographsSource(Source):
                 (row.source, row.license or "not stated", f"{row.train} hands for training, {row.validation} held out")
                 for row in rows
             )
-            + (false_hand_credits(self.options.false_hands) if self.options.false_hands else ())
-            + (boxed_hand_credits(self.options.boxed_hands) if self.options.boxed_hands else ()),
+            + (credits_of_squares(self.options.false_hands, "squares without a hand") if self.options.false_hands else ())
+            + (credits_of_squares(self.options.boxed_hands, "hands with boxes") if self.options.boxed_hands else ()),
         )
 
     def terms(self) -> Terms:

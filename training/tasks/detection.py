@@ -116,8 +116,10 @@ class DetectionTask(Task):
         return {f"validation/{name}": figures[name] for name in names if figures[name] is not None}
 
     def final_metrics(self, run, metric, test: Arrays, validation: Arrays, negatives: dict[str, Arrays], boxed=None) -> dict:
+        averaged = {"validation": self.score(metric, validation)} if run.args.model.average_with else {}
         return {
             **report.run_figures(run),
+            **averaged,  # not the figures of the weights before the mean
             "test": self.score(metric, test),
             "threshold": THRESHOLD,
             "grouped_by": run.splits.grouped_by,
