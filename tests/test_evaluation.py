@@ -26,7 +26,7 @@ class Pointwise(nn.Module):
 
     def forward(self, pixel_values):  # (B, 3, S, S)
         gains = torch.arange(1, 22).reshape(21, 1, 1) / 32
-        return types.SimpleNamespace(heatmaps=(pixel_values[:, :1] * gains).clamp(0, 1))
+        return types.SimpleNamespace(heatmaps=(pixel_values[:, :1] * gains).clamp(0, 1), hand_logits=None)
 
 
 def predict_with(samples: int, batch_size: int) -> dict[str, np.ndarray]:
