@@ -1,4 +1,4 @@
-"""The temperature that makes a score a probability, and how well scores separate hands from images without a hand.
+"""The temperature that makes a score a probability, and how well scores and a hand classifier separate hands from none.
 
 A keypoint is correct when it lies within 0.1 of the longer side of the hand's box.  The temperature is fitted on the
 validation split, whose hands the network was not trained on, and goes into `preprocessor_config.json`.
@@ -12,6 +12,7 @@ import torch
 from metrics.hand_keypoints.hand_keypoints import area_under_roc
 from modeling_handunet.heatmaps import calibrate_scores
 from modeling_handunet.image_processing_handunet import MAX_TEMPERATURE, MIN_TEMPERATURE
+from modeling_handunet.losses import LEFT, NO_HAND, RIGHT
 
 CORRECT_WITHIN = 0.1  # of the box's longer side
 BINS = 15
@@ -98,3 +99,19 @@ def auroc_of_negatives(
         is_hand = np.repeat([True, False], [len(scores), len(others)])
         result[name] = area_under_roc(np.concatenate([scores, others]), is_hand)
     return result
+
+
+def hand_figures(chances: np.ndarray, hand_classes: np.ndarray) -> dict:
+    """How well a hand classifier tells hands from what is none (`auroc`) and right from left (`side_accuracy`, a share).
+
+    Of its `chances` (N, 3) for crops of `hand_classes` (N,), as `modeling_handunet.losses.hand_loss` has them.  A figure that
+    these crops do not give is left out.
+    """
+    chances, is_hand = chances.astype(np.float64), hand_classes != NO_HAND
+    sided = (hand_classes == RIGHT) | (hand_classes == LEFT)
+    figures = {"crops": len(chances)}
+    if is_hand.any() and not is_hand.all():
+        figures["auroc"] = area_under_roc(1 - chances[:, NO_HAND], is_hand)
+    if sided.any():
+        figures["side_accuracy"] = float((chances[sided][:, [RIGHT, LEFT]].argmax(1) == hand_classes[sided]).mean())
+    return figures

@@ -24,19 +24,19 @@ from torch import Tensor
 from dataset_script.caches import default_cache
 from dataset_script.hand_looks import KINDS, Look, Looks
 from dataset_script.sources import Source, make_source
-from metrics.hand_keypoints.hand_keypoints import area_under_roc
 from modeling_handunet import (
     HandUNetDetectorImageProcessor,
     HandUNetForObjectDetection,
     HandUNetForPoseEstimation,
     HandUNetImageProcessor,
 )
-from modeling_handunet.losses import LEFT, NO_HAND, RIGHT, hand_loss
+from modeling_handunet.losses import NO_HAND, hand_loss
 from modeling_handunet.modeling_handunet import HandClassifier
 from modeling_handunet.torch_hands import detect_hands
 from release.card import make_card
 from release.files import write_json, written_whole
 from training.arguments import bf16_is_fast, make_arguments, public_name
+from training.confidence import hand_figures
 from training.initial_weights import CLASSIFIER_SIZE
 
 BATCH_SIZE = 64  # crops that go through the network together
@@ -107,19 +107,12 @@ def figures(classifier: HandClassifier, seen: dict) -> dict:
 
     A kind's AUROC is that of its hands against everything that is no hand.
     """
-    chances = classifier.layers(seen["features"].float()).softmax(1).double().numpy()
+    chances = classifier.layers(seen["features"].float()).softmax(1).numpy()
     shows, kinds = seen["shows"].numpy(), np.array(seen["kind"])
-    hand, nothing = 1 - chances[:, NO_HAND], shows == NO_HAND
-    sided = (shows == RIGHT) | (shows == LEFT)
-    is_right = chances[:, [RIGHT, LEFT]].argmax(1) == shows
+    nothing = shows == NO_HAND
 
     def of(rows: np.ndarray) -> dict:
-        hands, found = rows & ~nothing, {"crops": int(rows.sum())}
-        if hands.any() and nothing.any():
-            found["auroc"] = area_under_roc(hand[hands | nothing], hands[hands | nothing])
-        if (rows & sided).any():
-            found["side_accuracy"] = float(is_right[rows & sided].mean())
-        return found
+        return {**hand_figures(chances[rows | nothing], shows[rows | nothing]), "crops": int(rows.sum())}
 
     names = [kind for kind in KINDS if (kinds == kind).any() and not nothing[kinds == kind].all()]
     return {**of(np.ones(len(shows), bool)), "by_kind": {kind: of(kinds == kind) for kind in names}}

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from transformers import PreTrainedModel
 
-from metrics.hand_keypoints.hand_keypoints import area_under_roc
 from modeling_handunet import HandUNetImageProcessor
-from modeling_handunet.losses import LEFT, NO_HAND, RIGHT
+from modeling_handunet.losses import NO_HAND
 from training.arguments import Arguments
-from training.confidence import auroc_of_negatives, calibration
+from training.confidence import auroc_of_negatives, calibration, hand_figures
 from training.evaluation import mean_pose_arrays, score, score_by_group, worst_over_green_screen
 
 if TYPE_CHECKING:
@@ -44,27 +43,16 @@ def final_metrics(
     if negatives:
         metrics["auroc_of_negatives"] = auroc_of_negatives(test, negatives, metrics["calibration"]["temperature"])
     if boxed and "false hand" in negatives:
+        of_hands, of_none = boxed["hand_chances"], negatives["false hand"]["hand_chances"]
         shown = np.array([int(item["hand_classes"]) for item in splits.boxed_hands])[boxed["index"]]
-        metrics["hand_classifier"] = hand_figures(boxed["hand_chances"], shown, negatives["false hand"]["hand_chances"])
+        shown = np.concatenate([shown, np.full(len(of_none), NO_HAND)])
+        metrics["hand_classifier"] = hand_figures(np.concatenate([of_hands, of_none]), shown)
     if splits.test_groups:
         metrics["grouped_by"] = splits.grouped_by
         metrics["test_by_group"] = score_by_group(metric, test, splits.test_groups, image_size)
         if (worst := worst_over_green_screen(metrics["test_by_group"])) is not None:
             metrics["worst_over_green_screen"] = worst
     return metrics
-
-
-def hand_figures(chances: np.ndarray, hand_classes: np.ndarray, of_false_hands: np.ndarray) -> dict:
-    """How good a hand classifier's `chances` (N, 3) of hands and those (M, 3) of false hands are: the area under the ROC curve
-    of hand against none, and the share of the hands of known side whose side is correct, None without any."""
-    hand = 1 - np.concatenate([chances, of_false_hands])[:, NO_HAND].astype(np.float64)
-    sided = (hand_classes == RIGHT) | (hand_classes == LEFT)
-    is_correct = chances[sided][:, [RIGHT, LEFT]].argmax(1) == hand_classes[sided]
-    return {
-        "crops": len(chances) + len(of_false_hands),
-        "auroc": area_under_roc(hand, np.repeat([True, False], [len(chances), len(of_false_hands)])),
-        "side_accuracy": float(is_correct.mean()) if len(is_correct) else None,
-    }
 
 
 def run_figures(run: "Run") -> dict:
