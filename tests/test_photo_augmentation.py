@@ -78,6 +78,21 @@ def test_half_are_turned_by_any_angle_and_the_others_by_30_degrees_at_most():
     assert angle.min() < -160 and angle.max() > 160
 
 
+def test_a_share_is_turned_until_the_hand_points_up():
+    keys = augmentation_keys(5, 0, torch.arange(400))
+    squares, points = (value[:1].expand(400, *value.shape[1:]) for value in hands())
+    angles = {}
+    for share in (0.0, 0.5, 1.0):
+        turning = dataclasses.replace(augment(stretch=0.0, tilt=0.0, scale=0.0, upright=share), size=8)
+        _, moved = turning(squares, points, keys)
+        x, y = (moved[:, 9] - moved[:, 0]).unbind(1)
+        angles[share] = torch.rad2deg(torch.atan2(x, -y))  # from up, clockwise
+    assert angles[1.0].abs().max() <= 20.01 and angles[1.0].std() > 8
+    is_turned = (angles[0.5] - angles[0.0]).abs() > 1e-3
+    assert is_turned.float().mean() == pytest.approx(0.5, abs=0.08)
+    assert angles[0.5][is_turned].abs().max() <= 20.01
+
+
 def test_a_sample_is_a_function_of_its_key_alone():
     squares, points = hands()
     strong = PhotoAugmentation(128, 0.45, others=Others(), beside=0.4, patch=0.5, things=0.4, framed=0.5)

@@ -141,6 +141,7 @@ BOUNDS = (
         lambda value: value >= 1, "give 1 or more",
     ),
     (("learning_rate", "sigma"), lambda value: value > 0, "give a number above 0"),
+    (("upright_share",), lambda value: 0 <= value <= 1, "give a share in [0, 1]"),
     (("box_fill",), lambda value: MIN_BOX_FILL <= value <= 1, f"give a share of the crop's side in [{MIN_BOX_FILL}, 1]"),
     (("weight_decay", "max_grad_norm", "augmentation", "max_rotation", "workers"), lambda value: value >= 0, "give 0 or more"),
     (

@@ -39,6 +39,7 @@ class PhotographsOptions(NegativeOptions):
     photographs_share: float | None = option(None, "photographs: mix them with scenes; the share of the samples they get")
     max_disagreement: float = option(MAX_DISAGREEMENT, "photographs: leave out hands if the teacher's looks differ more")
     most_per_source: int = option(400, "photographs: a source counts at most as much as this many pictures")
+    upright_share: float = option(0.0, "photographs: the share of hands that are turned until they point up, within 20 degrees")
     false_hands: str | None = option(
         None, "photographs: a folder of what a detector took for hands, as `dataset_script.false_hands` makes it; they are two "
         "thirds of the negatives, left hands the others"
@@ -169,7 +170,11 @@ class PhotographsSource(Source):
         photographs = photographs.to(device) if device.type != "cpu" else photographs
         photos = getattr(options, "photos", None)  # of scenes, where both are mixed
         self.augment = PhotoAugmentation(
-            self.image_size, self.box_fill, others=photographs, photos=load_photos(photos).to(device) if photos else None
+            self.image_size,
+            self.box_fill,
+            others=photographs,
+            photos=load_photos(photos).to(device) if photos else None,
+            upright=options.upright_share,
         )
         false_hands = FalseHands(options.false_hands, "train", self.cache) if options.false_hands else None
         boxed_hands = BoxedHands(options.boxed_hands, "train", self.cache) if options.boxed_hands else None
