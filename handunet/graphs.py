@@ -28,14 +28,15 @@ Pairs = dict[str, tuple[Tensor, Tensor, float]]
 
 
 class PoseGraph(nn.Module):
-    """The pose network and its decoder, with the temperature of the scores, and the chances of its hand classifier, if any."""
+    """The pose network and its decoder, with calibrated scores, and the chances of its hand classifier, if any."""
 
     kind = "pose"
     inner = ()  # values inside the graph that the check needs too
 
     def __init__(self, model: HandUNetForPoseEstimation, processor: HandUNetImageProcessor):
         super().__init__()
-        self.model, self.temperature = model, processor.temperature
+        self.model = model
+        self.temperature, self.score_offset = processor.temperature, processor.score_offset
         self.outputs = ("heatmaps", "keypoints", "scores", *(["chances"] if model.classifier else []))
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
@@ -46,7 +47,7 @@ class PoseGraph(nn.Module):
     def decode(self, heatmaps: Tensor) -> tuple[Tensor, Tensor]:
         """Keypoints (B, 21, 2) and scores (B, 21)."""
         keypoints, scores = decode_heatmaps(heatmaps)
-        return keypoints, calibrate_scores(scores, self.temperature)
+        return keypoints, calibrate_scores(scores, self.temperature, self.score_offset)
 
     @staticmethod
     def settings(model: HandUNetForPoseEstimation, processor: HandUNetImageProcessor) -> dict:

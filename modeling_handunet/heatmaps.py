@@ -105,15 +105,15 @@ def _highest_pixels(heatmaps: Tensor) -> tuple[Tensor, Tensor]:
     return row_peaks.amax(-1).float(), torch.cat([column, row], -1)
 
 
-def calibrate_scores(scores: Tensor, temperature: float) -> Tensor:
-    """Scores (...) in [0, 1] whose log-odds are divided by `temperature`, float32; a score of 0 stays 0.
+def calibrate_scores(scores: Tensor, temperature: float, offset: float = 0.0) -> Tensor:
+    """Scores (...) in [0, 1] whose log-odds are divided by `temperature` and raised by `offset`, float32; 0 stays 0.
 
-    Networks are often overconfident.  One temperature, fitted on hands that were not trained on, corrects most of that and
-    does not change the order of scores (Guo et al., "On calibration of modern neural networks", ICML 2017).
+    The peaks of heatmaps are no probabilities.  These two numbers, fitted on hands that were not trained on, correct most of
+    that, and do not change the order of scores (Platt, "Probabilistic outputs for support vector machines", 1999).
     """
-    if temperature == 1:
+    if temperature == 1 and offset == 0:
         return scores
-    odds = torch.logit(scores.float(), eps=1e-6) / temperature
+    odds = torch.logit(scores.float(), eps=1e-6) / temperature + offset
     return torch.where(scores > 0, torch.sigmoid(odds), 0.0)
 
 

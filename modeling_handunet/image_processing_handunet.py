@@ -18,6 +18,7 @@ from .nesting import WHOLE_IMAGE, boxes_by_image, count_hands, handedness_by_ima
 
 MIN_BOX_FILL = 0.01
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 100
+MAX_OFFSET = 20  # of log-odds
 
 
 class HandUNetImageProcessorKwargs(TypedDict, total=False):
@@ -35,6 +36,7 @@ class HandUNetImageProcessorKwargs(TypedDict, total=False):
     image_std: list[float]
     box_fill: float
     temperature: float
+    score_offset: float
 
 
 class HandUNetImageProcessor(PilBackend):
@@ -45,8 +47,8 @@ class HandUNetImageProcessor(PilBackend):
     hand, padded in black to a square.  The crop is resized, scaled from [0, 255] to [0, 1] and normalised.  The network
     knows right hands: a left hand is mirrored on the way in and on the way back.  The processor never searches for hands.
 
-    A score is the heatmap's peak, its log-odds divided by `temperature`.  Training fits the temperature so that a score is
-    the probability that its keypoint is correct.
+    A score is the heatmap's peak, its log-odds divided by `temperature` and raised by `score_offset`.  Training fits both, so
+    that a score is the probability that its keypoint is correct.
     """
 
     valid_kwargs = HandUNetImageProcessorKwargs
@@ -64,6 +66,7 @@ class HandUNetImageProcessor(PilBackend):
     image_std = [0.1966, 0.1734, 0.1836]
     box_fill = 0.45
     temperature = 1.0
+    score_offset = 0.0
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -78,7 +81,7 @@ class HandUNetImageProcessor(PilBackend):
                 image is itself the crop of one hand.
             handedness: "right" or "left" for all, per image, or per hand (nested like `boxes`); right by default.
             return_tensors: "pt" or "np".
-            kwargs: options of this processor to change for this call; not `box_fill` and `temperature`, because
+            kwargs: options of this processor to change for this call; not `box_fill`, `temperature` and `score_offset`, because
                 `post_process_pose_estimation` must know them.
 
         Returns:
@@ -87,11 +90,11 @@ class HandUNetImageProcessor(PilBackend):
         Raises `ValueError` for an empty list and for a box, a handedness or an image that cannot be used, and `OSError`
         for a file that is not a readable image.
         """
-        known = self.valid_kwargs.__annotations__.keys() - {"box_fill", "temperature"}
+        known = self.valid_kwargs.__annotations__.keys() - {"box_fill", "temperature", "score_offset"}
         if kwargs.keys() - known:
             raise TypeError(
                 f"HandUNetImageProcessor does not take {sorted(kwargs.keys() - known)} in a call: expected "
-                f"{sorted(known)}, and box_fill and temperature when it is made or loaded."
+                f"{sorted(known)}, and box_fill, temperature and score_offset when it is made or loaded."
             )
         options = {name: getattr(self, name) for name in self.valid_kwargs.__annotations__} | kwargs
         options = self._standardize_kwargs(**options)
@@ -176,7 +179,7 @@ class HandUNetImageProcessor(PilBackend):
                     f"The network answered NaN for hand {hand}, so it has no keypoints. Its weights are damaged, or its dtype "
                     "is too small for them: load them again, in float32."
                 )
-        return keypoints, calibrate_scores(scores, self.temperature)
+        return keypoints, calibrate_scores(scores, self.temperature, self.score_offset)
 
     def _place_hands(self, boxes, sizes, handedness, size: int) -> list[list[tuple[Crop, tuple[float, ...]]]]:
         """Per image, per hand: its crop of `size` px, and its box (or the whole image) as (x_min, y_min, x_max, y_max).
@@ -204,6 +207,8 @@ class HandUNetImageProcessor(PilBackend):
             raise ValueError(
                 f"temperature={temperature!r}: give a number in [{MIN_TEMPERATURE}, {MAX_TEMPERATURE}]; 1 changes no score."
             )
+        if not -MAX_OFFSET <= options["score_offset"] <= MAX_OFFSET:
+            raise ValueError(f"score_offset={options['score_offset']!r}: give a number in [-{MAX_OFFSET}, {MAX_OFFSET}].")
         if not options["do_convert_rgb"] or not options["do_resize"]:
             raise ValueError("do_convert_rgb and do_resize cannot be switched off: the network reads one size, in RGB.")
         if options["resample"] != PILImageResampling.BILINEAR:

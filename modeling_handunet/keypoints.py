@@ -13,7 +13,7 @@ SKELETON = tuple((0 if joint == 1 else base + joint - 1, base + joint) for base 
 
 # Below this mean score of its keypoints, a crop shows no hand that a person would call one.  Programs then say so in words and
 # draw the answer faint.
-NO_CLEAR_HAND = 0.25
+NO_CLEAR_HAND = 0.4
 
 WRIST_COLOR = (230, 230, 230)
 FINGER_COLORS = ((255, 99, 72), (255, 190, 40), (80, 200, 90), (60, 160, 255), (190, 110, 255))

@@ -48,8 +48,8 @@ class TrackingRules:
     look_every: float = 0.3
     # A new hand needs this `hand_score`: more than in a photograph, because a false one stays.
     begin_score: float = 0.5
-    # A reading of a lower mean score is none.
-    lost_score: float = 0.2
+    # A reading of which the network is less sure is none.
+    lost_score: float = 0.25
     # A detection that was read and is no hand is not read again for this time, unless its score grows by so much.
     refuse: float = 2.0
     grown: float = 0.1
@@ -166,17 +166,17 @@ class Sight:
         return self.reading.side
 
     @property
-    def score(self) -> float:
-        return self.reading.score
+    def reading_score(self) -> float:
+        return self.reading.hand_score
 
     @property
     def hand_score(self) -> float:
-        return 0.0 if self.detection is None else sureness(self.detection.score, self.score)
+        return 0.0 if self.detection is None else sureness(self.detection.score, self.reading_score)
 
     @property
     def vote(self) -> float:
         """Above 0 for a right hand: by how much the reading is surer than the one as the other side."""
-        margin = self.score - (self.reading.rival or 0.0)
+        margin = self.reading_score - (self.reading.rival or 0.0)
         return margin if self.side == "right" else -margin
 
 
@@ -455,11 +455,11 @@ def usable_sights(read: list[Sight], size: tuple[int, int], rules: TrackingRules
     """The sights that are of a hand in the frame; of two that are one hand, the surer one.  Of new ones, `_begin` decides."""
     sights: list[Sight] = []
     for sight in read:
-        if sight.score < rules.lost_score or hand_size(sight.keypoints) < 1 or not is_inside(middle(sight.keypoints), size):
+        if sight.reading_score < rules.lost_score or hand_size(sight.keypoints) < 1 or not is_inside(middle(sight.keypoints), size):
             continue
         for index, other in enumerate(sights):
             if not (sight.is_new and other.is_new) and is_same_hand(sight, other, rules.same_hand, rules.same_box):
-                surer = sight if sight.score > other.score else other
+                surer = sight if sight.reading_score > other.reading_score else other
                 surer.detection, surer.is_new = other.detection or sight.detection, False
                 sights[index] = surer
                 break

@@ -123,7 +123,9 @@ def save_small_model(folder: Path, seed: int = 0) -> Path:
     model = small_network(seed)
     metrics, hands, arrays = small_run(model)
     figures = draw_figures(folder / "figures", metrics, arrays, hands)
-    processor = HandUNetImageProcessor(temperature=round(metrics["calibration"]["temperature"], 4))
+    processor = HandUNetImageProcessor(
+        temperature=round(metrics["calibration"]["temperature"], 4), score_offset=round(metrics["calibration"]["offset"], 4)
+    )
     small_detector().save_pretrained(folder / "finder")
     HandUNetDetectorImageProcessor(size=64).save_pretrained(folder / "finder")
     report = small_report(model, metrics, output_name=folder.name)

@@ -66,14 +66,14 @@ def test_hands_are_found_without_boxes():
         [(ONE, "left"), (TWO, "right")],
     )
     first, second = find_hands(models, PHOTO)
-    assert (first["label"], first["hand_score"]) == ("left hand", pytest.approx(0.9))
+    assert (first["label"], first["hand_score"]) == ("left hand", pytest.approx(math.sqrt(0.9 * 0.9**1.5)))
     assert first["score"] == pytest.approx(0.9)
     assert first["box"] == {"xmin": 40.0, "ymin": 60.0, "xmax": 120.0, "ymax": 160.0}
     assert first["keypoints"][0] == {"name": "wrist", "x": 80.0, "y": 160.0, "score": pytest.approx(0.9)}
-    assert second["label"] == "right hand" and second["hand_score"] == pytest.approx(math.sqrt(0.5 * 0.9))
+    assert second["label"] == "right hand" and second["hand_score"] == pytest.approx(math.sqrt(0.5 * 0.9**1.5))
     assert models.read_counts == [4]  # two hands both ways; the third detection is not worth a look
-    assert hand_scores(models, detection_threshold=0.8) == [0.9]
-    assert hand_scores(models, detection_threshold=0.1) == [0.9, 0.67]  # the third is the first hand again
+    assert hand_scores(models, detection_threshold=0.8) == [0.88]
+    assert hand_scores(models, detection_threshold=0.1) == [0.88, 0.65]  # the third is the first hand again
 
 
 def hand_scores(models, **options) -> list[float]:
@@ -83,7 +83,7 @@ def hand_scores(models, **options) -> list[float]:
 def test_what_the_network_sees_no_hand_in_is_none():
     face = FoundHand((0.0, 200.0, 60.0, 280.0), "right", 0.95, UP)  # far from every hand: read with a score of 0.1
     models = DrawnHands([face, FoundHand(TWO, "right", 0.4, UP)], [(ONE, "left"), (TWO, "right")])
-    assert hand_scores(models) == [0.6]  # of 0.4 and 0.9; the face has 0.31
+    assert hand_scores(models) == [0.58]  # of 0.4 and 0.9 ** 1.5; the face has 0.17
 
 
 def test_a_photograph_without_a_hand_has_an_empty_list():
@@ -96,7 +96,7 @@ def test_two_detections_of_one_hand_are_one():
     shifted = (45.0, 62.0, 125.0, 164.0)
     found = [FoundHand(ONE, "left", 0.9, UP), FoundHand(shifted, "right", 0.8, UP), FoundHand(TWO, "right", 0.5, UP)]
     models = DrawnHands(found, [(ONE, "left"), (TWO, "right")])
-    assert hand_scores(models) == [0.9, 0.67]
+    assert hand_scores(models) == [0.88, 0.65]
     # Boxes that the caller gave are hands of their own.
     assert len(find_hands(models, PHOTO, boxes=[[40, 60, 80, 100], [45, 62, 80, 102]])) == 2
 
@@ -115,8 +115,8 @@ def test_at_most_max_hands_are_answered_and_doubles_do_not_count():
     shifted = (45.0, 62.0, 125.0, 164.0)
     found = [FoundHand(ONE, "left", 0.9, UP), FoundHand(shifted, "right", 0.8, UP), FoundHand(TWO, "right", 0.5, UP)]
     models = DrawnHands(found, [(ONE, "left"), (TWO, "right")])
-    assert hand_scores(models, max_hands=1) == [0.9]
-    assert hand_scores(models, max_hands=2) == hand_scores(models, max_hands=3) == [0.9, 0.67]
+    assert hand_scores(models, max_hands=1) == [0.88]
+    assert hand_scores(models, max_hands=2) == hand_scores(models, max_hands=3) == [0.88, 0.65]
 
 
 def test_the_surer_reading_tells_the_side_of_a_given_box():

@@ -218,7 +218,7 @@ def test_answers_that_do_not_fit_are_refused_in_words(arguments, message):
         HandUNetImageProcessor().post_process_pose_estimation(outputs_at(torch.rand(2, 21, 2)), **arguments)
 
 
-@pytest.mark.parametrize("name", ["do_center_crop", "boxs", "device", "box_fill", "temperature"])
+@pytest.mark.parametrize("name", ["do_center_crop", "boxs", "device", "box_fill", "temperature", "score_offset"])
 def test_options_of_a_call_that_it_does_not_take_are_named(name):
     with pytest.raises(TypeError, match=f"does not take .*'{name}'"):
         HandUNetImageProcessor()(photograph(60, 50), **{name: 0.5})
@@ -240,6 +240,8 @@ def test_the_size_may_be_changed_for_one_call():
         {"box_fill": 1.01},
         {"temperature": 0},
         {"temperature": float("nan")},
+        {"score_offset": 21},
+        {"score_offset": float("nan")},
         {"do_resize": False},
         {"do_convert_rgb": False},
         {"resample": 3},
@@ -257,10 +259,11 @@ def test_options_that_cannot_be_followed_are_refused_not_ignored(options, tmp_pa
 
 
 def test_a_saved_processor_comes_back_the_same(tmp_path):
-    processor = HandUNetImageProcessor(box_fill=0.6, size=64, image_mean=[0.1, 0.2, 0.3], temperature=1.5)
+    processor = HandUNetImageProcessor(box_fill=0.6, size=64, image_mean=[0.1, 0.2, 0.3], temperature=1.5, score_offset=-0.5)
     processor.save_pretrained(tmp_path)
     stored = json.loads((tmp_path / "preprocessor_config.json").read_text())
-    assert stored["box_fill"] == 0.6 and stored["temperature"] == 1.5 and stored["size"] == {"height": 64, "width": 64}
+    assert stored["box_fill"] == 0.6 and stored["temperature"] == 1.5 and stored["score_offset"] == -0.5
+    assert stored["size"] == {"height": 64, "width": 64}
     image = photograph(60, 50)
     for loaded in (HandUNetImageProcessor.from_pretrained(tmp_path), AutoImageProcessor.from_pretrained(tmp_path)):
         assert isinstance(loaded, HandUNetImageProcessor)

@@ -124,6 +124,7 @@ def test_the_card_says_how_the_model_was_trained(metrics):
 def test_the_card_says_what_a_score_means(metrics):
     figures = {
         "temperature": 0.8564,
+        "offset": 0.2512,
         "correct_within": 0.1,
         "validation": {"expected_calibration_error": 0.0271},
         "test": {"expected_calibration_error": 0.0334},
@@ -131,7 +132,7 @@ def test_the_card_says_what_a_score_means(metrics):
     negatives = {"no hand": 0.9961, "left hand": 0.698}
     _, text = card_of({**metrics, "calibration": figures, "auroc_of_negatives": negatives})
     confidence = " ".join(text.split("## Confidence")[1].split("## How")[0].split())
-    assert "within 0.1 of the longer side" in confidence and "temperature of 0.856," in confidence
+    assert "within 0.1 of the longer side" in confidence and "divided by 0.856 and raised by 0.251," in confidence
     assert "0.027 on validation and 0.033 on test" in confidence and "held-out" not in confidence
     assert "no hand 0.996, left hand 0.698." in confidence
     _, text = card_of(metrics, source=source(same_validation_and_test=True))

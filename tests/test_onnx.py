@@ -51,7 +51,7 @@ def exported(tmp_path_factory) -> Path:
     torch.manual_seed(0)
     model = HandUNetForPoseEstimation(HandUNetConfig(image_size=64, hidden_sizes=(4, 8), skeleton=((0, 1),), classifier_size=4))
     model.save_pretrained(folder / "model")
-    options = {"image_mean": [0.25, 0.5, 0.75], "box_fill": 0.6, "temperature": 2}
+    options = {"image_mean": [0.25, 0.5, 0.75], "box_fill": 0.6, "temperature": 2, "score_offset": 0.5}
     processor = HandUNetImageProcessor(size={"height": 64, "width": 64}, **options)
     processor.save_pretrained(folder / "model")
     small_detector().save_pretrained(folder / "detector")
@@ -155,7 +155,7 @@ def test_the_file_appears_whole_or_not_at_all(exported):
 @pytest.mark.slow
 def test_a_graph_that_differs_from_torch_is_not_let_through(exported):
     model = HandUNetForPoseEstimation.from_pretrained(exported / "model")
-    graph = graph_of(model, HandUNetImageProcessor(temperature=2))
+    graph = graph_of(model, HandUNetImageProcessor(temperature=2, score_offset=0.5))
     check(graph, exported / "nested" / "pose.onnx")
     with torch.no_grad():
         model.head.weight += 0.01

@@ -129,7 +129,7 @@ def test_films_leave_a_hand_classifier_aside():
     models = Sceptical([FoundHand(ONE, "right", 0.9, UP)], [(ONE, "right")])
     assert find_hands(models, PHOTO) == []
     (found,) = HandTracks(models)(PHOTO, 0.0)
-    assert found["label"] == "right hand" and found["hand_score"] == pytest.approx(0.9)
+    assert found["label"] == "right hand" and found["hand_score"] == pytest.approx((0.9 * 0.9**1.5) ** 0.5)
 
 
 def test_a_known_side_is_kept():

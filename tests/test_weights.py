@@ -58,6 +58,7 @@ def test_the_files_say_where_the_weights_come_from(name):
     metrics = json.loads((folder / "metrics.json").read_text())
     processor = AutoImageProcessor.from_pretrained(folder)
     assert processor.temperature == pytest.approx(metrics["calibration"]["temperature"], abs=1e-3) != 1.0
+    assert processor.score_offset == pytest.approx(metrics["calibration"]["offset"], abs=1e-3) != 0.0
     assert metrics["calibration"]["validation"]["expected_calibration_error"] <= CALIBRATION[name]
 
 
@@ -74,7 +75,7 @@ def test_the_exported_file_gives_what_torch_gives_on_photographs(name, tmp_path,
     with torch.no_grad():
         outputs = model(pixel_values)
         keypoints, scores = decode_heatmaps(outputs.heatmaps)
-        scores = calibrate_scores(scores, processor.temperature)
+        scores = calibrate_scores(scores, processor.temperature, processor.score_offset)
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     found = session.run(["heatmaps", "keypoints", "scores"], {"pixel_values": pixel_values.numpy()})
     np.testing.assert_allclose(found[0], outputs.heatmaps, atol=1e-4)

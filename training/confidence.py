@@ -1,56 +1,64 @@
-"""The temperature that makes a score a probability, and how well scores and a hand classifier separate hands from none.
+"""What makes a score a probability, and how well scores and a hand classifier separate hands from none.
 
-A keypoint is correct when it lies within 0.1 of the longer side of the hand's box.  The temperature is fitted on the
-validation split, whose hands the network was not trained on, and goes into `preprocessor_config.json`.
+A keypoint is correct when it lies within 0.1 of the longer side of the hand's box.  Temperature and offset are
+fitted on the validation split, whose hands the network was not trained on, and go into `preprocessor_config.json`.
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 from metrics.hand_keypoints.hand_keypoints import area_under_roc
 from modeling_handunet.heatmaps import calibrate_scores
-from modeling_handunet.image_processing_handunet import MAX_TEMPERATURE, MIN_TEMPERATURE
+from modeling_handunet.image_processing_handunet import MAX_OFFSET, MAX_TEMPERATURE, MIN_TEMPERATURE
 from modeling_handunet.losses import LEFT, NO_HAND, RIGHT
 
 CORRECT_WITHIN = 0.1  # of the box's longer side
 BINS = 15
 TINY = 1e-6
+Arrays = dict[str, np.ndarray]
 
 
-def scores_and_correctness(arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def scores_and_correctness(arrays: Arrays) -> tuple[np.ndarray, np.ndarray]:
     """Scores (K,) of the visible keypoints in [`training.evaluation.predict`]'s arrays, and whether each is correct (K,)."""
     visible = arrays["visibility"]
     errors = np.linalg.norm(arrays["predictions"] - arrays["keypoints"], axis=2) / arrays["box_size"][:, None]
     return arrays["scores"][visible].astype(np.float64), errors[visible] <= CORRECT_WITHIN
 
 
-def with_temperature(scores: np.ndarray, temperature: float) -> np.ndarray:
+def calibrated(scores: np.ndarray, temperature: float, offset: float) -> np.ndarray:
     """Scores as the image processor gives them."""
-    return calibrate_scores(torch.from_numpy(scores), temperature).double().numpy()
+    return calibrate_scores(torch.from_numpy(scores), temperature, offset).double().numpy()
 
 
-def fit_temperature(scores: np.ndarray, correct: np.ndarray) -> float:
-    """The temperature with the highest likelihood of `correct` (K,), by ternary search.
+def fit_calibration(scores: np.ndarray, correct: np.ndarray, weights: np.ndarray | None = None) -> tuple[float, float]:
+    """The temperature and the offset with the highest likelihood of `correct` (K,), where each score counts `weights` (K,).
 
-    The likelihood has one maximum over the inverse of the temperature.  Scores of 0 say nothing about it.  Without any
-    correct or any wrong keypoint there is nothing to fit, and 1 is returned.
+    That is Platt's scaling of the scores' log-odds, whose targets lie a little inside of 0 and 1.  Scores of 0 say nothing
+    about it.  Without any correct or any wrong keypoint there is nothing to fit, and (1, 0) is returned.
     """
-    scores, correct = scores[scores > 0], correct[scores > 0]
-    if not len(correct) or correct.all() or not correct.any():
-        return 1.0
-    clipped = scores.clip(TINY, 1 - TINY)
-    odds = np.log(clipped / (1 - clipped)) * np.where(correct, 1.0, -1.0)
+    weights = np.ones(len(scores)) if weights is None else weights
+    scores, correct, weights = (torch.from_numpy(values[scores > 0]) for values in (scores, correct, weights))
+    if not correct.any() or correct.all():
+        return 1.0, 0.0
+    odds, weights = torch.logit(scores.double(), eps=TINY), weights / weights.sum()
+    right, wrong = int(correct.sum()), int((~correct).sum())
+    targets = torch.where(correct, (right + 1) / (right + 2), 1 / (wrong + 2)).double()
+    fit = torch.zeros(2, dtype=torch.float64, requires_grad=True)  # logarithm of the slope, offset
+    optimizer = torch.optim.LBFGS([fit], max_iter=200, line_search_fn="strong_wolfe")
 
-    def cost(inverse: float) -> float:
-        return float(np.logaddexp(0.0, -odds * inverse).mean())
+    def cost() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = F.binary_cross_entropy_with_logits(odds * fit[0].exp() + fit[1], targets, weights, reduction="sum")
+        loss.backward()
+        return loss
 
-    low, high = 1 / MAX_TEMPERATURE, 1 / MIN_TEMPERATURE
-    for _ in range(100):
-        a, b = low + (high - low) / 3, high - (high - low) / 3
-        low, high = (low, b) if cost(a) < cost(b) else (a, high)
-    return 2 / (low + high)
+    optimizer.step(cost)
+    temperature, offset = (-fit[0]).exp(), fit[1]
+    return temperature.clamp(MIN_TEMPERATURE, MAX_TEMPERATURE).item(), offset.clamp(-MAX_OFFSET, MAX_OFFSET).item()
 
 
 def reliability(scores: np.ndarray, correct: np.ndarray) -> list[dict]:
@@ -69,33 +77,41 @@ def expected_calibration_error(scores: np.ndarray, correct: np.ndarray) -> float
     return math.fsum(row["count"] * abs(row["score"] - row["share"]) for row in rows) / len(scores)
 
 
-def calibration(validation: dict[str, np.ndarray], test: dict[str, np.ndarray]) -> dict:
-    """The fitted `temperature`, the calibration error without and with it, and the reliability on both splits."""
+def calibration(validation: Arrays, test: Arrays, groups: Sequence[str] | None = None) -> dict:
+    """The fitted `temperature` and `offset`, the calibration error without and with them, and the reliability on both splits.
+
+    With the `groups` of the validation samples, by their index, each group counts the same in the fit: one large source does
+    not say what a score means for all others.
+    """
     scores, correct = scores_and_correctness(validation)
-    temperature = fit_temperature(scores, correct)
-    result = {"temperature": temperature, "correct_within": CORRECT_WITHIN}
+    weights = None
+    if groups:
+        _, group, counts = np.unique(np.asarray(groups)[validation["index"]], return_inverse=True, return_counts=True)
+        weights = np.broadcast_to((1 / counts[group])[:, None], validation["visibility"].shape)[validation["visibility"]]
+    temperature, offset = fit_calibration(scores, correct, weights)
+    result = {"temperature": temperature, "offset": offset, "correct_within": CORRECT_WITHIN}
     for name, arrays in (("validation", validation), ("test", test)):
         scores, correct = scores_and_correctness(arrays)
-        calibrated = with_temperature(scores, temperature)
+        fitted = calibrated(scores, temperature, offset)
         result[name] = {
-            "expected_calibration_error": expected_calibration_error(calibrated, correct),
-            "without_temperature": expected_calibration_error(scores, correct),
-            "reliability": reliability(calibrated, correct),
+            "expected_calibration_error": expected_calibration_error(fitted, correct),
+            "uncalibrated": expected_calibration_error(scores, correct),
+            "reliability": reliability(fitted, correct),
         }
     return result
 
 
 def auroc_of_negatives(
-    hands: dict[str, np.ndarray], negatives: dict[str, dict[str, np.ndarray]], temperature: float
+    hands: Arrays, negatives: dict[str, Arrays], temperature: float, offset: float
 ) -> dict[str, float]:
     """How well the mean score separates hands from each kind of image without a hand (area under the ROC curve).
 
-    Scores are as the image processor gives them, with the `temperature`: a hand's is the mean over its keypoints.
+    Scores are as the image processor gives them, with `temperature` and `offset`: a hand's is the mean over its keypoints.
     """
-    scores = with_temperature(hands["scores"], temperature).mean(1)
+    scores = calibrated(hands["scores"], temperature, offset).mean(1)
     result = {}
     for name, arrays in negatives.items():
-        others = with_temperature(arrays["scores"], temperature).mean(1)
+        others = calibrated(arrays["scores"], temperature, offset).mean(1)
         is_hand = np.repeat([True, False], [len(scores), len(others)])
         result[name] = area_under_roc(np.concatenate([scores, others]), is_hand)
     return result

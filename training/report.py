@@ -35,13 +35,13 @@ def final_metrics(
         "mean_pose_of": splits.mean_pose_of,
         # the divisor is 0 if all hands are the same
         "error_over_mean_pose": figures["mean_error_percent"] / max(baseline["mean_error_percent"], 1e-9),
-        "calibration": calibration(validation, test),
+        "calibration": calibration(validation, test, splits.validation_groups),
         "history": run.history,
     }
     if run.args.model.average_with:  # the figures so far are of the weights before the mean
         metrics["validation"] = score(metric, validation, image_size)
     if negatives:
-        metrics["auroc_of_negatives"] = auroc_of_negatives(test, negatives, metrics["calibration"]["temperature"])
+        metrics["auroc_of_negatives"] = auroc_of_negatives(test, negatives, *fitted(metrics))
     if boxed and "false hand" in negatives:
         of_hands, of_none = boxed["hand_chances"], negatives["false hand"]["hand_chances"]
         shown = np.array([int(item["hand_classes"]) for item in splits.boxed_hands])[boxed["index"]]
@@ -68,10 +68,17 @@ def run_figures(run: "Run") -> dict:
 
 
 def make_processor(args: Arguments, metrics: dict) -> HandUNetImageProcessor:
-    """The image processor of a finished model, with its temperature."""
+    """The image processor of a finished model, with what calibrates its scores."""
     size = {"height": args.model.image_size, "width": args.model.image_size}
-    temperature = round(metrics["calibration"]["temperature"], 4)
-    return HandUNetImageProcessor(size=size, box_fill=args.model.box_fill, temperature=temperature)
+    temperature, offset = (round(value, 4) for value in fitted(metrics))
+    return HandUNetImageProcessor(
+        size=size, box_fill=args.model.box_fill, temperature=temperature, score_offset=offset
+    )
+
+
+def fitted(metrics: dict) -> tuple[float, float]:
+    """The temperature and the offset of the scores."""
+    return metrics["calibration"]["temperature"], metrics["calibration"]["offset"]
 
 
 def make_report(run: "Run", model: PreTrainedModel, metrics: dict) -> dict:

@@ -100,6 +100,7 @@ class Splits:
     test: Dataset
     test_groups: list[str] | None = None  # for each test sample its background or source; None if all have the same
     grouped_by: str = "background"
+    validation_groups: list[str] | None = None  # likewise; scores are calibrated so that each counts the same
     test_negatives: dict[str, Dataset] = field(default_factory=dict)  # images without a right hand in the middle
     boxed_hands: Dataset | None = None  # items with `hand_classes` instead of keypoints: they test the hand classifier
     left_out: dict[str, str] = field(default_factory=dict)  # images that cannot be read, with the reasons

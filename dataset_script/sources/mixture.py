@@ -70,16 +70,17 @@ class Mixture(Source):
     def load(self) -> Splits:
         parts = [source.splits() for source in self.sources]
         judges = [source.splits() for source in self.judges]
-        groups = [
-            group if part.test_groups else source.name
-            for source, part in zip(self.judges, judges)
-            for group in part.test_groups or range(len(part.test))
-        ]
+        groups = [group for source, part in zip(self.judges, judges) for group in named(part.test_groups, part.test, source)]
         splits = Splits(None, None, joined(part.test for part in judges), groups, "source", mean_pose_of="validation")
         splits.left_out = {name: reason for part in parts for name, reason in part.left_out.items()}
         if self.eval_only:
             return splits
         splits.validation = joined(part.validation for part in judges)
+        splits.validation_groups = [
+            group
+            for source, part in zip(self.judges, judges)
+            for group in named(part.validation_groups, part.validation, source)
+        ]
         splits.boxed_hands = next((part.boxed_hands for part in judges if part.boxed_hands), None)
         splits.test_negatives = {kind: images for part in judges for kind, images in part.test_negatives.items()}
         count = self.options.train_samples or max(len(part.train) for part in parts)
@@ -135,3 +136,8 @@ class Mixture(Source):
 def joined(parts) -> Dataset:
     """The items of several datasets as one."""
     return Items(part[index] for part in parts for index in range(len(part)))
+
+
+def named(groups: list[str] | None, items: Dataset, source: Source) -> list[str]:
+    """The group of each item: its own, or the name of its source."""
+    return groups or [source.name] * len(items)

@@ -163,7 +163,9 @@ class PhotographsSource(Source):
         )  # fmt: skip
         if self.eval_only:
             return splits
-        splits.validation = Items(crops[row] for row in spread(chosen["validation"], options.validation_samples))
+        validation = spread(chosen["validation"], options.validation_samples)
+        splits.validation = Items(crops[row] for row in validation)
+        splits.validation_groups = [held_out.sources[row] for row in validation]
         splits.test_negatives = self._test_negatives(crops, test)
         splits.boxed_hands = self._test_boxed_hands()
         photographs = read("train")

@@ -47,8 +47,8 @@ const meanOf = (values) => sum(values) / values.length;
 /** The reading with the highest value; of equal ones the first. */
 const highest = (readings, valueOf) => readings.reduce((one, other) => (valueOf(other) > valueOf(one) ? other : one));
 
-/** How sure the network is that there is a hand of the reading's side: its classifier's chance, or else the mean score. */
-const sureOf = ({ chances, score }) => chances?.[0] ?? score;
+/** How sure the network is that there is a hand of the reading's side: its classifier's chance, or else by the mean score. */
+export const sureOf = ({ chances, score }, { score_power: power }) => chances?.[0] ?? score ** power;
 
 /** The readings of a place; if it was read as both sides, what both say of each side is averaged. */
 function agreed(readings) {
@@ -89,7 +89,7 @@ export async function findHands(models, picture, rules, handedness = null) {
   const places = found.map(({ box }) => ({ box, sides: possibleSides(handedness), again: true }));
   const readings = await answered(readPlaces(places, rules, rules.upright), models, picture);
   const hands = readings.map((reading, index) => {
-    return { ...reading, box: places[index].box, handScore: sureness(found[index].score, sureOf(reading), rules) };
+    return { ...reading, box: places[index].box, handScore: sureness(found[index].score, sureOf(reading, rules), rules) };
   });
   return chooseHands(hands, rules);
 }
@@ -136,8 +136,8 @@ export function* readPlaces(places, rules, upright = Infinity, classified = true
   const looks = classified ? answers : answers.map((reading) => ({ ...reading, chances: null }));
   const best = places.map(({ sides }) => {
     const own = agreed(looks.splice(0, sides.length));
-    const reading = highest(own, sureOf);
-    const rivals = own.filter((other) => other !== reading).map(sureOf);
+    const reading = highest(own, (look) => sureOf(look, rules));
+    const rivals = own.filter((other) => other !== reading).map((look) => sureOf(look, rules));
     return { ...reading, rival: rivals.length ? Math.max(...rivals) : null };
   });
   const again = best.map((reading, index) => (places[index].again ? secondLook(reading, rules, upright) : null));

@@ -16,7 +16,7 @@ import { HandTracks } from "./tracking.js";
 import rules from "./tracking_rules.json";
 
 // Below this confidence the page says that there is no clear hand.
-const CLEAR_SCORE = 0.25;
+const CLEAR_SCORE = 0.4;
 const FOLLOWED_HANDS = 2;
 // Longer side of a picture's canvas, in pixels: small pictures are enlarged, large ones reduced.
 const [MIN_CANVAS, MAX_CANVAS] = [720, 1280];

@@ -1,7 +1,8 @@
 // Hands in a film: which hand is which from frame to frame, where to look for it next, and steady keypoints.
 //
 // The rules of modeling_handunet/tracking.py, function by function; both are tested on the recorded cases of
-// tests/data/tracking_cases.json.  The constants are its TrackingRules, which tracking_rules.json holds.  Boxes are [x_min, y_min, x_max, y_max] in pixels, points [x, y], times in seconds, sides "right" and "left".
+// tests/data/tracking_cases.json.  The constants are its TrackingRules, which tracking_rules.json holds.  Boxes are [x_min,
+// y_min, x_max, y_max] in pixels, points [x, y], times in seconds, sides "right" and "left".
 
 import {
   answered,
@@ -12,6 +13,7 @@ import {
   leastDetection,
   possibleSides,
   readPlaces,
+  sureOf,
   sureness,
 } from "./find_hands.js";
 
@@ -42,7 +44,7 @@ function expected(track, time, rules) {
 
 const sideOf = (track) => (track.votes >= 0 ? "right" : "left");
 /** A sight's vote for its side: by how much the reading is surer than the one as the other side. */
-const voteOf = (sight) => (sight.side === "right" ? 1 : -1) * (sight.score - (sight.rival ?? 0));
+const voteOf = (sight) => (sight.side === "right" ? 1 : -1) * (sight.sure - (sight.rival ?? 0));
 
 /** Whether a hand is new, is near another one, or was missing in the last frame, so that the detector is needed soon. */
 function mustSearch(tracks, lastTime, rules) {
@@ -116,15 +118,15 @@ function placesToRead(tracks, found, time, size, rules) {
 function usableSights(read, size, rules) {
   const sights = [];
   for (const sight of read) {
-    const { keypoints, score } = sight;
-    if (score < rules.lost_score || handSize(keypoints) < 1 || !isInside(middle(keypoints), size)) continue;
+    const { keypoints, sure } = sight;
+    if (sure < rules.lost_score || handSize(keypoints) < 1 || !isInside(middle(keypoints), size)) continue;
     const same = sights.findIndex((other) => !(sight.isNew && other.isNew) && isOneHand(sight, other, rules));
     if (same < 0) {
       sights.push(sight);
       continue;
     }
     const other = sights[same];
-    const surer = score > other.score ? sight : other;
+    const surer = sure > other.sure ? sight : other;
     surer.detection = other.detection ?? sight.detection;
     surer.isNew = false;
     sights[same] = surer;
@@ -229,7 +231,7 @@ export class HandTracks {
   *steps(size, time) {
     const { rules, findingRules } = this;
     const threshold = rules.begin_score;
-    const scoreOf = (sight) => (sight.detection ? sureness(sight.detection.score, sight.score, findingRules) : 0);
+    const scoreOf = (sight) => (sight.detection ? sureness(sight.detection.score, sight.sure, findingRules) : 0);
     const lastTime = this.#time;
     this.#startFrame(size, time);
     let found = null;
@@ -246,7 +248,8 @@ export class HandTracks {
       false,
     );
     const read = readings.map((reading, index) => {
-      return { ...reading, detection: looks[index].detection, isNew: !looks[index].track };
+      const { detection, track } = looks[index];
+      return { ...reading, sure: sureOf(reading, findingRules), detection, isNew: !track };
     });
     const sights = usableSights(read, size, rules);
     const used = new Set();
