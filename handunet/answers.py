@@ -251,5 +251,6 @@ def coco_hand(hand: dict, size: tuple[int, int]) -> dict | None:
     return {
         **{"category_id": 1 if side == "right" else 2, "iscrowd": 0, "num_keypoints": len(points), "keypoints": keypoints},
         **{"bbox": [round(value, 2) for value in (*low, width, height)], "area": round(width * height, 2)},
+        "segmentation": [],  # readers of COCO, as CVAT's, expect it
         **{"handedness": side, "score": round(hand["score"], 4), "attributes": told},
     }

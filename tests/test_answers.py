@@ -122,6 +122,7 @@ def test_a_hand_outside_its_photograph_is_not_in_the_coco_file(tmp_path):
     answers.close()
     (annotation,) = json.loads((tmp_path / "annotations.json").read_text())["annotations"]
     assert annotation["bbox"] == [100, 20, 20, 20] and annotation["num_keypoints"] == 21
+    assert annotation["segmentation"] == []
 
 
 @pytest.mark.parametrize("format", ["json", "jsonl", "csv"])
