@@ -31,7 +31,8 @@ from torch.nn import functional
 
 from dataset_script import counter_rng
 from dataset_script.people import MIDDLE_KNUCKLE, WRIST
-from dataset_script.sources import Inputs, Source
+from dataset_script.photo_augmentation import PhotoAugmentation
+from dataset_script.sources import Inputs, Source, photographs
 from modeling_handunet import HandUNetForPoseEstimation
 from modeling_handunet.heatmaps import decode_heatmaps
 from modeling_handunet.losses import HeatmapLoss
@@ -113,12 +114,24 @@ def upright(inputs: Inputs, tilt: Tensor) -> Inputs:
     return inputs._replace(images=images, keypoints=keypoints, visibility=inputs.visibility & inside)
 
 
+def leave_out(*names: str) -> None:
+    """Let photographs be trained on without these parts of their augmentation."""
+    photographs.PhotoAugmentation = functools.partial(PhotoAugmentation, **dict.fromkeys(names, 0.0))
+
+
 LOSSES = {"squared_error": SquaredErrorLoss, "coordinates": CoordinateLoss}
 # What a row changes that no option does.
 CHANGES = {
     **{name: functools.partial(use_loss, loss) for name, loss in LOSSES.items()},
     "soft": use_soft_targets,
     "upright": turn_upright,
+    "no_turning": functools.partial(leave_out, "any_angle"),
+    "no_shape": functools.partial(leave_out, "scale", "shift", "stretch", "tilt"),
+    "no_color": functools.partial(
+        leave_out, "gamma", "brightness", "contrast", "saturation", "gain", "hue", "grey", "lamp", "cast"
+    ),
+    "no_camera": functools.partial(leave_out, "noisy", "blur", "coarse", "motion", "jpeg"),
+    "no_cover": functools.partial(leave_out, "beside", "patch", "things", "framed"),
 }
 # Rows and figures of every study.
 COMMON_ROWS = {
@@ -190,6 +203,11 @@ PHOTOGRAPHS = Study(
         "lr_2e-3": ("learning rate 2e-3", "--learning_rate 2e-3"),
         "size_160": ("crops of 160 px", "--image_size 160"),
         "soft": ("soft targets: the mean of each Gaussian and of what `handunet-base` draws", ""),
+        "no_turning": ("photographs turned by 30 degrees at most, not half of them by any angle", ""),
+        "no_shape": ("photographs not scaled, shifted, stretched or tilted", ""),
+        "no_color": ("photographs in their own colours and light", ""),
+        "no_camera": ("photographs without blur, noise, low resolution and JPEG", ""),
+        "no_cover": ("photographs without things in front or beside, and without edges", ""),
         "upright": ("crops that are turned upright by the true direction, in training, validation and test", ""),
     },
     {

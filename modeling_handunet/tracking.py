@@ -455,7 +455,8 @@ def usable_sights(read: list[Sight], size: tuple[int, int], rules: TrackingRules
     """The sights that are of a hand in the frame; of two that are one hand, the surer one.  Of new ones, `_begin` decides."""
     sights: list[Sight] = []
     for sight in read:
-        if sight.reading_score < rules.lost_score or hand_size(sight.keypoints) < 1 or not is_inside(middle(sight.keypoints), size):
+        is_hand = sight.reading_score >= rules.lost_score and hand_size(sight.keypoints) >= 1
+        if not is_hand or not is_inside(middle(sight.keypoints), size):
             continue
         for index, other in enumerate(sights):
             if not (sight.is_new and other.is_new) and is_same_hand(sight, other, rules.same_hand, rules.same_box):

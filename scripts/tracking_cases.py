@@ -290,8 +290,8 @@ def shared_rules() -> dict:
 def shared_finding_rules() -> dict:
     """What is written to the page's file of constants for finding hands."""
     names = (
-        "DETECTION_THRESHOLD", "HAND_THRESHOLD", "DETECTION_WEIGHT", "SCORE_POWER", "SAME_HAND", "SAME_BOX", "LEAST_FILL", "MOST_FILL",
-        "OFF_CENTRE", "UPRIGHT",
+        "DETECTION_THRESHOLD", "HAND_THRESHOLD", "DETECTION_WEIGHT", "SCORE_POWER", "SAME_HAND", "SAME_BOX", "LEAST_FILL",
+        "MOST_FILL", "OFF_CENTRE", "UPRIGHT",
     )  # fmt: skip
     return {name.lower(): getattr(hands, name) for name in names}
 

@@ -10,7 +10,9 @@ import torch
 
 from benchmarks import ablation
 from benchmarks.ablation import CHANGES, LOSSES, SCENES, STUDIES, table, upright
-from dataset_script.sources import Inputs
+from dataset_script.augmentation import augmentation_keys
+from dataset_script.photo_augmentation import PhotoAugmentation
+from dataset_script.sources import Inputs, photographs
 from modeling_handunet import HandUNetConfig, HandUNetForPoseEstimation, render_heatmaps
 from modeling_handunet.losses import HeatmapLoss
 
@@ -49,6 +51,19 @@ def test_the_coordinate_loss_counts_the_distance_in_tenths_of_the_side():
 def test_a_model_trains_on_the_loss_that_is_set(name, monkeypatch):
     monkeypatch.setattr(HandUNetForPoseEstimation, "loss_class", LOSSES[name])
     assert isinstance(HandUNetForPoseEstimation(HandUNetConfig(hidden_sizes=(4, 8))).loss, LOSSES[name])
+
+
+@pytest.mark.parametrize("name", [name for name in CHANGES if name.startswith("no_")])
+def test_parts_of_the_augmentation_can_be_left_out(name, monkeypatch):
+    plain = photographs.PhotoAugmentation(64, 0.45)
+    monkeypatch.setattr(photographs, "PhotoAugmentation", PhotoAugmentation)
+    CHANGES[name]()
+    changed = photographs.PhotoAugmentation(64, 0.45)
+    names = CHANGES[name].args
+    assert names and all(getattr(plain, part) > 0 and getattr(changed, part) == 0 for part in names)
+    squares, keypoints = torch.randint(60, 200, (8, 3, 224, 224), dtype=torch.uint8), 78 + 60 * torch.rand(8, 21, 2)
+    images, _ = changed(squares, keypoints, augmentation_keys(0, 0, torch.arange(8)))
+    assert images.shape == (8, 3, 64, 64) and 0 <= images.min() and images.max() <= 1
 
 
 def test_a_crop_is_turned_with_its_keypoints_until_the_hand_points_up():
