@@ -66,6 +66,7 @@ def test_negatives_are_left_hands_and_false_hands_with_empty_targets(tmp_path):
     assert list(tests) == ["left hand", "false hand"] and len(tests["false hand"]) == 1
     assert (tests["false hand"][0]["image"] == 53).all() and not tests["left hand"][0]["visibility"].any()
     assert torch.equal(tests["left hand"][0]["image"], source.splits().test[0]["image"].flip(-1))
+    assert len(source.splits().validation_groups) == len(source.splits().validation)
     without = load(**settings, negatives=0.0)
     assert not without.splits().train.__getitems__(list(range(50)))["is_absent"].any()
 

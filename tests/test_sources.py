@@ -98,6 +98,7 @@ def test_hands_that_are_validated_on_are_not_trained_on(tmp_path):
     splits = source.splits()
     assert (len(splits.train), len(splits.validation), len(splits.test)) == (8, 3 + 40, 2 + 40)
     assert splits.test_groups == ["drawn"] * 2 + ["cut-outs"] * 40
+    assert splits.validation_groups == ["drawn"] * 3 + ["cut-outs"] * 40
     assert [len(part) for part in splits.test_negatives.values()] == [42] * 3
     assert not any(item["visibility"].any() for part in splits.test_negatives.values() for item in part)
     item = splits.validation[4]
@@ -186,6 +187,7 @@ def test_a_mixture_is_validated_on_the_sources_that_are_named(tmp_path):
     source = load(dataset=["scenes", "synthetic"], validate_on=["synthetic"], cache_dir=str(tmp_path), **counts)
     splits = source.splits()
     assert (len(splits.validation), len(splits.test), splits.test_negatives) == (2, 3, {})
+    assert splits.validation_groups == ["synthetic"] * 2
 
 
 def test_a_mixture_has_the_terms_of_its_strictest_source():

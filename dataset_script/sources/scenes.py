@@ -194,7 +194,7 @@ class ScenesSource(DrawnSource):
             splits.test_negatives[kind], _ = fixed(TEST_SEED, options.test_samples, negatives=1.0, kinds=(kind,))
         hands, shares = hands_for_scenes(options, LAYER_SIZE, self.seed, self.cache, batches_from)
         splits.train = LayerStream(hands, shares, options.train_samples, self.seed, batches_from)
-        splits.validation, _ = fixed(VALIDATION_SEED, options.validation_samples)
+        splits.validation, splits.validation_groups = fixed(VALIDATION_SEED, options.validation_samples)
         return splits
 
     def make_pictures(self, batch: dict, keys: Tensor) -> tuple[Tensor, Tensor]:
