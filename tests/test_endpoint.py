@@ -250,7 +250,7 @@ def test_a_low_score_comes_with_a_sentence_and_an_answer_of_no_numbers_is_an_err
         monkeypatch.setattr(handler, "pipe", lambda images, **_: [[{"label": "right hand", "score": score}] for _ in images])
         return handler(PHOTO)[0]
 
-    assert answered(0.25) == {"label": "right hand", "score": 0.25}
+    assert answered(0.4) == {"label": "right hand", "score": 0.4}
     assert answered(0.2)["note"] == "No clear right hand here: only 20 % sure. Send a box close round one hand."
     with pytest.raises(RuntimeError, match="NaN"):
         answered(float("nan"))
