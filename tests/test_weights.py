@@ -24,8 +24,8 @@ MEASURED = {
     name: tuple(read_metrics(ROOT / "weights" / name)["photographs"][key] for key in ("error_over_box", "pck@0.1", "pck@0.2"))
     for name in NAMES
 }
-# The calibration error on validation that each keeps below.
-CALIBRATION = {"handunet": 0.09, "handunet-base": 0.06}
+# The calibration errors on validation and on test that each keeps below.
+CALIBRATION = {"handunet": {"validation": 0.05, "test": 0.05}, "handunet-base": {"validation": 0.07, "test": 0.05}}
 every_model = pytest.mark.parametrize("name", MEASURED)
 
 
@@ -59,7 +59,8 @@ def test_the_files_say_where_the_weights_come_from(name):
     processor = AutoImageProcessor.from_pretrained(folder)
     assert processor.temperature == pytest.approx(metrics["calibration"]["temperature"], abs=1e-3) != 1.0
     assert processor.score_offset == pytest.approx(metrics["calibration"]["offset"], abs=1e-3) != 0.0
-    assert metrics["calibration"]["validation"]["expected_calibration_error"] <= CALIBRATION[name]
+    for split, most in CALIBRATION[name].items():
+        assert metrics["calibration"][split]["expected_calibration_error"] <= most
 
 
 @pytest.mark.slow
