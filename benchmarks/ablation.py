@@ -30,10 +30,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from dataset_script import counter_rng
-from dataset_script.people import MIDDLE_KNUCKLE, WRIST
-from dataset_script.photo_augmentation import PhotoAugmentation
+from dataset_script.photo_augmentation import PhotoAugmentation, radians_from_upright
 from dataset_script.sources import Inputs, Source, photographs
 from modeling_handunet import HandUNetForPoseEstimation
+from modeling_handunet.hands import UPRIGHT
 from modeling_handunet.heatmaps import decode_heatmaps
 from modeling_handunet.losses import HeatmapLoss
 from training import evaluation
@@ -94,7 +94,7 @@ def turn_upright() -> None:
 
     def in_training(source: Source, batch: dict, keys: Tensor) -> Inputs:
         inputs = make_inputs(source, batch, keys)
-        return upright(inputs, math.radians(20) * (2 * counter_rng.uniform(keys, "upright").to(inputs.images) - 1))
+        return upright(inputs, math.radians(UPRIGHT) * (2 * counter_rng.uniform(keys, "upright").to(inputs.images) - 1))
 
     Source.make_inputs = in_training
     evaluation.Inputs = lambda *values: upright(Inputs(*values), values[0].new_zeros(len(values[0])))
@@ -102,8 +102,7 @@ def turn_upright() -> None:
 
 def upright(inputs: Inputs, tilt: Tensor) -> Inputs:
     """The crops, turned about their middle until the direction from wrist to middle knuckle is `tilt` (B,) radians from up."""
-    x, y = (inputs.keypoints[:, MIDDLE_KNUCKLE] - inputs.keypoints[:, WRIST]).unbind(-1)
-    angle = torch.atan2(x, -y).nan_to_num(0) - tilt  # clockwise from up
+    angle = radians_from_upright(inputs.keypoints).nan_to_num(0) - tilt
     cos, sin = angle.cos(), angle.sin()
     turn = torch.stack([torch.stack([cos, -sin], 1), torch.stack([sin, cos], 1)], 1)  # from the new crop to the old one
     grid = functional.affine_grid(functional.pad(turn, (0, 1)), inputs.images.shape, align_corners=False)

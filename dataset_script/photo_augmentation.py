@@ -18,10 +18,10 @@ from dataset_script.people import MIDDLE_KNUCKLE, WRIST
 from dataset_script.photographs import FILL, SIDE, Photographs
 from dataset_script.scenes import Scenes
 from dataset_script.synthetic.backgrounds import backgrounds, enlarge, pixel_grid, shapes
+from modeling_handunet.hands import UPRIGHT
 
 # A row or column of a square whose brightest value is at most this lies beyond the picture's edge; WebP blurs black.
 BLACK = 16
-UPRIGHT = 20.0  # degrees; a hand that points further from up gets a second look, see modeling_handunet/hands.py
 # Shares of the procedural backgrounds, in the order of `backgrounds.KINDS`: noise alone, since each kind is slow for few.
 BEYOND = (0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
@@ -53,7 +53,7 @@ class PhotoAugmentation:
     quality: tuple[float, float] = (20.0, 95.0)  # of JPEG, in the scale of libjpeg
 
     any_angle: float = 0.5
-    upright: float = 0.0  # share that is turned until the hand points up within `UPRIGHT` degrees, whatever the others are
+    upright: float = 0.0  # share that is turned until the hand points up, within what needs no second look
     extended: float = 0.5  # share of pictures that go on beyond their edge by repeating it
     replaced: float = 0.2  # share with something else beyond their edge; it is black for the rest
     framed: float = 0.15  # share that ends at upright edges inside the crop, black beyond
@@ -129,8 +129,7 @@ class PhotoAugmentation:
         low, high = points.amin(1), points.amax(1)
         centre, extent = (low + high) / 2, (high - low).amax(1).clamp_min(1.0)
         angle = signed[:, 1] * torch.where(draw[:, 0] < self.any_angle, math.pi, math.radians(self.rotation))
-        across, down = (points[:, MIDDLE_KNUCKLE] - points[:, WRIST]).unbind(-1)
-        to_upright = signed[:, 1] * math.radians(UPRIGHT) - torch.atan2(across, -down)
+        to_upright = signed[:, 1] * math.radians(UPRIGHT) - radians_from_upright(points)
         angle = torch.where(draw[:, 9] < self.upright, to_upright, angle)
         along = affine.rotation(draw[:, 2] * math.pi)
         longer = torch.exp(signed[:, 3] * self.stretch)
@@ -266,6 +265,12 @@ class PhotoAugmentation:
         return images
 
 
+def radians_from_upright(keypoints: Tensor) -> Tensor:
+    """The directions (B,) from the wrist to the middle knuckle of keypoints (B, 21, 2): clockwise from up, in (-pi, pi]."""
+    x, y = (keypoints[:, MIDDLE_KNUCKLE] - keypoints[:, WRIST]).unbind(-1)
+    return torch.atan2(x, -y)
+
+
 def picture_edges(squares: Tensor, keypoints: Tensor) -> tuple[Tensor, Tensor]:
     """Where the pictures begin and end in their squares: (B, 2) each, x then y, px; 0 and 224 where they go on beyond."""
     bright = squares.amax(1)
@@ -284,4 +289,4 @@ def _color(images: Tensor) -> Tensor:
     return images[..., middle, middle].mean((2, 3))
 
 
-__all__ = ["PhotoAugmentation", "picture_edges"]
+__all__ = ["PhotoAugmentation", "picture_edges", "radians_from_upright"]
