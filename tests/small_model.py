@@ -19,6 +19,7 @@ from release.saving import save_model
 from training.confidence import calibration
 from training.evaluation import load_metric, mean_pose_arrays, normalize, score, score_by_group
 from training.figures import draw_figures
+from training.report import fitted
 
 BACKGROUNDS = ["green_screen", "hom", "sample", "auto"] * 2
 
@@ -123,9 +124,8 @@ def save_small_model(folder: Path, seed: int = 0) -> Path:
     model = small_network(seed)
     metrics, hands, arrays = small_run(model)
     figures = draw_figures(folder / "figures", metrics, arrays, hands)
-    processor = HandUNetImageProcessor(
-        temperature=round(metrics["calibration"]["temperature"], 4), score_offset=round(metrics["calibration"]["offset"], 4)
-    )
+    temperature, offset = (round(value, 4) for value in fitted(metrics))
+    processor = HandUNetImageProcessor(temperature=temperature, score_offset=offset)
     small_detector().save_pretrained(folder / "finder")
     HandUNetDetectorImageProcessor(size=64).save_pretrained(folder / "finder")
     report = small_report(model, metrics, output_name=folder.name)

@@ -101,9 +101,7 @@ def calibration(validation: Arrays, test: Arrays, groups: Sequence[str] | None =
     return result
 
 
-def auroc_of_negatives(
-    hands: Arrays, negatives: dict[str, Arrays], temperature: float, offset: float
-) -> dict[str, float]:
+def auroc_of_negatives(hands: Arrays, negatives: dict[str, Arrays], temperature: float, offset: float) -> dict[str, float]:
     """How well the mean score separates hands from each kind of image without a hand (area under the ROC curve).
 
     Scores are as the image processor gives them, with `temperature` and `offset`: a hand's is the mean over its keypoints.

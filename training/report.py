@@ -71,9 +71,7 @@ def make_processor(args: Arguments, metrics: dict) -> HandUNetImageProcessor:
     """The image processor of a finished model, with what calibrates its scores."""
     size = {"height": args.model.image_size, "width": args.model.image_size}
     temperature, offset = (round(value, 4) for value in fitted(metrics))
-    return HandUNetImageProcessor(
-        size=size, box_fill=args.model.box_fill, temperature=temperature, score_offset=offset
-    )
+    return HandUNetImageProcessor(size=size, box_fill=args.model.box_fill, temperature=temperature, score_offset=offset)
 
 
 def fitted(metrics: dict) -> tuple[float, float]:

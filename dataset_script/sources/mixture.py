@@ -1,6 +1,6 @@
 """Several sources in one run: each training sample comes from one of them, drawn by share."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -70,17 +70,15 @@ class Mixture(Source):
     def load(self) -> Splits:
         parts = [source.splits() for source in self.sources]
         judges = [source.splits() for source in self.judges]
-        groups = [group for source, part in zip(self.judges, judges) for group in named(part.test_groups, part.test, source)]
+        groups = groups_of((source.name, part.test_groups, part.test) for source, part in zip(self.judges, judges))
         splits = Splits(None, None, joined(part.test for part in judges), groups, "source", mean_pose_of="validation")
         splits.left_out = {name: reason for part in parts for name, reason in part.left_out.items()}
         if self.eval_only:
             return splits
         splits.validation = joined(part.validation for part in judges)
-        splits.validation_groups = [
-            group
-            for source, part in zip(self.judges, judges)
-            for group in named(part.validation_groups, part.validation, source)
-        ]
+        splits.validation_groups = groups_of(
+            (source.name, part.validation_groups, part.validation) for source, part in zip(self.judges, judges)
+        )
         splits.boxed_hands = next((part.boxed_hands for part in judges if part.boxed_hands), None)
         splits.test_negatives = {kind: images for part in judges for kind, images in part.test_negatives.items()}
         count = self.options.train_samples or max(len(part.train) for part in parts)
@@ -138,6 +136,6 @@ def joined(parts) -> Dataset:
     return Items(part[index] for part in parts for index in range(len(part)))
 
 
-def named(groups: list[str] | None, items: Dataset, source: Source) -> list[str]:
-    """The group of each item: its own, or the name of its source."""
-    return groups or [source.name] * len(items)
+def groups_of(parts: Iterable[tuple[str, list[str] | None, Dataset]]) -> list[str]:
+    """The group of each item of several parts (name of the source, groups, items): its own, or the source's name."""
+    return [group for name, groups, items in parts for group in groups or [name] * len(items)]
