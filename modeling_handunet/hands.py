@@ -30,8 +30,8 @@ HAND_THRESHOLD = 0.45
 # The detector's weight in that, see [`hand_score`].
 DETECTION_WEIGHT = 0.5
 # Without a hand classifier, the mean score of a hand's keypoints to this power says how sure the network is of the hand: a
-# quarter of what a detector wrongly found has a mean of 0.29 and more with handunet.  On the 91 photographs of [`sureness`], the
-# average precision of handunet is 0.65 for 1, 0.67 for 1.5 and 2, and 0.62 for 3.
+# quarter of what a detector wrongly found has a mean of 0.29 and more with handunet.  On the 91 photographs of [`sureness`],
+# the average precision of handunet is 0.65 for 1, 0.67 for 1.5 and 2, and 0.62 for 3.
 SCORE_POWER = 1.5
 # Two found hands are one if their keypoints lie, on average, within this share of the larger one's size.  Of pairs of different
 # hands in photographs of people, 1 in 100 come closer than 0.8; of wrong and right sides of one hand, most lie within 0.3.
