@@ -44,6 +44,9 @@ LEAST_FILL, MOST_FILL = 0.75, 1.35
 OFF_CENTRE = 0.2
 # In photographs, look again also if the first reading points more degrees away from upright; the second crop is turned.
 UPRIGHT = 20.0
+# A hand classifier is asked again with the crop turned by so many degrees, both ways: the mean of all three counts.  It is not
+# where, of neither side's crop, it gives hands together this chance.
+CLASSIFIER_TURN, LEAST_CHANCE = 20.0, 0.1
 UNKNOWN = (math.nan, math.nan)  # chances of hands, without a hand classifier
 
 
@@ -253,7 +256,9 @@ def read_places(
     A generator that asks for readings as [`steps`].
     """
     looks = yield from _read([place.crops for place in places])
-    if not classified:
+    if classified:
+        looks = yield from _classified_again(looks)
+    else:
         looks = [[replace(reading, chances=UNKNOWN) for reading in own] for own in looks]
     best = [_surest(own) for own in looks]
     crops = {index: second_crop(reading, box_fill, upright) for index, reading in enumerate(best) if index in again}
@@ -264,6 +269,24 @@ def read_places(
             if reading.score > best[index].score:  # of the hand itself both looks of the first time know more than this one
                 best[index] = replace(reading, chances=best[index].chances, rival=best[index].rival)
     return best
+
+
+def _classified_again(looks: list[list[Reading]]):
+    """The readings of each place, with what a hand classifier says of their crops and of the same, turned both ways.
+
+    This matters most for the side: a thumb that one view hides may be seen in another.
+    """
+    again = [index for index, own in enumerate(looks) if any(sum(reading.chances) >= LEAST_CHANCE for reading in own)]
+    turns = (-CLASSIFIER_TURN, CLASSIFIER_TURN)
+    crops = [[replace(one.crop, angle=one.crop.angle + turn) for one in looks[index] for turn in turns] for index in again]
+    turned = (yield from _read(crops)) if again else []
+    looks = list(looks)
+    for index, views in zip(again, turned):
+        looks[index] = [
+            replace(own, chances=tuple(np.mean([own.chances, one.chances, other.chances], 0).tolist()))
+            for own, one, other in zip(looks[index], views[::2], views[1::2])
+        ]
+    return looks
 
 
 def _surest(readings: list[Reading]) -> Reading:

@@ -34,6 +34,8 @@ TEMPLATE = [
 # Where no hand is, the score is that of nothing.
 # A hand with a `found_box` is read the less surely the worse its crop fits, and shifted by up to this share of its size.
 # One with an `angle`, in degrees clockwise, is read the less surely the more its crop is turned away from it.
+# Hands with `chances` are read by a network with a hand classifier: those of a hand of the true and of the other side, in a
+# crop as it is and in a turned one.  Where no hand is, both are that of nothing.
 REACH, WRONG_SIDE, NOTHING, MISFIT, MISTURNED = 0.6, 0.6, 0.05, 0.3, 0.4
 
 
@@ -72,18 +74,33 @@ class PlayedHands:
         answers = [self._read(*crop.square, "left" if crop.mirrored else "right", crop.angle) for crop in crops]
         self.places += len(crops)
         points, scores = (np.stack(values) for values in zip(*answers))
-        return points, scores, np.full((len(crops), 2), np.nan)  # as of a network without a hand classifier
+        return points, scores, np.array([self._classify(crop) for crop in crops])
 
-    def _read(self, left: float, top: float, side: float, hand_side: str, angle: float):
-        x, y, extent = left + side / 2, top + side / 2, side * self.box_fill
+    def _classify(self, crop) -> tuple[float, float]:
+        """The chances of a hand of the crop's side, and of one of the other side."""
+        left, top, side = crop.square
+        hand = self._nearest(left + side / 2, top + side / 2, side * self.box_fill)
+        if not any("chances" in each for each in self.hands):
+            return math.nan, math.nan  # a network without a hand classifier
+        if hand is None:
+            return NOTHING, NOTHING
+        own, other = hand["chances"][crop.angle != 0]
+        return (own, other) if crop.mirrored == (hand["side"] == "left") else (other, own)
+
+    def _nearest(self, x: float, y: float, extent: float) -> dict | None:
+        """The hand that is read at a place."""
         near = [
             (math.hypot(hand["x"] - x, hand["y"] - y), index)
             for index, hand in enumerate(self.hands)
             if hand["read"] > 0 and math.hypot(hand["x"] - x, hand["y"] - y) <= REACH * extent
         ]
-        if not near:
+        return self.hands[min(near)[1]] if near else None
+
+    def _read(self, left: float, top: float, side: float, hand_side: str, angle: float):
+        x, y, extent = left + side / 2, top + side / 2, side * self.box_fill
+        hand = self._nearest(x, y, extent)
+        if hand is None:
             return keypoints_of({"x": x, "y": y, "size": extent, "side": "right"}), np.full(21, NOTHING)
-        hand = self.hands[min(near)[1]]
         score = hand["read"] * (1 if hand.get("read_side", hand["side"]) == hand_side else WRONG_SIDE)
         keypoints = keypoints_of(hand)
         if "found_box" in hand:  # a crop that does not fit costs certainty and truth
@@ -265,6 +282,14 @@ def photographs() -> list[dict]:
         {"name": "a left hand on its side", "hands": [hand(300, 240, side="left", angle=-75), right]},
         {"name": "a hand that is nearly upright", "hands": [hand(300, 240, angle=12)]},
         {"name": "a given box of a turned hand", "hands": [hand(150, 240, angle=130)], "boxes": [[100, 190, 100, 100]]},
+        {
+            "name": "a hand classifier, which is asked about turned crops, too",
+            "hands": [
+                hand(100, 240, chances=[[0.3, 0.6], [0.8, 0.1]]),  # as it is, it looks like a left hand
+                hand(300, 240, side="left", chances=[[0.7, 0.2], [0.1, 0.1]]),  # as it is alone, it would be a hand
+                hand(500, 240, chances=[[0.05, 0.04], [0.9, 0.05]]),  # not asked again
+            ],
+        },
         {"name": "a crowd", "hands": crowd},
         {"name": "a crowd of right hands", "hands": crowd, "handedness": "right"},
     ]
@@ -291,7 +316,7 @@ def shared_finding_rules() -> dict:
     """What is written to the page's file of constants for finding hands."""
     names = (
         "DETECTION_THRESHOLD", "HAND_THRESHOLD", "DETECTION_WEIGHT", "SCORE_POWER", "SAME_HAND", "SAME_BOX", "LEAST_FILL",
-        "MOST_FILL", "OFF_CENTRE", "UPRIGHT",
+        "MOST_FILL", "OFF_CENTRE", "UPRIGHT", "CLASSIFIER_TURN", "LEAST_CHANCE",
     )  # fmt: skip
     return {name.lower(): getattr(hands, name) for name in names}
 

@@ -200,6 +200,31 @@ def test_a_hand_classifier_tells_hands_and_sides_by_what_it_says_of_both_reading
     assert sorted(hand["hand_score"] for hand in known) == pytest.approx([0.8 * 0.6**0.5, 0.8 * 0.9**0.5])
 
 
+def test_a_hand_classifier_is_asked_about_turned_crops_where_there_may_be_a_hand():
+    class Classified(DrawnHands):
+        """A crop of ONE shows a left hand as it is, and a right one if it is turned; at TWO a hand is hardly seen."""
+
+        def read(self, photo, crops):
+            self.crops = [*getattr(self, "crops", []), *crops]
+            keypoints, scores, _ = super().read(photo, crops)
+            chances = []
+            for crop in crops:
+                right, left = ((0.9, 0.1) if crop.angle else (0.3, 0.6)) if crop.square[0] < 150 else (0.05, 0.04)
+                chances.append((left, right) if crop.mirrored else (right, left))
+            return keypoints, scores, np.array(chances)
+
+    found = [FoundHand(ONE, "left", 0.64, UP), FoundHand(TWO, "right", 1.0, UP)]
+    models = Classified(found, [(ONE, "right"), (TWO, "right")])
+    one, two = find_hands(models, PHOTO, detection_threshold=0.2)
+    assert one["label"] == "right hand" and one["hand_score"] == pytest.approx(0.8 * (0.3 / 3 + 0.9 * 2 / 3) ** 0.5)
+    assert two["hand_score"] == pytest.approx(0.05**0.5)
+    assert models.read_counts == [4, 4]  # both places as both sides; then ONE as both sides, turned both ways
+    squares = [crop.square for crop in models.crops[:2]]
+    assert [(crop.square, crop.angle) for crop in models.crops[4:]] == [
+        (square, angle) for square in squares for angle in (-20, 20)
+    ]
+
+
 def test_the_surer_look_counts():
     class Unsure(DrawnHands):
         def read(self, photo, crops):

@@ -19,6 +19,9 @@ function keypointsOf({ x, y, size, side, angle = 0 }) {
   const points = template.map(([px, py]) => [px * SIDES[side] * size, py * size]);
   return points.map(([px, py]) => [px * cos - py * sin + x, px * sin + py * cos + y]);
 }
+const middleOf = ([left, top, right, bottom]) => {
+  return { x: (left + right) / 2, y: (top + bottom) / 2, extent: Math.max(right - left, bottom - top) };
+};
 const scoresOf = (score) => template.map(() => score);
 
 /** The two networks as scripts/tracking_cases.py plays them, for one frame. */
@@ -44,15 +47,28 @@ class PlayedHands {
   read(_, looks) {
     this.places += looks.length;
     const answers = looks.map((look) => this.#readOne(look));
-    return { keypoints: answers.map(([keypoints]) => keypoints), scores: answers.map(([, score]) => scoresOf(score)) };
+    const [keypoints, scores] = [answers.map(([points]) => points), answers.map(([, score]) => scoresOf(score))];
+    const hasClassifier = this.hands.some((hand) => hand.chances);
+    return { keypoints, scores, chances: hasClassifier ? looks.map((look) => this.#classify(look)) : undefined };
   }
 
-  #readOne({ box: [left, top, right, bottom], side, angle = 0 }) {
-    const [x, y, extent] = [(left + right) / 2, (top + bottom) / 2, Math.max(right - left, bottom - top)];
+  #nearest({ x, y, extent }) {
     const apart = (hand) => Math.hypot(hand.x - x, hand.y - y);
     const near = this.hands.filter((hand) => hand.read > 0 && apart(hand) <= reach * extent);
-    if (!near.length) return [keypointsOf({ x, y, size: extent, side: "right" }), nothing];
-    const hand = near.reduce((one, other) => (apart(other) < apart(one) ? other : one));
+    return near.length ? near.reduce((one, other) => (apart(other) < apart(one) ? other : one)) : null;
+  }
+
+  #classify({ box, side, angle = 0 }) {
+    const hand = this.#nearest(middleOf(box));
+    if (!hand) return [nothing, nothing];
+    const chances = hand.chances[angle === 0 ? 0 : 1];
+    return hand.side === side ? chances : chances.toReversed();
+  }
+
+  #readOne({ box, side, angle = 0 }) {
+    const { x, y, extent } = middleOf(box);
+    const hand = this.#nearest({ x, y, extent });
+    if (!hand) return [keypointsOf({ x, y, size: extent, side: "right" }), nothing];
     const fit = hand.found_box ? Math.min(extent / hand.size, hand.size / extent) : 1;
     const shifted = { ...hand, x: hand.x + misfit * (1 - fit) * hand.size };
     const turned = Math.abs(((((hand.angle ?? angle) - angle + 180) % 360) + 360) % 360 - 180);

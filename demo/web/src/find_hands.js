@@ -133,7 +133,9 @@ function chooseHands(found, rules) {
 export function* readPlaces(places, rules, upright = Infinity, classified = true) {
   if (!places.length) return [];
   const answers = yield* read(places.flatMap(({ box, sides }) => sides.map((side) => ({ box, side }))));
-  const looks = classified ? answers : answers.map((reading) => ({ ...reading, chances: null }));
+  const looks = classified
+    ? yield* classifiedAgain(places, answers, rules)
+    : answers.map((reading) => ({ ...reading, chances: null }));
   const best = places.map(({ sides }) => {
     const own = agreed(looks.splice(0, sides.length));
     const reading = highest(own, (look) => sureOf(look, rules));
@@ -146,6 +148,23 @@ export function* readPlaces(places, rules, upright = Infinity, classified = true
     if (!again[index]) return reading;
     const { chances, rival } = reading; // of the hand itself both looks of the first time know more than the second
     return highest([reading, { ...second.shift(), chances, rival }], ({ score }) => score);
+  });
+}
+
+/** The readings of all places, with what a hand classifier says of their crops and of the same, turned both ways. */
+function* classifiedAgain(places, answers, { classifier_turn: turn, least_chance: least }) {
+  const left = [...answers];
+  const again = places.flatMap(({ sides }) => {
+    const own = left.splice(0, sides.length);
+    const isAsked = own.some(({ chances }) => chances && sum(chances) >= least);
+    return own.map(() => isAsked);
+  });
+  const asked = answers.filter((_, index) => again[index]);
+  const turned = yield* read(asked.flatMap(({ box, side }) => [-turn, turn].map((angle) => ({ box, side, angle }))));
+  return answers.map((reading, index) => {
+    if (!again[index]) return reading;
+    const views = [reading, ...turned.splice(0, 2)];
+    return { ...reading, chances: [0, 1].map((side) => meanOf(views.map(({ chances }) => chances[side]))) };
   });
 }
 
