@@ -7,7 +7,8 @@
 PHOTOS are photographs and folders.  The teacher first looks for hands in the whole photograph, then at crops round each.
 A hand's keypoints are the median of the looks that agree.  A hand is left out if fewer than three looks show it, or if under
 60 % of them agree.
-`--boxes` is a COCO file whose annotations need only `bbox` (and may have `handedness`): no hands are searched for then.
+`--boxes` is a COCO file whose annotations need only `bbox` (and may have `handedness`): no hands are searched for then.  Those
+with a true `ignore` are left out.
 HandUNet does not search: without boxes it takes each photograph for one hand.  It reads a hand as the side that is given.
 
 The folder --output gets `annotations.json`; `report.json`, which names what was left out and why; `images/` with
@@ -217,6 +218,8 @@ def read_boxes(path: Path) -> tuple[dict[str, list[tuple]], dict[str, str]]:
     try:
         images = {entry["id"]: entry for entry in coco["images"]}
         for entry in coco["annotations"]:
+            if entry.get("ignore"):
+                continue
             image, handedness = images[entry["image_id"]], entry.get("handedness")
             if handedness not in (None, *HANDEDNESS):
                 raise ValueError(f"annotation {entry['id']} has handedness {handedness!r}, expected 'right' or 'left'")
