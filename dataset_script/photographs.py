@@ -9,7 +9,7 @@
 which the hand's box fills 0.3, so that augmentation can turn and move the hand without reaching the edge.  An image also
 has `source` (who took it), `split` ("train" or "validation"; whole sources are one or the other) and `picture` (images cut
 from one picture share it).  An annotation can have `disagreement`: how far several looks of the teacher were from their
-median, over the hand's box.
+median, over the hand's box; and `label`: "annotated" for a hand that a person labelled, not a teacher.
 """
 
 import copy
@@ -172,7 +172,7 @@ class Photographs:
 
 
 def read_photographs(folder: Path) -> list[dict]:
-    """The hands of a folder, checked: `read_hands`'s fields, `split`, `picture` and `disagreement`."""
+    """The hands of a folder, checked: `read_hands`'s fields, `split`, `picture`, `disagreement` and `by_eye`."""
     path = folder / "annotations.json"
     if not path.is_file():
         raise FileNotFoundError(f"{folder} has no annotations.json: name the folder of the labelled photographs")
@@ -196,6 +196,7 @@ def read_photographs(folder: Path) -> list[dict]:
                 f"{path}: annotation {entry['id']} has the disagreement {reprlib.repr(disagreement)}, expected a number"
             )
         hand |= {"split": split, "disagreement": disagreement, "picture": str(image.get("picture", image["file_name"]))}
+        hand["by_eye"] = entry.get("label") == "annotated"
     return hands
 
 
@@ -221,6 +222,7 @@ class SourceTerms:
     license: str | None  # as the source states it; None where no list of sources names it
     train: int  # hands
     validation: int
+    by_eye: int  # hands of `train` that a person labelled
 
 
 def read_licenses(folder: str | os.PathLike) -> dict[str, str]:
@@ -246,8 +248,11 @@ def read_terms(folder: str | os.PathLike, max_disagreement: float = math.inf) ->
     licenses = read_licenses(folder)
     used = [hand for hand in read_photographs(folder) if hand["disagreement"] <= max_disagreement]
     hands = Counter((hand["source"], hand["split"]) for hand in used)
+    by_eye = Counter(hand["source"] for hand in used if hand["by_eye"] and hand["split"] == "train")
     return [
-        SourceTerms(source.replace("+", "/"), licenses.get(source), hands[source, "train"], hands[source, "validation"])
+        SourceTerms(
+            source.replace("+", "/"), licenses.get(source), hands[source, "train"], hands[source, "validation"], by_eye[source]
+        )
         for source in sorted({source for source, _ in hands}, key=str.lower)
     ]
 

@@ -9,7 +9,7 @@ from PIL import Image
 from dataset_script import CocoHands, HandCrops
 from dataset_script.counter_rng import sample_keys
 from dataset_script.join import join
-from dataset_script.photographs import Photographs, read_terms, sampling_weights
+from dataset_script.photographs import Photographs, SourceTerms, read_terms, sampling_weights
 
 
 def write_photographs(folder, count: int = 6, annotation: dict | None = None, image: dict | None = None) -> dict:
@@ -155,9 +155,13 @@ def test_terms_come_from_the_table_of_sources(tmp_path):
     assert [terms.license for terms in read_terms(tmp_path / "a")] == [None, None]
     table = "| source | licence | evidence |\n|---|---|---|\n| github:someone/1 @ 0a55 | CC-BY-4.0 | LICENSE |\n"
     (tmp_path / "SOURCES.md").write_text(table)
+    coco = json.loads((tmp_path / "a" / "annotations.json").read_text())
+    for annotation in coco["annotations"]:  # by eye, one of someone/1 and for validation
+        annotation["label"] = "annotated" if annotation["id"] in (1, 5) else "teacher"
+    (tmp_path / "a" / "annotations.json").write_text(json.dumps(coco))
     first, second = read_terms(tmp_path / "a")
-    assert (first.source, first.license, first.train, first.validation) == ("someone/0", None, 2, 1)
-    assert (second.source, second.license, second.train, second.validation) == ("someone/1", "CC-BY-4.0", 2, 1)
+    assert first == SourceTerms("someone/0", None, 2, 1, by_eye=0)
+    assert second == SourceTerms("someone/1", "CC-BY-4.0", 2, 1, by_eye=1)
 
 
 def test_every_source_of_the_real_photographs_has_its_terms(shared_data):

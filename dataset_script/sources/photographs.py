@@ -208,12 +208,13 @@ class PhotographsSource(Source):
 
     def describe(self) -> Description:
         rows = read_terms(self.options.photographs, self.options.max_disagreement)
-        hands = sum(row.train for row in rows)
+        hands, by_eye = (sum(getattr(row, name) for row in rows) for name in ("train", "by_eye"))
         return Description(
             name="photographs",
             data=(
                 f"{hands:,} photographs of hands, labelled by a teacher (MediaPipe Hands, Apache-2.0: the median of several "
-                "looks at each hand). Validation and test are hands of other sources than training, and not of the same ones."
+                f"looks at each hand){f', and {by_eye:,} of them by eye' if by_eye else ''}. Validation and test are hands of "
+                "other sources than training, and not of the same ones."
             ),
             limits="Its teacher does not see gloves, grips, blurred and very small hands: expect larger errors there.",
             pictures="The photographs are from the held-out sources.",
