@@ -252,3 +252,24 @@ def test_mediapipe_finds_what_the_photographs_were_labelled_with():
     wanted = np.reshape(stored["keypoints"], (21, 3))[:, :2]
     distance = np.linalg.norm(np.array(hand["keypoints"]) - wanted, axis=1).mean() / max(stored["bbox"][2:])
     assert left_out == [] and distance < 0.05 and hand["handedness"] == stored["handedness"]
+
+
+def test_the_marks_of_natural_hands_can_be_labelled_and_say_where_their_pictures_are():
+    folder = ROOT / "recipes"
+    boxes, sources = label.read_boxes(folder / "natural_hands.json")
+    assert sum(map(len, boxes.values())) == 504 and set(boxes) <= set(sources)
+    marks, keypoints = (json.loads((folder / f"natural_{name}.json").read_text()) for name in ("hands", "keypoints"))
+    for image in marks["images"]:
+        assert re.fullmatch("[0-9a-f]{40}", image["commit"]) and image["path"].endswith(Path(image["file_name"]).name)
+    hands = {hand["id"]: hand for hand in marks["annotations"]}
+    for hand in keypoints["annotations"]:
+        marked = hands[hand["id"]]
+        assert [hand[name] for name in ("image_id", "bbox", "handedness")] == [
+            marked[name] for name in ("image_id", "bbox", "handedness")
+        ]
+        points = np.array(hand["keypoints"]).reshape(21, 3)
+        x, y, width, height = hand["bbox"]
+        known = points[points[:, 2] > 0, :2]
+        margin = max(width, height) / 4  # wrists lie at the edge of the box
+        assert len(known) == hand["num_keypoints"] >= 8
+        assert ((known >= [x - margin, y - margin]) & (known <= [x + width + margin, y + height + margin])).all()
