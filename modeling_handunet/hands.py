@@ -46,7 +46,7 @@ OFF_CENTRE = 0.2
 UPRIGHT = 20.0
 # A hand classifier is asked again with the crop turned by so many degrees, both ways: the mean of all three counts.  It is not
 # where, of neither side's crop, it gives hands together this chance.
-CLASSIFIER_TURN, LEAST_CHANCE = 20.0, 0.1
+CLASSIFIER_TURN, LEAST_CHANCE = 20.0, 0.3
 UNKNOWN = (math.nan, math.nan)  # chances of hands, without a hand classifier
 
 
