@@ -329,13 +329,14 @@ class Run:
         self.answers = answers
         writer = FilmWriter(self.output / f"{name}.mp4", None) if is_written and not self.args.no_drawings else None
         self.load()
-        track = self.tracker()
+        track, milliseconds = self.tracker(), -1
         try:
             for number, (image, seconds) in enumerate(camera.frames(self.args.camera)):
+                milliseconds = max(milliseconds + 1, round(seconds * 1000))  # of two frames of one time, a film keeps one
                 hands = track(image, seconds)
                 drawn = self.draw(image, hands)
                 if writer:
-                    writer.add(drawn, round(seconds * 1000))
+                    writer.add(drawn, milliseconds)
                 if answers:
                     self.add(source, hands, image, number, round(seconds, 3))
                 if not window.show(drawn):

@@ -91,11 +91,13 @@ def test_the_picture_is_shown_with_its_hands_until_somebody_presses_q(monkeypatc
     assert list(tmp_path.iterdir()) == []  # nothing is written without --output
 
 
-def test_a_camera_that_goes_away_ends_in_a_sentence_and_leaves_a_film(use, tmp_path):
+def test_a_camera_that_goes_away_ends_in_a_sentence_and_leaves_a_film(use, tmp_path, monkeypatch):
     pytest.importorskip("av")
     from handunet.films import Film
 
     use(count=6)
+    clock = types.SimpleNamespace(monotonic=iter(np.arange(100) * 2e-4).__next__, sleep=None)  # five frames a millisecond
+    monkeypatch.setattr(handunet.camera, "time", clock)
     said = run("--camera", "/dev/video7", "--output", tmp_path / "out", "--format", "jsonl")
     assert "Camera /dev/video7 went away after frame 6." in said
     answers = [json.loads(line) for line in (tmp_path / "out/keypoints.jsonl").read_text().splitlines()]
