@@ -257,29 +257,33 @@ def read_places(
     """
     looks = yield from _read([place.crops for place in places])
     if classified:
-        looks = yield from _classified_again(looks)
+        looks = yield from _classified_again(places, looks)
     else:
         looks = [[replace(reading, chances=UNKNOWN) for reading in own] for own in looks]
     best = [_surest(own) for own in looks]
     crops = {index: second_crop(reading, box_fill, upright) for index, reading in enumerate(best) if index in again}
     crops = {index: crop for index, crop in crops.items() if crop}
-    if crops:
-        second = yield from _read([[crop] for crop in crops.values()])
-        for index, (reading,) in zip(crops, second):
-            if reading.score > best[index].score:  # of the hand itself both looks of the first time know more than this one
-                best[index] = replace(reading, chances=best[index].chances, rival=best[index].rival)
+    second = yield from _read([[crop] for crop in crops.values()])
+    for index, (reading,) in zip(crops, second):
+        if reading.score > best[index].score:  # of the hand itself both looks of the first time know more than this one
+            best[index] = replace(reading, chances=best[index].chances, rival=best[index].rival)
     return best
 
 
-def _classified_again(looks: list[list[Reading]]):
+def _classified_again(places: list[Place], looks: list[list[Reading]]):
     """The readings of each place, with what a hand classifier says of their crops and of the same, turned both ways.
 
-    This matters most for the side: a thumb that one view hides may be seen in another.
+    This matters most for the side: a thumb that one view hides may be seen in another.  A given box of a known side is not
+    asked about: nothing depends on the answer.
     """
-    again = [index for index, own in enumerate(looks) if any(sum(reading.chances) >= LEAST_CHANCE for reading in own)]
+    again = [
+        index
+        for index, (place, own) in enumerate(zip(places, looks))
+        if (place.detection_score is not None or len(own) > 1) and any(sum(one.chances) >= LEAST_CHANCE for one in own)
+    ]
     turns = (-CLASSIFIER_TURN, CLASSIFIER_TURN)
     crops = [[replace(one.crop, angle=one.crop.angle + turn) for one in looks[index] for turn in turns] for index in again]
-    turned = (yield from _read(crops)) if again else []
+    turned = yield from _read(crops)
     looks = list(looks)
     for index, views in zip(again, turned):
         looks[index] = [
@@ -308,6 +312,8 @@ def agreed(one: Reading, other: Reading) -> list[Reading]:
 
 def _read(crops: list[list[Crop]]):
     """The readings of all crops, grouped as they are."""
+    if not crops:
+        return []
     keypoints, scores, chances = yield [crop for own in crops for crop in own]
     readings = map(Reading, (crop for own in crops for crop in own), keypoints, scores, map(tuple, chances.tolist()))
     return [list(islice(readings, len(own))) for own in crops]

@@ -290,6 +290,17 @@ def photographs() -> list[dict]:
                 hand(500, 240, chances=[[0.05, 0.04], [0.9, 0.05]]),  # not asked again
             ],
         },
+        {
+            "name": "a given box, with a hand classifier",
+            "hands": [hand(150, 240, chances=[[0.3, 0.6], [0.8, 0.1]])],
+            "boxes": [[100, 190, 100, 100]],
+        },
+        {
+            "name": "a given box of a known side, with a hand classifier",
+            "hands": [hand(150, 240, chances=[[0.3, 0.6], [0.8, 0.1]])],
+            "boxes": [[100, 190, 100, 100]],
+            "handedness": "right",
+        },
         {"name": "a crowd", "hands": crowd},
         {"name": "a crowd of right hands", "hands": crowd, "handedness": "right"},
     ]

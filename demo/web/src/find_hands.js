@@ -97,7 +97,8 @@ export async function findHands(models, picture, rules, handedness = null) {
 /** The hand in a box; if its side is not known, it is read both ways. */
 export async function readHand(models, picture, box, rules, handedness = null) {
   const places = [{ box, sides: possibleSides(handedness), again: true }];
-  const [reading] = await answered(readPlaces(places, rules, rules.upright), models, picture);
+  const isAsked = !handedness; // with a known side, nothing depends on what a classifier says
+  const [reading] = await answered(readPlaces(places, rules, rules.upright, isAsked), models, picture);
   return { ...reading, box, handScore: null };
 }
 
