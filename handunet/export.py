@@ -12,9 +12,9 @@ it.  A pose model's gives `heatmaps` (batch, 21, image_size, image_size), `keypo
 input, decoded as `decode_heatmaps` does by default, and `scores` (batch, 21), corrected with the processor's temperature.  A
 detector's gives, falling by score before double ones were set to 0, `scores` (batch, 100), `labels` (batch, 100) int64, 0 for a
 right hand and 1 for a left one, `boxes` (batch, 100, 4), (x_min, y_min, x_max, y_max) as shares of the letterboxed square, and
-`directions` (batch, 100, 2).  The metadata entry `handunet` holds as JSON what a caller must know about the processor and the
-keypoints.  Before the file gets its name, it is compared with torch: heatmaps within 1e-4, keypoints within 0.01 px, boxes
-within 0.001 px.
+`directions` (batch, 100, 2).  It looks at a photograph at two sizes, but in 8 bits, for speed in films, at one.  The metadata
+entry `handunet` holds as JSON what a caller must know about the processor and the keypoints.  Before the file gets its name, it
+is compared with torch: heatmaps within 1e-4, keypoints within 0.01 px, boxes within 0.001 px.
 """
 
 import argparse
@@ -61,8 +61,10 @@ def load(name: str, revision: str | None = None):
     return tuple(kind.from_pretrained(name, revision=revision) for kind in classes)
 
 
-def export(model, processor, output: Path) -> None:
+def export(model, processor, output: Path, *, twice: bool = True) -> None:
     """Write `model` with its decoder and the settings of `processor` to `output`, after a comparison with torch.
+
+    twice: whether a detector looks at each photograph at two sizes.
 
     The file appears whole or not at all.  Raises `ImportError` without onnx, onnxruntime and onnxscript, `ValueError` if
     model and processor do not fit each other, and `RuntimeError` if the graph does not give what torch gives.
@@ -76,7 +78,7 @@ def export(model, processor, output: Path) -> None:
             f"Exporting needs onnx, onnxruntime and onnxscript ({error}): pip install 'handunet[torch,onnx]'"
         ) from None
     settings = graphs.settings_of(model, processor)
-    graph = graphs.graph_of(model, processor)
+    graph = graphs.graph_of(model, processor, twice=twice)
     exported = trace(graph, model.config)
     onnx.helper.set_model_props(exported, {METADATA_KEY: json.dumps(settings)})
     with written_whole(output) as partial:
@@ -85,9 +87,12 @@ def export(model, processor, output: Path) -> None:
 
 
 def export_quantized(model, processor, output: Path, photographs: Path) -> None:
-    """As [`export`], in 8 bits; raises `OSError` or `ValueError` too for a folder of photographs that cannot be used."""
+    """As [`export`], in 8 bits, and a detector looks once, for speed in films.
+
+    Raises `OSError` or `ValueError` too for a folder of photographs that cannot be used.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        export(model, processor, Path(folder, "model.onnx"))
+        export(model, processor, Path(folder, "model.onnx"), twice=False)
         quantize(Path(folder, "model.onnx"), output, photographs)
 
 

@@ -81,18 +81,22 @@ def side_chances(outputs) -> Tensor:
 
 
 class DetectorGraph(nn.Module):
-    """The detector and its decoder: peaks that fall by score; a peak that is an earlier hand again has the score 0."""
+    """The detector and its decoder: peaks that fall by score; a peak that is an earlier hand again has the score 0.
+
+    twice: whether the network looks at each photograph at two sizes.
+    """
 
     kind = "detector"
     outputs = ("scores", "labels", "boxes", "directions")
     inner = ("map_centres", "map_boxes", "map_directions")
 
-    def __init__(self, model: HandUNetForObjectDetection, processor: HandUNetDetectorImageProcessor):
+    def __init__(self, model: HandUNetForObjectDetection, *, twice: bool = True):
         super().__init__()
         self.model = model
+        self.look = model.look_twice if twice else model
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
-        outputs = self.model(pixel_values)
+        outputs = self.look(pixel_values)
         maps = [values.contiguous() for values in (outputs.centres, outputs.boxes, outputs.directions)]
         return *self.decode(*maps), *maps
 
@@ -110,7 +114,7 @@ class DetectorGraph(nn.Module):
         """The hands are compared with torch's decoder on the file's own maps, since a rounding error may change their order;
         only where there is a hand, because the order of cells without one means nothing."""
         size = inputs.shape[-1]
-        outputs = self.model(inputs)
+        outputs = self.look(inputs)
         maps = [found[name] for name in self.inner]
         expected = in_order(dict(zip(self.outputs, self.decode(*maps))))
         found = in_order({name: found[name] for name in self.outputs}) | dict(zip(self.inner, maps))
@@ -139,10 +143,11 @@ def in_order(hands: dict[str, Tensor]) -> dict[str, Tensor]:
 Graph = PoseGraph | DetectorGraph
 
 
-def graph_of(model, processor) -> Graph:
-    """The graph of a pose model or of a detector, on the CPU in float32."""
-    kind = DetectorGraph if isinstance(model, HandUNetForObjectDetection) else PoseGraph
-    return kind(model.float().cpu(), processor).eval()
+def graph_of(model, processor, *, twice: bool = True) -> Graph:
+    """The graph of a pose model or of a detector that looks once or twice, on the CPU in float32."""
+    model = model.float().cpu()
+    is_detector = isinstance(model, HandUNetForObjectDetection)
+    return (DetectorGraph(model, twice=twice) if is_detector else PoseGraph(model, processor)).eval()
 
 
 def settings_of(model, processor) -> dict:

@@ -57,6 +57,11 @@ class HandUNetDetectorConfig(SavedConfig):
         """Pixels of the input a cell of the answers has, along each axis."""
         return 2 ** (len(self.hidden_sizes) - len(self.decoder_sizes))
 
+    @property
+    def multiple(self) -> int:
+        """The side of a photograph that is read is a multiple of this."""
+        return 2 ** len(self.hidden_sizes)
+
     def validate_architecture(self):
         """Check the rules between fields; each message says what to change."""
         for name in ("hidden_sizes", "decoder_sizes"):
@@ -68,10 +73,9 @@ class HandUNetDetectorConfig(SavedConfig):
                 f"decoder_sizes={self.decoder_sizes} has {len(self.decoder_sizes)} levels: give fewer than the "
                 f"{len(self.hidden_sizes)} hidden_sizes."
             )
-        multiple = 2 ** len(self.hidden_sizes)
-        if not 0 < self.image_size <= MAX_IMAGE_SIZE or self.image_size % multiple:
+        if not 0 < self.image_size <= MAX_IMAGE_SIZE or self.image_size % self.multiple:
             raise ValueError(
-                f"image_size={self.image_size}: {len(self.hidden_sizes)} hidden_sizes need a multiple of {multiple}, at "
+                f"image_size={self.image_size}: {len(self.hidden_sizes)} hidden_sizes need a multiple of {self.multiple}, at "
                 f"most {MAX_IMAGE_SIZE}."
             )
         if not 0 < self.num_channels <= MAX_CHANNELS:

@@ -34,6 +34,8 @@ FIRST_CHANCE = 0.01
 FIRST_SIDE = 0.15
 # Sides stay between e ** -7 and e ** 1 of the picture's, so that no exponential overflows in half precision.
 LOG_SIDES = (-7.0, 1.0)
+# The second look's photograph is enlarged by about this, so that all levels divide it.
+SECOND_LOOK = 1.5
 
 
 @dataclass
@@ -106,6 +108,37 @@ class HandUNetForObjectDetection(HandUNetPreTrainedModel):
             raise ValueError(
                 f"pixel_values has shape {tuple(pixel_values.shape)}, expected (batch, {str(expected)[1:]}."
             )
+        logits, boxes, directions = self._maps(pixel_values)
+        loss = None
+        if labels is not None:
+            labels = pad_labels(labels, logits.device) if isinstance(labels, (list, tuple)) else labels
+            loss = self.loss(logits, boxes, directions, labels)
+        return HandUNetObjectDetectionOutput(loss=loss, centres=logits.sigmoid(), boxes=boxes, directions=directions)
+
+    def look_twice(self, pixel_values: Tensor) -> HandUNetObjectDetectionOutput:
+        """The mean of what the network sees in photographs and in the same enlarged, without a loss.
+
+        What looks like a hand at one size alone is mostly none; docs/training.md says how much this helps.  The maps have the
+        enlarged photographs' resolution.
+
+        Args:
+            pixel_values: as of `forward`.
+        """
+        size = round(SECOND_LOOK * self.config.image_size / self.config.multiple) * self.config.multiple
+        larger = nn.functional.interpolate(pixel_values, size=(size, size), mode="bilinear", align_corners=False)
+        looks = []
+        for pixels in (pixel_values, larger):
+            logits, boxes, directions = self._maps(pixels)
+            looks.append((logits.sigmoid(), boxes, directions))
+        cells = looks[1][0].shape[2:]
+        looks[0] = [nn.functional.interpolate(maps, size=cells, mode="bilinear", align_corners=False) for maps in looks[0]]
+        centres, boxes, directions = ((one + other) / 2 for one, other in zip(*looks))
+        directions = nn.functional.normalize(directions, dim=1)
+        return HandUNetObjectDetectionOutput(centres=centres, boxes=boxes, directions=directions)
+
+    def _maps(self, pixel_values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Centres (B, 2, H, W) as log-odds, boxes (B, 4, H, W) and directions (B, 2, H, W), of photographs of any size that
+        all levels divide."""
         features = nn.functional.pixel_unshuffle(pixel_values, 2).contiguous(memory_format=torch.channels_last)
         skips = []
         for level, block in enumerate(self.down):
@@ -118,13 +151,7 @@ class HandUNetForObjectDetection(HandUNetPreTrainedModel):
             features = nn.functional.interpolate(features, scale_factor=2, mode="bilinear", align_corners=False)
             features = block(torch.cat([features, skips.pop()], dim=1))
         logits, sides, offset, direction = self.head(features).float().split(2, dim=1)  # (B, 2, H, W) each
-        boxes = self._boxes(sides, offset)
-        directions = nn.functional.normalize(direction, dim=1)
-        loss = None
-        if labels is not None:
-            labels = pad_labels(labels, logits.device) if isinstance(labels, (list, tuple)) else labels
-            loss = self.loss(logits, boxes, directions, labels)
-        return HandUNetObjectDetectionOutput(loss=loss, centres=logits.sigmoid(), boxes=boxes, directions=directions)
+        return logits, self._boxes(sides, offset), nn.functional.normalize(direction, dim=1)
 
     @staticmethod
     def _boxes(sides: Tensor, offset: Tensor) -> Tensor:

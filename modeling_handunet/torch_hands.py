@@ -84,13 +84,13 @@ class TorchHands:
 def detect_hands(
     model: HandUNetForObjectDetection, processor: HandUNetDetectorImageProcessor, photos: Sequence[Image.Image]
 ) -> list[list[FoundHand]]:
-    """What a detector finds in each of several RGB photographs, falling by score."""
+    """What a detector finds in each of several RGB photographs at two sizes, falling by score."""
     found = []
     for first in range(0, len(photos), BATCH_SIZE):
         batch = photos[first : first + BATCH_SIZE]
         pixel_values = processor(list(batch)).pixel_values.to(model.device, model.dtype)
         sizes = [photo.size[::-1] for photo in batch]
-        found += processor.post_process_object_detection(model(pixel_values), 0.0, sizes)
+        found += processor.post_process_object_detection(model.look_twice(pixel_values), 0.0, sizes)
     names = ("scores", "labels", "boxes", "directions")
     return [found_hands(*(hands[name].tolist() for name in names)) for hands in found]
 

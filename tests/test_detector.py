@@ -7,6 +7,7 @@ import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
+from torch.nn.functional import interpolate
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection, Trainer, TrainingArguments, pipeline
 
@@ -58,6 +59,10 @@ def ideal(*hands: tuple[float, float, float, float], sides, peak: float = 1.0, c
     return HandUNetObjectDetectionOutput(centres=centres, boxes=boxes, directions=directions)
 
 
+def enlarged(maps: torch.Tensor, side: int) -> torch.Tensor:
+    return interpolate(maps, size=(side, side), mode="bilinear")
+
+
 class TestArchitecture:
     def test_the_default_keeps_to_its_bounds_of_parameters_and_arithmetic(self):
         model = HandUNetForObjectDetection(HandUNetDetectorConfig()).eval()
@@ -74,6 +79,20 @@ class TestArchitecture:
         assert output.boxes.shape == (2, 4, 80, 80) and output.directions.shape == (2, 2, 80, 80)
         torch.testing.assert_close(output.directions.norm(dim=1), torch.ones(2, 80, 80))
         assert 0 <= output.centres.min() and output.centres.max() <= 1
+
+    def test_a_second_look_is_the_same_network_on_the_photograph_half_as_large_again(self, model):
+        larger = HandUNetForObjectDetection(tiny_config(image_size=96)).eval()
+        larger.load_state_dict(model.state_dict())
+        pixels = 2 * torch.randn(2, 3, 64, 64) + 1
+        with torch.no_grad():
+            model.head.weight *= 10
+            larger.head.weight *= 10
+            twice, one, other = model.look_twice(pixels), model(pixels), larger(enlarged(pixels, 96))
+        assert twice.loss is None and twice.centres.shape == other.centres.shape == (2, 2, 24, 24)
+        for name in ("centres", "boxes"):
+            torch.testing.assert_close(twice[name], (enlarged(one[name], 24) + other[name]) / 2)
+            assert (twice[name] - other[name]).abs().max() > 1e-3
+        torch.testing.assert_close(twice.directions.norm(dim=1), torch.ones(2, 24, 24))
 
     def test_the_middle_of_the_picture_sees_all_of_it(self):
         model = HandUNetForObjectDetection(HandUNetDetectorConfig()).eval()

@@ -192,7 +192,7 @@ def test_the_detectors_file_finds_the_hands_that_torch_finds(exported, batch):
     processor = HandUNetDetectorImageProcessor.from_pretrained(exported / "detector")
     pixel_values = processor(photographs).pixel_values
     with torch.inference_mode():
-        outputs = HandUNetForObjectDetection.from_pretrained(exported / "detector")(pixel_values)
+        outputs = HandUNetForObjectDetection.from_pretrained(exported / "detector").look_twice(pixel_values)
     expected = processor.post_process_object_detection(outputs, 0.01, [(400, 640)] * batch)
     found = session(exported / "nested" / "detector.onnx").run(None, {"pixel_values": pixel_values.numpy()})
     singles = 0
@@ -217,7 +217,7 @@ def test_a_detector_that_differs_from_torch_is_not_let_through(exported):
     check(graph, exported / "nested" / "detector.onnx")
     with torch.no_grad():
         detector.head.bias[2] += 0.01
-    with pytest.raises(RuntimeError, match=r"map_boxes for a batch of 1, \(1, 4, 16, 16\), differ by .* from torch's"):
+    with pytest.raises(RuntimeError, match=r"map_boxes for a batch of 1, \(1, 4, 24, 24\), differ by .* from torch's"):
         check(graph, exported / "nested" / "detector.onnx")
 
 
