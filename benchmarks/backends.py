@@ -70,11 +70,11 @@ def share_found(crop, boxes: list, answer: dict) -> float:
 
 
 def backends(name: str, folder: Path, calibration: Path) -> tuple[dict, dict[str, tuple[Run, int]]]:
-    """The settings of the model, and each backend with the bytes of its file."""
+    """The settings of the model, and each backend with the bytes of its file.  A detector looks once in all of them."""
     model, processor = load(name)
-    settings, graph = graphs.settings_of(model, processor), graphs.graph_of(model, processor)
+    settings, graph = graphs.settings_of(model, processor), graphs.graph_of(model, processor, twice=False)
     files = {"float32": folder / "model.onnx", "8 bits": folder / "model_8bit.onnx"}
-    export(model, processor, files["float32"])
+    export(model, processor, files["float32"], twice=False)
     quantize(files["float32"], files["8 bits"], calibration)
     weights = sum(path.stat().st_size for path in Path(name).glob("*.safetensors"))
     ways = {

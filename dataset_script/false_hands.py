@@ -14,6 +14,7 @@ marked, since it misses hands.
 import argparse
 import json
 import os
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -160,6 +161,14 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if not args.people and not args.photos:
         parser.error("name --people, --photos or both")
+    try:
+        collect(args)
+    except (OSError, ValueError) as error:
+        sys.exit(f"false_hands: {error}")
+
+
+def collect(args: argparse.Namespace) -> None:
+    """What the command line asks for."""
     model = HandUNetForObjectDetection.from_pretrained(args.detector).eval()
     processor = HandUNetDetectorImageProcessor.from_pretrained(args.detector)
     images = Path(args.output, "images")

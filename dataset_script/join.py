@@ -41,7 +41,8 @@ def join(folders: list[Path], limits: list[float], output: Path) -> int:
                 whole["images"].append({**image, "id": numbers[hand["image_id"]], "file_name": file})
                 copies.append((folder / "images" / image["file_name"], file))
             whole["annotations"].append({**hand, "id": len(whole["annotations"]), "image_id": numbers[hand["image_id"]]})
-        whole.setdefault("categories", coco.get("categories", []))
+        if whole.setdefault("categories", coco.get("categories", [])) != coco.get("categories", []):
+            raise ValueError(f"{folder} has other categories than {folders[0]}: give both the same")
         sources |= {path.read_text(): None for path in (folder.parent / "SOURCES.md", folder / "SOURCES.md") if path.is_file()}
     for source, file in copies:
         target = output / "images" / file

@@ -262,7 +262,8 @@ def run(
     """Label all photographs, or go on with it, and write the files; the report."""
     folder, files = photographs_in(places, output)
     log = output / "looks.jsonl"
-    settings = {"teacher": teacher.sentence, "boxes": boxes is not None, "squares": squares}
+    given = boxes and hashlib.sha256(json.dumps(boxes, sort_keys=True).encode()).hexdigest()[:16]
+    settings = {"teacher": teacher.sentence, "folder": str(folder), "boxes": given, "squares": squares}
     records = done_before(log, {**settings, "max_disagreement": max_disagreement})
     done = {record["picture"] for record in records}
     if squares:

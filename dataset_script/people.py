@@ -40,8 +40,15 @@ def box_of_keypoints(keypoints: Tensor) -> Tensor:
     return torch.cat([low - margin, high + margin], -1)
 
 
+def points_of(hand: dict) -> Tensor:
+    """An annotation's keypoints (21, 2), float64."""
+    return torch.tensor(hand["keypoints"], dtype=torch.float64).view(21, -1)[:, :2]
+
+
 def read_people(folder: str | os.PathLike, parts: Sequence[str]) -> list[tuple[dict, list[dict]]]:
     """The rows of `annotations.json` of some parts: each image, with its `path`, and the annotations of its hands.
+
+    A teacher's boxes are tight round the keypoints, and get the margin of those that are drawn by eye.
 
     Raises `FileNotFoundError` for a missing file and `ValueError` for annotations that are not as the module's docstring
     says, naming them.
@@ -67,6 +74,10 @@ def read_people(folder: str | os.PathLike, parts: Sequence[str]) -> list[tuple[d
             rule = f"image {number}: width and height are numbers above 0"
             check(min(numbers_of([image["width"], image["height"]], (2,), rule)) > 0, rule)
             image["path"] = Path(folder) / "images" / image["file_name"]
+            for hand in hands.get(image["id"], []) if image["marked"] == "teacher" else []:
+                if hand.get("keypoints"):
+                    left, top, right, bottom = box_of_keypoints(points_of(hand)).tolist()
+                    hand["bbox"] = [left, top, right - left, bottom - top]
         return [(image, hands.get(image["id"], [])) for image in coco["images"] if image["split"] in parts]
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         reason = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else error
@@ -129,10 +140,9 @@ class People(Dataset):
                 x, y, box_width, box_height = hand["bbox"]
                 box = torch.tensor([x, y, x + box_width, y + box_height], dtype=torch.float64)
                 if hand.get("keypoints"):
-                    points = torch.tensor(hand["keypoints"], dtype=torch.float64).view(21, -1)[:, :2]
+                    points = points_of(hand)
                     toward = points[MIDDLE_KNUCKLE] - points[WRIST]
                     self.directions[number, place] = toward / toward.norm().clamp_min(1e-6)
-                    box = box if image["marked"] == "by eye" else box_of_keypoints(points)
                 box = ((box - torch.from_numpy(corner)) / side).float()
                 limits = self.extent[number]
                 self.boxes[number, place] = torch.minimum(torch.maximum(box, limits[:2].repeat(2)), limits[2:].repeat(2))
@@ -140,7 +150,7 @@ class People(Dataset):
                 self.ignore[number, place], self.present[number, place] = bool(hand["ignore"]), True
 
     def _weights(self) -> Tensor:
-        """`BY_EYE` of the draws are pictures marked by eye, and no source counts as more than 400."""
+        """`BY_EYE` of the draws are pictures marked by eye, and no source counts as more than `SOURCE_PICTURES`."""
         counts = {source: self.sources.count(source) for source in set(self.sources)}
         weights = torch.tensor([min(1.0, SOURCE_PICTURES / counts[source]) for source in self.sources])
         for group, share in ((self.by_eye, BY_EYE), (~self.by_eye, 1 - BY_EYE)):

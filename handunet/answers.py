@@ -172,10 +172,6 @@ class CocoAnswers:
         now = time.monotonic()
         self.next = now + max((now - begun) / COCO_SHARE, COCO_SECONDS)
 
-    def photographs_folder(self) -> Path:
-        """The folder that the file names are in: `--images` of train.py."""
-        return common_folder(self.log_path)
-
     def close(self) -> None:
         """No more answers follow."""
         if self.log is not None:

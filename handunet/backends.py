@@ -194,7 +194,7 @@ class OnnxDetector:
         inputs = {"pixel_values": normalize_crops(pixels, *self.normalization)}
         names = ["scores", "labels", "boxes", "directions"]
         scores, labels, boxes, directions = (values[0] for values in self.session.run(names, inputs))
-        if np.isnan(scores).any():
+        if np.isnan(boxes).any():  # scores of NaN are 0
             raise ValueError(f"The detector in {self.file} answered NaN: its weights are damaged, export them again.")
         # Shares of the letterboxed square to pixels of the photograph.
         corners = Crop.of_image(*photo.size, 1).back(boxes.astype(np.float64).reshape(-1, 2, 2))

@@ -92,8 +92,10 @@ class DetectorGraph(nn.Module):
 
     def __init__(self, model: HandUNetForObjectDetection, *, twice: bool = True):
         super().__init__()
-        self.model = model
-        self.look = model.look_twice if twice else model
+        self.model, self.twice = model, twice
+
+    def look(self, pixel_values: Tensor):
+        return self.model.look_twice(pixel_values) if self.twice else self.model(pixel_values)
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
         outputs = self.look(pixel_values)

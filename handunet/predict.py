@@ -253,7 +253,7 @@ class Run:
             raise ValueError(f"--output {self.output} is a file: name a folder")
         is_gone_on = args.format in SHARED_FORMATS and (self.output / SETTINGS).exists()
         if args.format == "parquet" or args.share.count > 1 or is_gone_on:
-            names = ("model", "detector", "boxes", "side", "every", "max_hands", "detection_threshold")
+            names = ("model", "detector", "boxes", "side", "every", "max_hands", "detection_threshold", "format", "column")
             made_with = {name: getattr(args, name) for name in names}
             self.answers = Shards(self.output, args.format, args.share, made_with)
         else:

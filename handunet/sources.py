@@ -39,7 +39,7 @@ class Source:
     @property
     def is_film(self) -> bool:
         """Whether its name ends as a film's."""
-        path = urlsplit(self.name).path if self.name.startswith(URLS[:2]) else self.name
+        path = path_of(self.name) if self.name.startswith(URLS[:2]) else self.name
         return self.read is None and not self.name.startswith("data:") and Path(path).suffix.lower() in FILM_SUFFIXES
 
 
@@ -149,12 +149,20 @@ def is_source(name: str) -> bool:
     return path.suffix.lower() in SUFFIXES | FILM_SUFFIXES and not path.name.startswith(".")
 
 
+def path_of(address: str) -> str:
+    """The path of an address; "" of one that is none, which is said when it is read."""
+    try:
+        return urlsplit(address).path
+    except ValueError:
+        return ""
+
+
 def stem_of(name: str) -> str:
     """What a drawing is called after, without a suffix."""
     if name.startswith("data:"):
         return "photo"
     if name.startswith(URLS):
-        stem = re.sub(r"[^\w .()+-]", "_", Path(unquote(urlsplit(name).path)).stem)
+        stem = re.sub(r"[^\w .()+-]", "_", Path(unquote(path_of(name))).stem)
     else:
         stem = Path(name).stem
     return stem[:MAX_NAME] or "photo"

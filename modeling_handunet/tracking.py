@@ -266,8 +266,8 @@ class HandTracks:
         return sorted((track for track in self.tracks if track.seen == time), key=lambda track: track.id)
 
     def _read(self, looks: list[Look], detected: bool):
-        """The sight at each place.  What may be a new hand is read as `find_hands` reads it; a hand that is followed is read
-        once, and now and then both ways in frames in which the detector runs."""
+        """The sight at each place.  What may be a new hand is read both ways and, if it fills its crop badly, again; a hand
+        that is followed is read once, and now and then both ways in frames in which the detector runs."""
         size, fill = self.models.image_size, self.models.box_fill
         places, new = [], set()
         for index, look in enumerate(looks):

@@ -7,6 +7,7 @@ networks.  `tests/test_tracking.py` says of each case in words which ids are rig
 every number.  A photograph is a single frame, for the rules of hands.py, which `tests/test_hands.py` puts into words.
 """
 
+import argparse
 import json
 import math
 from pathlib import Path
@@ -333,6 +334,7 @@ def shared_finding_rules() -> dict:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
     CASES_FILE.parent.mkdir(exist_ok=True)
     CASES_FILE.write_text(json.dumps(shared_cases(), separators=(",", ":")).replace('{"name"', '\n{"name"') + "\n")
     RULES_FILE.write_text(json.dumps(shared_rules(), indent=2) + "\n")

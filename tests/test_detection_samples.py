@@ -16,7 +16,7 @@ from dataset_script.detection import DetectionSamples, Looks, PeopleViews
 from dataset_script.detection_scenes import DetectionScenes, cut_boxes, hide_behind_strips, look_up, paint_strip
 from dataset_script.hand_tiles import HandTiles
 from dataset_script.layers import HandLayers
-from dataset_script.people import People, box_of_keypoints
+from dataset_script.people import People, box_of_keypoints, read_people
 from dataset_script.squares import Squares, background_squares, squares_on_device
 
 SIZE = 96
@@ -87,6 +87,12 @@ class TestPeople:
         margin = 0.07 * 24
         expected = torch.tensor([20 - margin, 28 - margin, 44 + margin, 52 + margin]) / 80
         torch.testing.assert_close(people.boxes[1, 0], expected)
+
+    def test_that_box_is_the_same_wherever_the_annotations_are_read(self, tmp_path):
+        (_, (by_eye, _)), (_, (by_teacher,)), _ = read_people(write_people(tmp_path / "people"), ["train"])
+        margin = 0.07 * 24
+        assert by_eye["bbox"] == [10, 10, 20, 20]
+        assert by_teacher["bbox"] == pytest.approx([20 - margin, 8 - margin, 24 + 2 * margin, 24 + 2 * margin])
 
     def test_directions_are_known_where_keypoints_are(self, people):
         torch.testing.assert_close(people.directions[1, 0], torch.tensor([0.0, -1.0]))  # upwards

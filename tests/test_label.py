@@ -184,6 +184,11 @@ def test_a_stopped_run_goes_on_and_gives_the_same_file(folder):
     assert (output / "annotations.json").read_text() == whole and seer.calls == 3 * 4
     with pytest.raises(ValueError, match="was begun with"):
         label.run([folder / "photos"], output, seer, squares=True)
+    label.run([folder / "photos"], folder / "given", seer, boxes={"a/1.png": []})
+    with pytest.raises(ValueError, match="was begun with"):
+        label.run([folder / "photos"], folder / "given", seer, boxes={"a/2.png": []})
+    with pytest.raises(ValueError, match="was begun with"):
+        label.run([folder / "photos" / "a"], output, seer)
 
 
 def test_boxes_and_handedness_can_be_given(folder):

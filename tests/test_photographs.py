@@ -203,4 +203,9 @@ def test_folders_are_joined_without_hands_of_which_the_teacher_was_not_sure(tmp_
     ):  # fmt: skip
         with pytest.raises((ValueError, OSError), match=problem):
             join([tmp_path / name for name in folders], limits, tmp_path / output)
+    coco = json.loads((tmp_path / "b" / "annotations.json").read_text())
+    coco["categories"] = [{"id": 1, "name": "hand", "supercategory": "person"}]
+    (tmp_path / "b" / "annotations.json").write_text(json.dumps(coco))
+    with pytest.raises(ValueError, match="b has other categories than .*a: give both the same"):
+        join([tmp_path / "a", tmp_path / "b"], [1, 1], tmp_path / "c")
     assert not (tmp_path / "c").exists()

@@ -169,6 +169,8 @@ def test_folders_patterns_and_names_with_brackets_are_found(tmp_path):
     nothing, (folder, pattern) = found("empty", "a/*.gif")
     assert nothing == [] and "empty holds no photograph" in folder and "No photograph and no film matches" in pattern
     assert [source.is_film for source in find([f"{tmp_path}/a/b"], tmp_path, print)] == [True, False]
+    (no_address,) = find(["http://[/x.mp4"], tmp_path, print)
+    assert no_address.place == "photo" and not no_address.is_film
 
 
 def test_each_photograph_has_a_drawing_of_its_own(tmp_path):
@@ -375,3 +377,6 @@ def test_shards_of_another_threshold_are_refused(tmp_path, photo):
     handunet.predict.main(words)
     with pytest.raises(SystemExit, match="was begun with detection_threshold None, not 0.5"):
         handunet.predict.main([*words, "--detection_threshold", "0.5"])
+    words[words.index("parquet")] = "jsonl"
+    with pytest.raises(SystemExit, match="was begun with format 'parquet', not 'jsonl'"):
+        handunet.predict.main(words)

@@ -116,7 +116,7 @@ def auroc_of_negatives(hands: Arrays, negatives: dict[str, Arrays], temperature:
 
 
 def hand_figures(chances: np.ndarray, hand_classes: np.ndarray) -> dict:
-    """How well a hand classifier tells hands from what is none (`auroc`) and right from left (`side_accuracy`, a share).
+    """How well a hand classifier separates hands from other crops (`auroc`) and right from left (`side_accuracy`, a share).
 
     Of its `chances` (N, 3) for crops of `hand_classes` (N,), as `modeling_handunet.losses.hand_loss` has them.  A figure that
     these crops do not give is left out.

@@ -65,6 +65,8 @@ def see(model: HandUNetForPoseEstimation, processor: HandUNetImageProcessor, loo
             flush()
     if pixels:
         flush()
+    if not features:
+        raise ValueError("There is no crop to look at: the photographs need hands for training and for validation.")
     return {"features": torch.cat(features), "shows": torch.tensor(shows), "kind": kinds, "source": sources}
 
 
@@ -103,7 +105,7 @@ def fit(classifier: HandClassifier, seen: dict, seed: int = 0) -> None:
 
 @torch.inference_mode()
 def figures(classifier: HandClassifier, seen: dict) -> dict:
-    """How well it tells hands from what is none (AUROC) and right from left (share), of all crops and of each kind.
+    """How well it separates hands from other crops (AUROC) and right hands from left ones (share), of all and of each kind.
 
     A kind's AUROC is that of its hands against everything that is no hand.
     """
@@ -156,6 +158,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--cache_dir", help="where prepared images are stored (default: the cache of the datasets library)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
+    if not Path(args.model).is_dir():
+        sys.exit(f"hand_classifier: {args.model} is no folder: give the folder of a pose model.")
     if not (args.people or args.photographs or args.false_hands):
         sys.exit("hand_classifier: There is nothing to learn from: name --people, --photographs or --false_hands.")
     try:
