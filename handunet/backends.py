@@ -107,10 +107,14 @@ def load_onnx(model: str, detector: str | None, finds: bool):
 
 
 class OnnxHands:
-    """A [`HandModels`] of a pose network and a detector, which is loaded when it is first asked."""
+    """A [`HandModels`] of a pose network and detectors, which are loaded when they are first asked.
+
+    A file looks at a photograph once or twice, as it was exported: in 8 bits once.  So the package's own model in 8 bits has
+    the detector in float32 for photographs, and that in 8 bits for films.
+    """
 
     def __init__(self, model: str, detector: str | None = None):
-        self.model, self.detector, self._detect = model, detector, None
+        self.model, self.detector, self._detectors = model, detector, {}
         self.pose = OnnxPose(model)
         self.image_size, self.box_fill, self.keypoint_names = self.pose.image_size, self.pose.box_fill, self.pose.keypoint_names
 
@@ -118,22 +122,27 @@ class OnnxHands:
         """As `HandModels.read` says."""
         return read_crops(self.pose, photo, crops)
 
-    def detect(self, photo):
+    def detect(self, photo, twice: bool = True):
         """As `HandModels.detect` says."""
-        self.load_detector()
-        return self._detect(photo)
+        return self.load_detector(twice)(photo)
 
-    def load_detector(self) -> None:
-        """Load the detector, if it is not loaded; errors as of `load`."""
-        if self._detect is None:
-            places = (Path(self.detector),) if self.detector else (Path(self.model).with_name("detector.onnx"), OWN_DETECTOR)
-            found = next((path for path in places if path.is_file()), None)
-            if found is None:
-                raise OSError(
-                    f"There is no hand detector at {places[0]}: name a file that `handunet export` wrote with --detector, or "
-                    "give the hands' boxes with --boxes."
-                )
-            self._detect = OnnxDetector(str(found))
+    def load_detector(self, twice: bool = True):
+        """The detector for photographs, or that for films, loaded if it is not; errors as of `load`."""
+        if self.detector:
+            places = (Path(self.detector),)
+        elif twice and Path(self.model) in OWN_MODELS.values():
+            places = (OWN_DETECTOR,)
+        else:
+            places = Path(self.model).with_name("detector.onnx"), OWN_DETECTOR
+        found = next((path for path in places if path.is_file()), None)
+        if found is None:
+            raise OSError(
+                f"There is no hand detector at {places[0]}: name a file that `handunet export` wrote with --detector, or "
+                "give the hands' boxes with --boxes."
+            )
+        if found not in self._detectors:
+            self._detectors[found] = OnnxDetector(str(found))
+        return self._detectors[found]
 
 
 def read_crops(network, photo, crops):

@@ -83,8 +83,11 @@ class HandModels(Protocol):
     box_fill: float  # share of a crop's side that a hand's box takes
     keypoint_names: list[str]
 
-    def detect(self, photo: Image.Image) -> list[FoundHand]:
-        """The hands of an RGB photograph, falling by score, which is above 0.  Raises `ValueError` without a detector."""
+    def detect(self, photo: Image.Image, twice: bool = True) -> list[FoundHand]:
+        """The hands of an RGB photograph, falling by score, which is above 0.  Raises `ValueError` without a detector.
+
+        twice: look at it at two sizes, which finds more; a frame of a film is looked at once, for speed.
+        """
 
     def read(self, photo: Image.Image, crops: list[Crop]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Of N crops of a photograph: keypoints (N, 21, 2) in its pixels, scores (N, 21) in [0, 1], and the chances (N, 2) that

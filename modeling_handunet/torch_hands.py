@@ -49,13 +49,13 @@ class TorchHands:
         except OSError:  # there is none
             return False
 
-    def detect(self, photo: Image.Image) -> list[FoundHand]:
-        """The hands of an RGB photograph, falling by score."""
-        return self.detect_all([photo])[0]
+    def detect(self, photo: Image.Image, twice: bool = True) -> list[FoundHand]:
+        """The hands of an RGB photograph, falling by score; `twice` as `HandModels.detect` says."""
+        return self.detect_all([photo], twice)[0]
 
-    def detect_all(self, photos: Sequence[Image.Image]) -> list[list[FoundHand]]:
+    def detect_all(self, photos: Sequence[Image.Image], twice: bool = True) -> list[list[FoundHand]]:
         """[`detect`] of several photographs."""
-        return detect_hands(*self.detector, photos)
+        return detect_hands(*self.detector, photos, twice)
 
     def read(self, photo: Image.Image, crops: Sequence[Crop]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Keypoints (N, 21, 2) in pixels of the photograph, scores (N, 21) and chances (N, 2), of N crops of it."""
@@ -82,15 +82,18 @@ class TorchHands:
 
 @torch.inference_mode()
 def detect_hands(
-    model: HandUNetForObjectDetection, processor: HandUNetDetectorImageProcessor, photos: Sequence[Image.Image]
+    model: HandUNetForObjectDetection,
+    processor: HandUNetDetectorImageProcessor,
+    photos: Sequence[Image.Image],
+    twice: bool = True,
 ) -> list[list[FoundHand]]:
-    """What a detector finds in each of several RGB photographs at two sizes, falling by score."""
-    found = []
+    """What a detector finds in each of several RGB photographs, falling by score; `twice` as `HandModels.detect` says."""
+    look, found = model.look_twice if twice else model, []
     for first in range(0, len(photos), BATCH_SIZE):
         batch = photos[first : first + BATCH_SIZE]
         pixel_values = processor(list(batch)).pixel_values.to(model.device, model.dtype)
         sizes = [photo.size[::-1] for photo in batch]
-        found += processor.post_process_object_detection(model.look_twice(pixel_values), 0.0, sizes)
+        found += processor.post_process_object_detection(look(pixel_values), 0.0, sizes)
     names = ("scores", "labels", "boxes", "directions")
     return [found_hands(*(hands[name].tolist() for name in names)) for hands in found]
 

@@ -233,7 +233,10 @@ class HandTracks:
         """
 
         asking = self.steps(photo.size, time)
-        tracks = answered(asking, lambda crops: self.models.detect(photo) if crops is None else self.models.read(photo, crops))
+        models = self.models
+        tracks = answered(
+            asking, lambda crops: models.detect(photo, twice=False) if crops is None else models.read(photo, crops)
+        )
         return [self._describe(track) for track in tracks]
 
     def steps(self, size: tuple[int, int], time: float) -> Generator[list[Crop] | None, object, list[Track]]:

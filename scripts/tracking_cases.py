@@ -57,7 +57,7 @@ class PlayedHands:
         self.hands: list[dict] = []
         self.detector_runs, self.places = 0, 0
 
-    def detect(self, photo=None) -> list[FoundHand]:
+    def detect(self, photo=None, twice: bool = True) -> list[FoundHand]:
         self.detector_runs += 1
         found = [
             FoundHand(

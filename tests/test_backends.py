@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from handunet.backends import OWN_MODEL, OnnxHands, load
+from handunet.backends import OWN_DETECTOR, OWN_MODEL, OWN_MODELS, OnnxHands, load
 from modeling_handunet import HandUNetDetectorConfig, HandUNetDetectorImageProcessor, HandUNetForObjectDetection
 from modeling_handunet.crops import Crop
 from modeling_handunet.hands import FoundHand, find_hands
@@ -27,6 +27,12 @@ pytest.importorskip("onnx", reason="onnx is not installed: pip install -e '.[onn
 def photo() -> Image.Image:
     return Image.open(ROOT / "demo/space/examples/open.jpg").convert("RGB")
 
+
+
+def test_the_packages_model_in_8_bits_finds_the_hands_of_photographs_by_the_detector_in_float32():
+    small, whole = OnnxHands(str(OWN_MODELS["int8"])), OnnxHands(str(OWN_MODEL))
+    assert Path(small.load_detector().file) == Path(whole.load_detector(twice=False).file) == OWN_DETECTOR
+    assert Path(small.load_detector(twice=False).file) == OWN_MODELS["int8"].with_name("detector.onnx")
 
 def test_torch_and_onnxruntime_read_the_same_keypoints(photo):
     crops = [Crop.around_box((119, 82, 211, 268), 128, 0.45), Crop.around_box((100, 80, 150, 90), 128, 0.45, mirrored=True)]

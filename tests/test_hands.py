@@ -35,7 +35,7 @@ class DrawnHands:
     def __init__(self, found=(), hands=()):
         self.found, self.hands, self.read_counts = list(found), list(hands), []
 
-    def detect(self, photo):
+    def detect(self, photo, twice=True):
         return self.found
 
     def read(self, photo, crops: list[Crop]):

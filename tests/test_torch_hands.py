@@ -26,6 +26,10 @@ def test_both_networks_answer_in_pixels_of_the_photograph(photo):
     assert len(found) == len(expected["scores"]) > 2
     np.testing.assert_allclose([hand.box for hand in found], expected["boxes"], atol=1e-3)
     np.testing.assert_allclose([hand.score for hand in found], expected["scores"], atol=1e-5)
+    (once,) = HandUNetDetectorImageProcessor(size=64).post_process_object_detection(
+        detector(HandUNetDetectorImageProcessor(size=64)(photo).pixel_values), 0.0, [(150, 200)]
+    )
+    np.testing.assert_allclose([hand.box for hand in hands.detect(photo, twice=False)], once["boxes"], atol=1e-3)
     assert [hand.side for hand in found] == [("right", "left")[label] for label in expected["labels"]]
     np.testing.assert_allclose([np.hypot(*hand.direction) for hand in found], 1, atol=1e-5)
 
