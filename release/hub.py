@@ -104,6 +104,7 @@ def assemble(
     if is_private(read_report(target)):
         card = choose_pictures(card, target, folder.parent / "figures", publish_examples)
     onnx = f"`{ONNX_FILE}` is the same network with its decoder for onnxruntime. Its metadata say how to prepare an image."
+    onnx += " It looks at each photograph at two sizes." if is_detector(folder) else ""
     card = fill_block(card, "onnx", "" if problem else onnx)
     link = f"https://huggingface.co/spaces/{space}"
     text = f"Try it in the [Space]({link})." if space else ""
