@@ -7,7 +7,7 @@ of a hand that fills 90 % of the picture sees all of it.  Both cost little where
 pixels into channels, since convolutions at full resolution would take most of the arithmetic; the way up is narrow and
 ends at a quarter of the resolution; depth stands where maps are small.  There are no anchors: each hand is one peak
 (CenterNet, https://arxiv.org/abs/1904.07850), and a peak that grows with the hand.  It has 1.25 million parameters and
-takes 1.45 GFLOP for one look at 320 px, and 0.93 at 256 px, at which the published weights look first.
+takes 1.45 GFLOP for one look.
 
 The first four levels are those of the pose network `handunet`, so that a training can start from its weights.
 """
@@ -34,8 +34,9 @@ FIRST_CHANCE = 0.01
 FIRST_SIDE = 0.15
 # Sides stay between e ** -7 and e ** 1 of the picture's, so that no exponential overflows in half precision.
 LOG_SIDES = (-7.0, 1.0)
-# `look_twice` enlarges photographs by about this, so that all levels divide them: from 256 px to 384.
-ENLARGEMENT = 1.5
+# `look_twice` looks at photographs of about these sizes, so that all levels divide them: of 320 px at 256 and 384.  At one of
+# them alone, boxes would be too small or too large.
+LOOKS = (0.8, 1.2)
 
 
 @dataclass
@@ -116,18 +117,18 @@ class HandUNetForObjectDetection(HandUNetPreTrainedModel):
         return HandUNetObjectDetectionOutput(loss=loss, centres=logits.sigmoid(), boxes=boxes, directions=directions)
 
     def look_twice(self, pixel_values: Tensor) -> HandUNetObjectDetectionOutput:
-        """The mean of what the network sees in photographs and in the same enlarged, without a loss.
+        """The mean of what the network sees in photographs that are made smaller and larger, without a loss.
 
         What looks like a hand at one size alone is mostly none; docs/training.md says how much this helps.  The maps have the
-        enlarged photographs' resolution.
+        larger photographs' resolution.
 
         Args:
             pixel_values: as of `forward`.
         """
-        size = round(ENLARGEMENT * self.config.image_size / self.config.multiple) * self.config.multiple
-        larger = nn.functional.interpolate(pixel_values, size=(size, size), mode="bilinear", align_corners=False)
-        looks = []
-        for pixels in (pixel_values, larger):
+        looks, multiple = [], self.config.multiple
+        for scale in LOOKS:
+            size = (round(scale * self.config.image_size / multiple) * multiple,) * 2
+            pixels = nn.functional.interpolate(pixel_values, size=size, mode="bilinear", align_corners=False)
             logits, boxes, directions = self._maps(pixels)
             looks.append((logits.sigmoid(), boxes, directions))
         cells = looks[1][0].shape[2:]

@@ -59,7 +59,7 @@ def ideal(*hands: tuple[float, float, float, float], sides, peak: float = 1.0, c
     return HandUNetObjectDetectionOutput(centres=centres, boxes=boxes, directions=directions)
 
 
-def enlarged(maps: torch.Tensor, side: int) -> torch.Tensor:
+def resized(maps: torch.Tensor, side: int) -> torch.Tensor:
     return interpolate(maps, size=(side, side), mode="bilinear")
 
 
@@ -80,19 +80,19 @@ class TestArchitecture:
         torch.testing.assert_close(output.directions.norm(dim=1), torch.ones(2, 80, 80))
         assert 0 <= output.centres.min() and output.centres.max() <= 1
 
-    def test_a_second_look_is_the_same_network_on_the_photograph_half_as_large_again(self, model):
-        larger = HandUNetForObjectDetection(tiny_config(image_size=96)).eval()
-        larger.load_state_dict(model.state_dict())
+    def test_two_looks_are_the_mean_of_the_same_network_on_a_smaller_and_a_larger_photograph(self, model):
+        smaller, larger = (HandUNetForObjectDetection(tiny_config(image_size=size)).eval() for size in (48, 80))
         pixels = 2 * torch.randn(2, 3, 64, 64) + 1
         with torch.no_grad():
             model.head.weight *= 10
-            larger.head.weight *= 10
-            twice, one, other = model.look_twice(pixels), model(pixels), larger(enlarged(pixels, 96))
-        assert twice.loss is None and twice.centres.shape == other.centres.shape == (2, 2, 24, 24)
+            for other in (smaller, larger):
+                other.load_state_dict(model.state_dict())
+            twice, one, other = model.look_twice(pixels), smaller(resized(pixels, 48)), larger(resized(pixels, 80))
+        assert twice.loss is None and twice.centres.shape == other.centres.shape == (2, 2, 20, 20)
         for name in ("centres", "boxes"):
-            torch.testing.assert_close(twice[name], (enlarged(one[name], 24) + other[name]) / 2)
+            torch.testing.assert_close(twice[name], (resized(one[name], 20) + other[name]) / 2)
             assert not torch.allclose(twice[name], other[name], atol=1e-5)
-        torch.testing.assert_close(twice.directions.norm(dim=1), torch.ones(2, 24, 24))
+        torch.testing.assert_close(twice.directions.norm(dim=1), torch.ones(2, 20, 20))
 
     def test_the_middle_of_the_picture_sees_all_of_it(self):
         model = HandUNetForObjectDetection(HandUNetDetectorConfig()).eval()

@@ -107,28 +107,29 @@ def test_no_file_is_called_like_a_module_of_python():
     assert [path for path in FILES if path.stem in sys.stdlib_module_names] == []
 
 
-def test_the_model_that_travels_is_the_small_one_exported():
+@pytest.mark.parametrize(("name", "weights"), [("pose.onnx", "handunet"), ("detector.onnx", "handunet-detector")])
+def test_the_models_that_travel_are_the_shipped_ones_exported(name, weights):
     pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install -e '.[onnx]'")
     from handunet.backends import OWN_MODEL, open_onnx
-    from handunet.export import check
+    from handunet.export import check, load
     from handunet.graphs import graph_of, settings_of
-    from modeling_handunet import HandUNetForPoseEstimation, HandUNetImageProcessor
 
-    folder = ROOT / "weights" / "handunet"
-    model = HandUNetForPoseEstimation.from_pretrained(folder)
-    processor = HandUNetImageProcessor.from_pretrained(folder)
-    check(graph_of(model.eval(), processor), OWN_MODEL)
-    assert open_onnx(str(OWN_MODEL))[1] == settings_of(model, processor)
-    assert b".py" not in OWN_MODEL.read_bytes()  # the exporter notes paths of the machine that it runs on
+    file = OWN_MODEL.with_name(name)
+    model, processor = load(str(ROOT / "weights" / weights))
+    check(graph_of(model.eval(), processor), file)
+    assert open_onnx(str(file), settings_of(model, processor)["kind"])[1] == settings_of(model, processor)
+    assert b".py" not in file.read_bytes()  # the exporter notes paths of the machine that it runs on
 
 
 @pytest.mark.parametrize("name", ["pose.onnx", "detector.onnx"])
-def test_the_models_in_8_bits_answer_as_those_in_float32(name):
-    """On the photographs of the package's own examples; the tolerances are those of `handunet export --quantize`."""
+def test_the_models_in_8_bits_answer_as_those_in_float32(name, tmp_path):
+    """On the photographs of the package's own examples; the tolerances are those of `handunet export --quantize`.  A detector
+    looks once."""
     pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install -e '.[onnx]'")
     from PIL import Image
 
     from handunet.backends import OWN_MODELS, kind_of, open_onnx
+    from handunet.export import export, load
     from handunet.quantization import check, normalized
     from modeling_handunet.crops import Crop
 
@@ -137,6 +138,9 @@ def test_the_models_in_8_bits_answer_as_those_in_float32(name):
     assert open_onnx(str(eight))[1] == settings and eight.stat().st_size < 0.4 * whole.stat().st_size
     photos = [Image.open(path).convert("RGB") for path in sorted((ROOT / "demo/space/examples").glob("*.jpg"))]
     pixels = [np.asarray(Crop.of_image(*photo.size, settings["image_size"]).cut(photo)) for photo in photos]
+    if kind_of(settings) == "detector":
+        whole = tmp_path / name
+        export(*load(str(ROOT / "weights" / "handunet-detector")), whole, twice=False)
     check(whole, eight, [normalized(pixels, settings)], kind_of(settings))
 
 
