@@ -17,16 +17,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 from tqdm import tqdm
 
 from dataset_script.augmentation import augmentation_keys
 from dataset_script.false_hands import LEAST_SIZE, FalseHands, read_index
-from dataset_script.people import SIDES, read_people
+from dataset_script.people import SIDES, box_of_keypoints, read_people
 from dataset_script.photographs import FILL, SIDE, Photographs
 from dataset_script.sources.base import Source
 from modeling_handunet.crops import Crop
-from modeling_handunet.hands import BOX_MARGIN, FoundHand, overlap
+from modeling_handunet.hands import FoundHand, overlap
 from modeling_handunet.images import load_image
 from modeling_handunet.losses import LEFT, NO_HAND, RIGHT, SOME_HAND
 
@@ -113,9 +114,7 @@ class Looks:
         hands = Photographs(self.photographs, self.part, cache_dir=self.cache_dir)
         for number in range(len(hands)):
             hand = hands[number]
-            low, high = hand["uv"].min(0), hand["uv"].max(0)
-            margin = BOX_MARGIN * (high - low).max()
-            box = (*(low - margin), *(high + margin))
+            box = box_of_keypoints(torch.from_numpy(hand["uv"])).tolist()
             yield from self._looks(hand["image"], box, SIDES[hand["handedness"]], "close", hand["source"])
 
     def _of_false_hands(self) -> Iterator[Look]:

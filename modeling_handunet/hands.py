@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Container, Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from numbers import Integral
 from typing import Protocol
 
 import numpy as np
@@ -179,7 +180,7 @@ def check_limits(detection_threshold: float, max_hands: int | None) -> None:
     """Raise `ValueError` unless the threshold is from 0 to 1, and the number of hands is whole and above 0, or None."""
     if not 0 <= detection_threshold <= 1:
         raise ValueError(f"detection_threshold={detection_threshold!r}: give a number from 0 to 1.")
-    if max_hands is not None and (not isinstance(max_hands, int) or max_hands < 1):
+    if max_hands is not None and (not isinstance(max_hands, Integral) or max_hands < 1):
         raise ValueError(f"max_hands={max_hands!r}: give a whole number from 1 on, or None for all.")
 
 

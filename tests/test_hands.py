@@ -115,7 +115,7 @@ def test_at_most_max_hands_are_answered_and_doubles_do_not_count():
     shifted = (45.0, 62.0, 125.0, 164.0)
     found = [FoundHand(ONE, "left", 0.9, UP), FoundHand(shifted, "right", 0.8, UP), FoundHand(TWO, "right", 0.5, UP)]
     models = DrawnHands(found, [(ONE, "left"), (TWO, "right")])
-    assert hand_scores(models, max_hands=1) == [0.88]
+    assert hand_scores(models, max_hands=1) == hand_scores(models, max_hands=np.int64(1)) == [0.88]
     assert hand_scores(models, max_hands=2) == hand_scores(models, max_hands=3) == [0.88, 0.65]
 
 
@@ -266,6 +266,7 @@ def test_a_known_side_holds_for_every_found_hand():
         ({"handedness": [["left"]]}, "has no boxes: give 'right' or 'left' for all"),
         ({"detection_threshold": 2}, "detection_threshold=2"),
         ({"max_hands": 0}, "max_hands=0"),
+        ({"max_hands": 2.0}, "max_hands=2.0"),
     ],
 )
 def test_what_cannot_be_used_is_named(arguments, message):
