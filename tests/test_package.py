@@ -88,6 +88,7 @@ def run(code: str, *arguments) -> None:
     """Run `code` in a fresh process to which the package is hidden."""
     code = "import sys\nsys.modules['modeling_handunet'] = None\n" + code
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment["OMP_NUM_THREADS"] = str(torch.get_num_threads())  # the last bits of a sum depend on it
     command = [sys.executable, "-c", code, *map(str, arguments)]
     result = subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True, timeout=400)
     assert result.returncode == 0, result.stderr
