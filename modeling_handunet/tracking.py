@@ -48,6 +48,9 @@ class TrackingRules:
     look_every: float = 0.3
     # A new hand needs this `hand_score`: more than in a photograph, because a false one stays.
     begin_score: float = 0.5
+    # The detector's score must reach that, too, unless the `hand_score` is this: keypoints can be read surely in a thing of the
+    # background.
+    sure_score: float = 0.6
     # A reading of which the network is less sure is none.
     lost_score: float = 0.25
     # A detection that was read and is no hand is not read again for this time, unless its score grows by so much.
@@ -193,7 +196,8 @@ class HandTracks:
         max_hands: follow at most so many hands; all by default.
         handedness: "right" or "left" if all hands are known to be; by default each is read both ways now and then, and
             the readings vote.
-        detection_threshold: a hand begins with at least this `hand_score`; by default `rules.begin_score`.
+        detection_threshold: a hand begins with at least this `hand_score`, and this score of the detector unless it is sure; by
+            default `rules.begin_score`.
         rules: other constants than [`RULES`].
     """
 
@@ -337,9 +341,11 @@ class HandTracks:
         )
 
     def _begin(self, sight: Sight) -> bool:
-        """Begin a new hand, if both networks are sure enough, it is no other one, and there is room; whether it began."""
+        """Begin a new hand, if the networks are sure enough, it is no other one, and there is room; whether it began."""
         time = self.time
         if sight.detection is None or sight.hand_score < self.detection_threshold:
+            return False
+        if sight.detection.score < self.detection_threshold and sight.hand_score < self.rules.sure_score:
             return False
         if any(track.seen == time and is_same_hand(sight, track) for track in self.tracks):
             return False
@@ -482,8 +488,8 @@ def assign(
 ) -> list[tuple[Track, Sight]]:
     """Which hand is at which sight: the nearest to where its keypoints are expected, if it can have come there.
 
-    `detected` says whether the detector ran on this frame.  A hand that was lost for long needs a sight of its side, and one
-    that could begin a hand by `threshold`.
+    `detected` says whether the detector ran on this frame.  A hand that was lost for long needs a sight of its side with
+    a `hand_score` of `threshold`.
     """
     pairs = []
     for first, track in enumerate(tracks):

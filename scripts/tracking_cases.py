@@ -181,6 +181,9 @@ def cases() -> list[dict]:
     def false_often(t):  # the detector takes an elbow for a hand all the time
         return [hand(200, 240), hand(500, 100, read=0.25, found=0.6)]
 
+    def found_weakly(t):  # a thing of the background, which reads as a hand; and a hand that turns away after its first second
+        return [hand(200, 240, found=0.8 if t < 1 else 0.4), hand(500, 100, found=0.4)]
+
     def confused(t):  # in the first frames and now and then
         return [hand(200, 240, side="left", found_side="right", **({"read_side": "right"} if t % 0.8 < 0.1 else {}))]
 
@@ -218,6 +221,7 @@ def cases() -> list[dict]:
         {"name": "a false detection, once", "frames": film(1.2, false_once)},
         {"name": "a detection that cannot be read", "frames": film(0.6, false_unread)},
         {"name": "an elbow is detected all the time", "frames": film(1.2, false_often)},
+        {"name": "a thing is read surely, but found weakly", "frames": film(2, found_weakly)},
         {"name": "a left hand is read as a right one now and then", "frames": film(2, confused)},
         {"name": "all hands are known to be right ones", "frames": film(1, confused), "options": {"handedness": "right"}},
         {"name": "a still hand", "frames": film(2, still)},

@@ -136,7 +136,7 @@ function usableSights(read, size, rules) {
 
 /**
  * Which hand is at which sight: the nearest to where its keypoints are expected, if it can have come there. `detected` says
- * whether the detector ran on this frame. A hand that was lost for long needs a sight of its side, and one that could begin a
+ * whether the detector ran on this frame. A hand that was lost for long needs a sight of its side with the score of a new
  * hand.
  */
 function assign(tracks, sights, time, detected, rules, scoreOf, threshold) {
@@ -338,10 +338,12 @@ export class HandTracks {
     });
   }
 
-  /** Begin a new hand, if both networks are sure enough, it is no other one, and there is room; whether it began. */
+  /** Begin a new hand, if the networks are sure enough, it is no other one, and there is room; whether it began. */
   #begin(sight, handScore, time) {
     const { keypoints, scores, score, detection } = sight;
-    if (!detection || handScore < this.rules.begin_score) return false;
+    const { begin_score, sure_score } = this.rules;
+    if (!detection || handScore < begin_score) return false;
+    if (detection.score < begin_score && handScore < sure_score) return false;
     const isKnown = (track) =>
       track.seen === time && isOneHand(sight, { keypoints: track.keypoints, side: sideOf(track) }, this.findingRules);
     if (this.#tracks.some(isKnown)) return false;
