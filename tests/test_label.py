@@ -262,7 +262,7 @@ def test_mediapipe_finds_what_the_photographs_were_labelled_with():
 def test_the_marks_of_natural_hands_can_be_labelled_and_say_where_their_pictures_are():
     folder = ROOT / "recipes"
     boxes, sources = label.read_boxes(folder / "natural_hands.json")
-    assert sum(map(len, boxes.values())) == 1292 and set(boxes) <= set(sources)
+    assert sum(map(len, boxes.values())) == 2694 and set(boxes) <= set(sources)
     marks, keypoints = (json.loads((folder / f"natural_{name}.json").read_text()) for name in ("hands", "keypoints"))
     for image in marks["images"]:
         assert re.fullmatch("[0-9a-f]{40}", image["commit"]) and image["path"].endswith(Path(image["file_name"]).name)
