@@ -137,7 +137,8 @@ def test_the_command_measures_a_row_and_leaves_the_others(tmp_path):
         assert result.returncode == 0, result.stderr
     figures = json.loads(output.read_text())
     assert list(figures["rows"]) == ["heatmaps", "decoding"]
-    assert figures["rows"]["heatmaps"]["lines"][0]["value"] > 0  # a ratio of two times: no test says how large
+    (line,) = figures["rows"]["heatmaps"]["lines"]  # no test says how large the ratio of the times is
+    assert line["value"] > 0 and line["value"] == pytest.approx(line["its_times"][1] / line["times"][1], rel=0.01)
     assert figures["rows"]["heatmaps"]["machine"]["threads"] == 1
     unknown = subprocess.run([*command, "hands"], cwd=ROOT, capture_output=True, text=True)
     assert unknown.returncode == 2 and "there is no row hands: choose from heatmaps, first_samples" in unknown.stderr
